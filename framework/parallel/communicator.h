@@ -1,0 +1,58 @@
+#pragma once
+// How ranks cooperate: the collectives that training needs, and no more.
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/core/tensor.h"
+
+namespace osprey {
+
+/// A contiguous range [begin, end) of a flat buffer (in elements) that belongs to one rank.
+struct Piece {
+  int owner = 0;
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+/// Every collective is correct at size 1. All ranks call the same collectives in the same order with
+/// equal shapes. Blocking: on return the buffer holds the result.
+/// Numerics: sums are formed in fp32 in rank order 0, 1, 2, ..., so results do not depend on timing
+/// or on the algorithm below, and every rank holds the same bits.
+/// Errors: a count or dtype that differs between ranks, a dead peer or a failed transport throws an
+/// Error that names the rank, the collective and the element count.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual std::string kind() const = 0;  // "self", "thread", "mpi"
+
+  /// Sum over ranks; f32 or i32, contiguous. wire == bf16 sends f32 data rounded to bf16 (half the bytes).
+  virtual void all_reduce(Tensor data, DType wire) = 0;
+  /// After it, rank r's pieces hold the sum over ranks; other elements of `flat` are unspecified.
+  virtual void reduce_scatter(Tensor flat, std::span<const Piece> pieces, DType wire) = 0;
+  /// Every piece is copied from its owner to all ranks. Any dtype.
+  virtual void all_gather(Tensor flat, std::span<const Piece> pieces) = 0;
+  virtual void broadcast(Tensor data, int root) = 0;
+  virtual void barrier() = 0;
+
+  /// Element-wise maximum and sum of a few host doubles (loss, flags, counters).
+  virtual void max(std::span<double> values) = 0;
+  virtual void sum(std::span<double> values) = 0;
+  /// Concatenation over ranks, in rank order, of one string each.
+  virtual std::vector<std::string> gather_strings(const std::string& mine) = 0;
+
+  /// A communicator over the same ranks whose traffic never mixes with this one's (for a thread that
+  /// reduces gradients while the main thread computes).
+  virtual std::unique_ptr<Communicator> duplicate() = 0;
+  /// Ends the whole job, naming this rank: one failure never hangs the rest.
+  [[noreturn]] virtual void abort(const std::string& why) = 0;
+};
+
+/// One rank, no transport.
+std::unique_ptr<Communicator> make_self_comm();
+
+}  // namespace osprey
