@@ -1,0 +1,40 @@
+#pragma once
+// Dense matrix product of any two views. Linear layers have their own door, kernels/linear.h.
+
+#include "kernels/core/queue.h"
+#include "kernels/core/tensor.h"
+
+namespace osprey::kernels {
+
+enum class Op : uint8_t { none, transpose };
+
+struct Matmul {
+  Tensor c;
+  Tensor a;
+  Tensor b;
+  Op op_a = Op::none;
+  Op op_b = Op::none;
+  float alpha = 1.0f;
+  float beta = 0.0f;  // 0 overwrites: c is not read and may hold NaN
+};
+
+/// c = alpha op(a) op(b) + beta c.
+/// Shapes: op(a) (M, K), op(b) (K, N), c (M, N); or all three with one leading batch dimension.
+/// Rows may be strided. Aliasing: c overlaps neither a nor b. Numerics: a and b are both bf16 or
+/// both f32, c is either; sums are kept in fp32. Where bf16_gemm_is_native() is false, bf16 inputs
+/// are widened and multiplied in fp32: same products, same rounding of the result. The number of
+/// threads does not change the result. Errors: throws when shapes, dtypes or devices do not fit.
+void matmul(const Queue& queue, const Matmul& args);
+
+/// Does this CPU multiply bf16 itself (AVX512-BF16 or AMX)? Otherwise a bf16 recipe runs on fp32
+/// products of bf16-rounded operands, and the caller says so once.
+bool bf16_gemm_is_native();
+
+}  // namespace osprey::kernels
+
+namespace osprey::cpu {
+void matmul(const Queue& queue, const kernels::Matmul& args);
+}
+namespace osprey::cuda {
+void matmul(const Queue& queue, const kernels::Matmul& args);
+}
