@@ -1,0 +1,81 @@
+#pragma once
+// The only allocators inside the training loop. All of them run on Device::meta too, with null
+// pointers, so that `osprey plan` books what a run will use.
+
+#include <cstddef>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "kernels/core/tensor.h"
+
+namespace osprey {
+
+/// A stack of memory: forward pushes, backward pops.
+/// The capacity is virtual address space; pages become real when they are first written, so the
+/// high-water mark is what the run really uses.
+class Arena {
+ public:
+  Arena(std::string category, Device device, int64_t capacity_bytes);
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  /// A contiguous tensor, 64-byte aligned. Errors: throws when the capacity is exceeded.
+  Tensor alloc(const Shape& shape, DType dtype);
+  int64_t mark() const { return top_; }
+  /// Frees everything above `mark`. With OSPREY_POISON the freed bytes become NaN patterns.
+  void rewind(int64_t mark);
+
+  /// Puts a patterned zone behind every tensor, checked when it is freed (tests, dev builds).
+  void enable_guards() { guards_on_ = true; }
+  /// Errors: throws if a guard zone was written.
+  void check_guards() const;
+
+  const std::string& category() const { return category_; }
+  int64_t used_bytes() const { return top_; }
+  int64_t high_water_bytes() const { return high_water_; }
+
+ private:
+  std::string category_;
+  Device device_;
+  char* base_ = nullptr;
+  int64_t capacity_ = 0, top_ = 0, high_water_ = 0;
+  bool guards_on_ = false;
+  std::vector<int64_t> guards_;  // offsets of the zones, ascending
+};
+
+/// Gradients of activations: buffers by size, kept for reuse, counted by reference. After the first
+/// step every request finds a buffer, so there is no malloc.
+class Pool {
+ public:
+  Pool(std::string category, Device device) : category_(std::move(category)), device_(device) {}
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  /// Index of a buffer of at least this size, with one reference.
+  int acquire(int64_t bytes);
+  void* data(int buffer) const { return buffers_[static_cast<size_t>(buffer)].data; }
+  void retain(int buffer) { ++buffers_[static_cast<size_t>(buffer)].references; }
+  int references(int buffer) const { return buffers_[static_cast<size_t>(buffer)].references; }
+  void release(int buffer);
+
+  const std::string& category() const { return category_; }
+  /// Bytes of all buffers ever made: they are never given back during a run.
+  int64_t high_water_bytes() const { return total_; }
+
+ private:
+  struct Buffer {
+    void* data;
+    int64_t bytes;
+    int references;
+  };
+  std::string category_;
+  Device device_;
+  std::vector<Buffer> buffers_;
+  std::unordered_map<int64_t, std::vector<int>> free_;  // by size
+  int64_t total_ = 0;
+};
+
+}  // namespace osprey

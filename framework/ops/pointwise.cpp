@@ -1,0 +1,37 @@
+#include "framework/ops/pointwise.h"
+
+#include "kernels/pointwise.h"
+
+namespace osprey {
+
+Var add(Tape& t, Var a, Var b) {
+  const Tensor left = t.value(a);
+  const Tensor y = t.alloc(left.shape, left.dtype);
+  kernels::add(t.queue(), {.y = y, .a = left, .b = t.value(b)});
+  return t.record("add", y, {a, b}, [=, &t](Tensor dy) {
+    t.pass_grad(a, dy);
+    t.pass_grad(b, dy);
+  });
+}
+
+Var swiglu(Tape& t, Var gate_up) {
+  const Tensor in = t.value(gate_up);  // (N, 2F)
+  Shape shape = in.shape;
+  shape.dims[static_cast<size_t>(shape.rank - 1)] /= 2;
+  const Tensor h = t.alloc(shape, in.dtype);
+  kernels::swiglu_forward(t.queue(), {.h = h, .gate_up = in});
+  return t.record("swiglu", h, {gate_up}, [=, &t](Tensor dh) {
+    kernels::swiglu_backward(t.queue(), {.dgate_up = t.grad(gate_up), .dh = dh, .gate_up = t.value(gate_up)});
+  });
+}
+
+Var embedding(Tape& t, const Tensor& tokens, Var weight) {
+  const Tensor table = t.value(weight);  // (V, C)
+  const Tensor y = t.alloc({tokens.numel(), table.cols()}, table.dtype);
+  kernels::embedding_forward(t.queue(), {.y = y, .tokens = tokens, .weight = table});
+  return t.record("embedding", y, {weight}, [=, &t](Tensor dy) {
+    kernels::embedding_backward(t.queue(), {.dweight = t.grad(weight), .dy = dy, .tokens = tokens});
+  });
+}
+
+}  // namespace osprey

@@ -1,0 +1,16 @@
+#pragma once
+#include "framework/tape/tape.h"
+
+namespace osprey {
+
+/// a + b, a residual connection: backward passes its gradient to both without a copy.
+/// Shapes: equal.
+Var add(Tape& t, Var a, Var b);
+
+/// silu(gate) * up. Shapes: gate_up (..., 2F) = [gate | up] -> (..., F).
+Var swiglu(Tape& t, Var gate_up);
+
+/// Rows of `weight`. Shapes: tokens (N) i32, weight (V, C) -> (N, C).
+Var embedding(Tape& t, const Tensor& tokens, Var weight);
+
+}  // namespace osprey

@@ -1,0 +1,65 @@
+#pragma once
+// The interface optimizers implement (code in optim/). An optimizer is const: state lives outside, and
+// everything it does is a pure function of (its settings, the step, the state).
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "kernels/core/queue.h"
+#include "kernels/core/tensor.h"
+
+namespace osprey {
+
+/// How its parameters may be cut over ranks: `element` optimizers by flat range, `matrix` optimizers
+/// only by whole parameters.
+enum class Granularity { element, matrix };
+
+/// One state tensor an optimizer keeps, of the shape of the piece it updates, starting at zero.
+struct StateSpec {
+  const char* name;  // checkpoint key suffix: "momentum", "adam_m", ...
+  DType dtype;
+};
+inline constexpr int max_states = 4;
+
+/// What one rank updates: a whole parameter, or a flat range of one.
+struct ParamPiece {
+  std::string_view name;   // of the parameter
+  Shape full_shape;        // of the parameter
+  int64_t begin = 0;       // flat range [begin, end) of the parameter this piece covers
+  int64_t end = 0;
+  // All four below have shape full_shape for matrix optimizers and (end - begin) for element ones.
+  Tensor value;            // compute dtype: written
+  Tensor master;           // f32: read and written; the same memory as `value` when that is f32
+  Tensor grad;             // f32: read
+  std::array<Tensor, max_states> state;  // as declared by states()
+};
+
+struct StepInfo {
+  int64_t step = 0;          // 0-based
+  double learning_rate = 0;  // after the schedule
+  double grad_scale = 1;     // multiplied into gradients (global-norm clipping)
+  uint64_t seed = 0;
+  Tensor workspace;          // f32 (workspace_bytes / 4), shared by all optimizers of a rank
+};
+
+class Optimizer {
+ public:
+  virtual ~Optimizer() = default;
+  virtual const char* kind() const = 0;
+  virtual Granularity granularity() const = 0;
+  virtual std::vector<StateSpec> states() const = 0;
+  /// Peak learning rate; the schedule multiplies it.
+  virtual double learning_rate() const = 0;
+  /// Scratch bytes that step() needs for these pieces.
+  virtual int64_t workspace_bytes(std::span<const ParamPiece> pieces) const = 0;
+  /// Cost of updating one parameter, for balancing ranks (FLOPs).
+  virtual double cost(const Shape& full_shape) const = 0;
+  /// Updates master, value and state of every piece. Pieces are in an order that is the same on all
+  /// ranks; equal shapes stand together.
+  virtual void step(const Queue& queue, std::span<const ParamPiece> pieces, const StepInfo& info) const = 0;
+};
+
+}  // namespace osprey

@@ -1,0 +1,147 @@
+#include "framework/parameter.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels/core/random.h"
+
+namespace osprey {
+
+Accum Parameter::accumulate() {
+  const bool add = grad_written;
+  grad_written = true;
+  return {grad, add};
+}
+
+Parameter& ParamStore::add(std::string name, int layer, const Shape& shape, Init init) {
+  for (const auto& p : params_) require(p->name != name, "parameters", "{} is declared twice", name);
+  auto p = std::make_unique<Parameter>();
+  p->name = std::move(name);
+  p->layer = layer;
+  p->shape = shape;
+  p->init = init;
+  params_.push_back(std::move(p));
+  return *params_.back();
+}
+
+Parameter& ParamStore::at(const std::string& name) {
+  for (const auto& p : params_)
+    if (p->name == name) return *p;
+  std::string known;
+  for (const auto& p : params_) known += " " + p->name;
+  fail("parameters", "no parameter {}; there are{}", name, known);
+}
+
+Bucket& ParamStore::bucket(int layer) {
+  for (Bucket& b : buckets_)
+    if (b.layer == layer) return b;
+  fail("parameters", "no bucket for layer {}", layer);
+}
+
+void ParamStore::materialize(Device device, DType dtype, Gradients gradients) {
+  require(!values_, "parameters", "materialized twice");
+  dtype_ = dtype;
+  for (const auto& p : params_) {
+    auto it = std::find_if(buckets_.begin(), buckets_.end(), [&](const Bucket& b) { return b.layer == p->layer; });
+    if (it == buckets_.end()) it = buckets_.insert(buckets_.end(), Bucket{.layer = p->layer, .params = {}, .numel = 0, .values = {}, .grads = {}});
+    p->offset = it->numel;
+    it->numel += (p->shape.numel() + 31) / 32 * 32;
+    it->params.push_back(p.get());
+  }
+  std::sort(buckets_.begin(), buckets_.end(), [](const Bucket& a, const Bucket& b) { return a.layer < b.layer; });
+  int64_t total = 0;
+  for (const Bucket& b : buckets_) total += b.numel;
+  values_ = std::make_unique<Arena>("parameters", device, total * size_bytes(dtype));
+  grads_ = std::make_unique<Arena>("gradients", device, gradients == Gradients::on ? total * 4 : 0);
+  for (Bucket& b : buckets_) {
+    b.values = values_->alloc({b.numel}, dtype);
+    if (gradients == Gradients::on) b.grads = grads_->alloc({b.numel}, DType::f32);
+    for (Parameter* p : b.params) {
+      const int64_t end = p->offset + p->shape.numel();
+      auto view = [&](const Tensor& flat) {
+        Tensor t = make_tensor(flat.data, p->shape, flat.dtype, device);
+        if (flat.data) t.data = static_cast<char*>(flat.data) + p->offset * size_bytes(flat.dtype);
+        require(end <= flat.numel(), "parameters", "{} leaves its bucket", p->name);
+        return t;
+      };
+      p->value = view(b.values);
+      if (gradients == Gradients::on) p->grad = view(b.grads);
+    }
+  }
+}
+
+/// Gram-Schmidt in double on normal draws, twice for orthogonality to rounding; rows are orthonormal
+/// (columns, for a tall matrix).
+static void orthogonal(const Parameter& p, uint64_t seed, float* out) {
+  const bool tall = p.shape[0] > p.shape[1];
+  const int64_t m = std::min(p.shape[0], p.shape[1]), n = std::max(p.shape[0], p.shape[1]);
+  std::vector<double> q(static_cast<size_t>(m * n));
+  const uint64_t stream = stream_of(p.name);
+  for (int64_t i = 0; i < m * n; ++i) q[static_cast<size_t>(i)] = random_normal(seed, stream, static_cast<uint64_t>(i));
+  for (int64_t i = 0; i < m; ++i) {
+    double* row = q.data() + i * n;
+    for (int pass = 0; pass < 2; ++pass) {
+      for (int64_t j = 0; j < i; ++j) {
+        const double* other = q.data() + j * n;
+        double dot = 0;
+        for (int64_t k = 0; k < n; ++k) dot += row[k] * other[k];
+        for (int64_t k = 0; k < n; ++k) row[k] -= dot * other[k];
+      }
+      double norm = 0;
+      for (int64_t k = 0; k < n; ++k) norm += row[k] * row[k];
+      norm = 1 / std::sqrt(norm);
+      for (int64_t k = 0; k < n; ++k) row[k] *= norm;
+    }
+  }
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t k = 0; k < n; ++k)
+      out[tall ? k * m + i : i * n + k] = static_cast<float>(q[static_cast<size_t>(i * n + k)]);
+}
+
+void ParamStore::initial_value(const Queue& queue, const Parameter& p, uint64_t seed, float* out) {
+  const uint64_t stream = stream_of(p.name);
+  switch (p.init.kind) {
+    case Init::Kind::constant:
+      std::fill(out, out + p.shape.numel(), static_cast<float>(p.init.value));
+      return;
+    case Init::Kind::normal:
+      parallel_for(queue, p.shape.numel(), 4096, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          out[i] = static_cast<float>(p.init.value) * random_normal(seed, stream, static_cast<uint64_t>(i));
+      });
+      return;
+    case Init::Kind::orthogonal:
+      require(p.shape.rank == 2, "parameters", "{} cannot be orthogonal: its shape is {}", p.name, p.shape.str());
+      orthogonal(p, seed, out);
+      return;
+  }
+}
+
+void ParamStore::initialize(const Queue& queue, uint64_t seed) {
+  if (queue.meta()) return;
+  std::vector<float> scratch;
+  for (const auto& p : params_) {
+    ++p->version;
+    if (dtype_ == DType::f32) {
+      initial_value(queue, *p, seed, p->value.as<float>());
+      continue;
+    }
+    scratch.resize(static_cast<size_t>(p->shape.numel()));
+    initial_value(queue, *p, seed, scratch.data());
+    bf16* out = p->value.as<bf16>();
+    for (size_t i = 0; i < scratch.size(); ++i) out[i] = to_bf16(scratch[i]);
+  }
+}
+
+void ParamStore::begin_step() {
+  for (const auto& p : params_) p->grad_written = false;
+}
+
+int64_t ParamStore::numel() const {
+  int64_t n = 0;
+  for (const auto& p : params_) n += p->shape.numel();
+  return n;
+}
+
+}  // namespace osprey

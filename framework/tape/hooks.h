@@ -1,0 +1,42 @@
+#pragma once
+// Event interfaces with empty defaults: ZeRO, telemetry, fine-tuning and profiles attach here, never by
+// friendship.
+
+#include "kernels/core/tensor.h"
+
+namespace osprey {
+
+class LayerHook {
+ public:
+  virtual ~LayerHook() = default;
+  virtual void before_forward(int /*layer*/) {}
+  virtual void after_forward(int /*layer*/) {}
+  /// All gradients of this layer's parameters are complete for this micro step. Layer -1 (embedding,
+  /// final norm, head) comes last.
+  virtual void after_backward(int /*layer*/) {}
+};
+
+/// Sees named activations during forward: "block_input", "attention_output", "down_input",
+/// "final_hidden" (rows = tokens). The tensors are only valid during the call.
+class Tap {
+ public:
+  virtual ~Tap() = default;
+  virtual void observe(int layer, const char* tensor, const Tensor& t) = 0;
+  /// q (B*T, H*D), k (B*T, G*D) after position encoding, and lse (B, H, T).
+  struct AttentionView {
+    Tensor q, k, lse;
+    int64_t batch, tokens, heads, kv_heads, head_size;
+    float scale;
+  };
+  virtual void observe_attention(int /*layer*/, const AttentionView&) {}
+};
+
+class Profiler {
+ public:
+  virtual ~Profiler() = default;
+  /// `op` just finished; time since the previous event belongs to it.
+  virtual void forward(const char* op) = 0;
+  virtual void backward(const char* op) = 0;
+};
+
+}  // namespace osprey

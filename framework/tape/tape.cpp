@@ -1,0 +1,240 @@
+#include "framework/tape/tape.h"
+
+#include "kernels/pointwise.h"
+
+namespace osprey {
+
+Tape::Tape(const Queue& queue, Arena& activations, Pool& pool) : queue_(queue), arena_(activations), pool_(pool) {
+  slots_.reserve(4096);
+  records_.reserve(1024);
+}
+
+Tape::Slot& Tape::slot(Var v) {
+  require(v.slot >= 0 && v.slot < static_cast<int>(slots_.size()), "tape", "a Var that is not on the tape");
+  return slots_[static_cast<size_t>(v.slot)];
+}
+const Tape::Slot& Tape::slot(Var v) const { return const_cast<Tape*>(this)->slot(v); }
+
+Var Tape::new_slot(const Tensor& value, bool needs_grad) {
+  Slot s;
+  s.value = value;
+  s.needs_grad = needs_grad;
+  slots_.push_back(s);
+  return Var{static_cast<int>(slots_.size()) - 1};
+}
+
+Var Tape::input(const Tensor& t) { return new_slot(t, false); }
+
+Var Tape::source(const Tensor& t) {
+  const Var v = new_slot(t, recording_);
+  slot(v).keep_grad = true;
+  return v;
+}
+
+Var Tape::leaf(Parameter& p) {
+  const Var v = new_slot(p.value, recording_ && p.trainable);
+  slot(v).param = &p;
+  saw_trainable_ = saw_trainable_ || p.trainable;
+  return v;
+}
+
+Tensor Tape::value(Var v) const {
+  const Slot& s = slot(v);
+  return s.param ? s.param->value : s.value;
+}
+
+bool Tape::needs_grad(Var v) const { return v.valid() && slot(v).needs_grad; }
+Parameter* Tape::parameter(Var v) const { return slot(v).param; }
+
+void Tape::give_buffer(Slot& s, int buffer) {
+  s.buffer = buffer;
+  s.grad = make_tensor(pool_.data(buffer), s.value.shape, s.value.dtype, queue_.device);
+}
+
+void Tape::release_grad(Slot& s) {
+  if (s.buffer >= 0) pool_.release(s.buffer);
+  s.buffer = -1;
+  s.grad = {};
+}
+
+Accum Tape::grad(Var v) {
+  if (!needs_grad(v)) return {};
+  Slot& s = slot(v);
+  if (s.param) return s.param->accumulate();
+  if (s.buffer < 0) {
+    give_buffer(s, pool_.acquire(s.value.bytes()));
+    return {s.grad, false};
+  }
+  if (pool_.references(s.buffer) > 1) {  // somebody else still reads this buffer
+    const Tensor shared = s.grad;
+    const int old = s.buffer;
+    give_buffer(s, pool_.acquire(s.value.bytes()));
+    kernels::copy(queue_, {.y = s.grad, .x = shared});
+    pool_.release(old);
+  }
+  return {s.grad, true};
+}
+
+void Tape::pass_grad(Var v, const Tensor& d) {
+  if (!needs_grad(v)) return;
+  Slot& s = slot(v);
+  require(!s.param, "tape", "a gradient cannot be passed straight into parameter {}", s.param ? s.param->name : "");
+  require(d.numel() == s.value.numel() && d.dtype == s.value.dtype, "tape", "gradient {} passed to a value that is {}",
+          d.str(), s.value.str());
+  if (s.buffer < 0 && running_buffer_ >= 0 && d.data == pool_.data(running_buffer_)) {
+    pool_.retain(running_buffer_);
+    give_buffer(s, running_buffer_);
+    return;
+  }
+  const Accum g = grad(v);
+  if (g.add)
+    kernels::add(queue_, {.y = g.tensor, .a = g.tensor, .b = d.view(g.tensor.shape)});
+  else
+    kernels::copy(queue_, {.y = g.tensor, .x = d.view(g.tensor.shape)});
+}
+
+Tensor Tape::gradient_of(Var v) const { return slot(v).grad; }
+
+Var Tape::record(const char* op, const Tensor& out, std::initializer_list<Var> inputs, const Backward& backward) {
+  bool wanted = false;
+  for (Var v : inputs) wanted = wanted || needs_grad(v);
+  return record_if(recording_ && wanted, op, out, backward);
+}
+
+Var Tape::record_if(bool wanted, const char* op, const Tensor& out, const Backward& backward) {
+  const Var v = new_slot(out, wanted);
+  if (wanted) {
+    records_.push_back({op, v.slot, layer_, op_mark_, backward});
+    op_mark_ = arena_.mark();
+  }
+  if (profiler_) profiler_->forward(op);
+  return v;
+}
+
+/// Forward without a record: the block's own activations are freed, only its output stays.
+Var Tape::run_compact(Var x, RunBlock run, const void* block) {
+  const bool was_recording = recording_;
+  recording_ = false;
+  const Tensor y = arena_.alloc(value(x).shape, value(x).dtype);
+  const int64_t mark = arena_.mark();
+  const size_t slots = slots_.size();
+  const Tensor out = value(run(block, *this, x));
+  require(out.shape == y.shape && out.dtype == y.dtype, "tape", "a layer must keep its shape {}, got {}", y.str(),
+          out.str());
+  kernels::copy(queue_, {.y = y, .x = out});
+  arena_.rewind(mark);
+  slots_.resize(slots);
+  recording_ = was_recording;
+  return new_slot(y, false);
+}
+
+Var Tape::layer_impl(int index, Var x, RunBlock run, const void* block) {
+  const int outer = layer_;
+  layer_ = index;
+  if (hook_) hook_->before_forward(index);
+  Var y;
+  if (!recording_) {
+    y = run_compact(x, run, block);
+  } else {
+    records_.push_back({"layer_end", -1, index, op_mark_, Backward([](Tensor) {})});
+    if (recompute_ == Recompute::none) {
+      y = run(block, *this, x);
+    } else {
+      saw_trainable_ = false;
+      y = run_compact(x, run, block);
+      const bool wanted = needs_grad(x) || saw_trainable_;
+      const Tensor out = value(y);
+      slots_.pop_back();
+      y = record_if(wanted, "layer", out, [=, this](Tensor dy) { replay(index, x, run, block, dy); });
+    }
+  }
+  if (hook_) hook_->after_forward(index);
+  layer_ = outer;
+  return y;
+}
+
+void Tape::replay(int index, Var x, RunBlock run, const void* block, const Tensor& dy) {
+  const int outer = layer_;
+  const int dy_buffer = running_buffer_;
+  const size_t first = records_.size(), slots = slots_.size();
+  const int64_t mark = arena_.mark();
+  layer_ = index;
+  replaying_ = recording_ = true;
+  op_mark_ = mark;
+  const Var inner = new_slot(value(x), true);
+  slot(inner).keep_grad = true;
+  slot(inner).needs_grad = needs_grad(x);
+  const Var out = run(block, *this, inner);
+  Slot& s = slot(out);
+  pool_.retain(dy_buffer);
+  s.buffer = dy_buffer;
+  s.grad = make_tensor(dy.data, s.value.shape, s.value.dtype, queue_.device);
+  unwind(first);
+  replaying_ = recording_ = false;
+  Slot& dx = slot(inner);
+  if (dx.buffer >= 0) {
+    running_buffer_ = dx.buffer;
+    pass_grad(x, dx.grad);
+    release_grad(dx);
+  }
+  running_buffer_ = dy_buffer;
+  arena_.rewind(mark);
+  slots_.resize(slots);
+  layer_ = outer;
+}
+
+void Tape::unwind(size_t first) {
+  while (records_.size() > first) {
+    Record r = records_.back();
+    records_.pop_back();
+    layer_ = r.layer;
+    if (r.out < 0) {
+      if (hook_) hook_->after_backward(r.layer);
+      if (profiler_) profiler_->backward(r.op);
+      continue;
+    }
+    Slot& s = slots_[static_cast<size_t>(r.out)];
+    if (s.buffer >= 0) {  // otherwise nobody used this output
+      const int outer = running_buffer_;
+      running_buffer_ = s.buffer;
+      const int64_t temps = arena_.mark();
+      r.backward(s.grad);
+      running_buffer_ = outer;
+      arena_.rewind(temps);
+      release_grad(slots_[static_cast<size_t>(r.out)]);
+    }
+    arena_.rewind(r.mark);
+    if (profiler_) profiler_->backward(r.op);
+  }
+}
+
+void Tape::backward(Var loss) {
+  require(value(loss).numel() == 1, "tape", "backward starts from a scalar, got {}", value(loss).str());
+  static float one = 1.0f;
+  backward_from(loss, make_tensor(queue_.meta() ? nullptr : &one, {1}, DType::f32, queue_.device));
+}
+
+void Tape::backward_from(Var v, const Tensor& dv) {
+  require(needs_grad(v), "tape", "nothing on the tape needs a gradient");
+  Slot& s = slot(v);
+  give_buffer(s, pool_.acquire(s.value.bytes()));
+  kernels::copy(queue_, {.y = s.grad, .x = dv.view(s.grad.shape)});
+  const bool was_recording = recording_;
+  recording_ = false;
+  unwind(0);
+  recording_ = was_recording;
+  layer_ = -1;
+  op_mark_ = arena_.mark();
+  if (hook_) hook_->after_backward(-1);
+}
+
+void Tape::reset(int64_t mark) {
+  for (Slot& s : slots_) release_grad(s);
+  slots_.clear();
+  records_.clear();
+  arena_.rewind(mark);
+  op_mark_ = mark;
+  layer_ = -1;
+}
+
+}  // namespace osprey

@@ -1,0 +1,162 @@
+#pragma once
+// A flat tape of fused ops. A model writes its forward; each op records its backward beside it;
+// backward is a loop from the end.
+//
+// Where such designs break, and what is done here:
+//  - Closures hold Vars and saved activations and look parameters up late (value()).
+//  - Closures live inside the record (no malloc), so they must be trivially copyable.
+//  - Gradients of activations come from a pool; one buffer may serve several Vars (residual adds pass
+//    their gradient on without a copy) and is copied only if somebody adds to a shared one.
+//  - An op whose inputs need no gradient records nothing: a frozen prefix keeps no activations.
+
+#include <cstddef>
+#include <cstring>
+#include <initializer_list>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include "framework/memory/arena.h"
+#include "framework/parameter.h"
+#include "framework/tape/hooks.h"
+#include "kernels/core/queue.h"
+
+namespace osprey {
+
+/// Handle of a tensor on the tape.
+struct Var {
+  int slot = -1;
+  bool valid() const { return slot >= 0; }
+};
+
+/// The backward of one op: called with dL/d(output). Trivially copyable captures, up to 1 KiB.
+class Backward {
+ public:
+  template <class F>
+  Backward(const F& f) {  // NOLINT: implicit by design, so that a lambda can be passed
+    static_assert(std::is_trivially_copyable_v<F>, "capture Vars, Tensors and numbers by value only");
+    static_assert(sizeof(F) <= sizeof(storage_));
+    std::memcpy(static_cast<void*>(storage_), static_cast<const void*>(&f), sizeof(F));
+    call_ = [](void* s, Tensor dy) { (*static_cast<F*>(s))(dy); };
+  }
+  void operator()(Tensor dy) { call_(storage_, dy); }
+
+ private:
+  alignas(16) std::byte storage_[1024];
+  void (*call_)(void*, Tensor) = nullptr;
+};
+
+enum class Recompute { none, block };
+
+class Tape {
+ public:
+  /// `activations` and `pool` must outlive the tape. Nothing is recorded until set_mode(train).
+  Tape(const Queue& queue, Arena& activations, Pool& pool);
+
+  enum class Mode { evaluate, train };
+  void set_mode(Mode mode) { recording_ = mode == Mode::train; }
+  bool recording() const { return recording_; }
+  void set_recompute(Recompute recompute) { recompute_ = recompute; }
+  void set_layer_hook(LayerHook* hook) { hook_ = hook; }
+  void set_tap(Tap* tap) { tap_ = tap; }
+
+  const Queue& queue() const { return queue_; }
+  Arena& arena() { return arena_; }
+  int current_layer() const { return layer_; }
+
+  /// A tensor without gradient.
+  Var input(const Tensor& t);
+  /// A tensor whose gradient is wanted (tests, replays).
+  Var source(const Tensor& t);
+  /// A parameter: needs a gradient iff trainable.
+  Var leaf(Parameter& p);
+  Tensor value(Var v) const;
+  bool needs_grad(Var v) const;
+  /// The parameter behind a leaf, or null.
+  Parameter* parameter(Var v) const;
+
+  /// Where to write dL/dv; empty when v needs none. The caller writes exactly once per call.
+  Accum grad(Var v);
+  /// Adds `d` (the dy of the running op) to v's gradient, without a copy where possible.
+  void pass_grad(Var v, const Tensor& d);
+  /// dL/dv after backward for source() variables.
+  Tensor gradient_of(Var v) const;
+
+  /// Memory of this op's output and saved tensors; released when the op has run backward.
+  Tensor alloc(const Shape& shape, DType dtype) { return arena_.alloc(shape, dtype); }
+  /// Memory for the running op's backward only; released when it returns.
+  Tensor temp(const Shape& shape, DType dtype) { return arena_.alloc(shape, dtype); }
+
+  Var record(const char* op, const Tensor& out, std::initializer_list<Var> inputs, const Backward& backward);
+
+  /// The one seam for everything that is not mathematics: hooks, gradient reduction, recompute.
+  /// `block` must outlive backward: recompute runs it again.
+  template <class Block>
+  Var layer(int index, Var x, const Block& block) {
+    return layer_impl(index, x, [](const void* b, Tape& t, Var v) { return (*static_cast<const Block*>(b))(t, v); }, &block);
+  }
+
+  /// Hands a named activation to the telemetry tap, if one is set.
+  void observe(const char* tensor, const Tensor& t) {
+    if (tap_ && !replaying_) tap_->observe(layer_, tensor, t);
+  }
+  Tap* tap() const { return replaying_ ? nullptr : tap_; }
+
+  /// Runs every recorded backward; dL/d(loss) is 1. Gradients of source() variables stay readable until
+  /// reset(), which every step ends with.
+  void backward(Var loss);
+  /// As backward(), starting from a given dL/dv.
+  void backward_from(Var v, const Tensor& dv);
+  /// Forgets everything on the tape (after evaluation).
+  void reset(int64_t arena_mark = 0);
+
+  /// Called around every op: forward at record(), backward after it ran. For profiles.
+  void set_profiler(Profiler* profiler) { profiler_ = profiler; }
+
+ private:
+  struct Slot {
+    Tensor value;
+    Tensor grad;
+    Parameter* param = nullptr;
+    int buffer = -1;  // pool buffer of grad
+    bool needs_grad = false;
+    bool keep_grad = false;
+  };
+  struct Record {
+    const char* op;
+    int out;
+    int layer;
+    int64_t mark;  // arena level to return to after this op has run backward
+    Backward backward;
+  };
+  using RunBlock = Var (*)(const void*, Tape&, Var);
+
+  Var layer_impl(int index, Var x, RunBlock run, const void* block);
+  Var run_compact(Var x, RunBlock run, const void* block);
+  void replay(int index, Var x, RunBlock run, const void* block, const Tensor& dy);
+  Var record_if(bool wanted, const char* op, const Tensor& out, const Backward& backward);
+  Var new_slot(const Tensor& value, bool needs_grad);
+  Slot& slot(Var v);
+  const Slot& slot(Var v) const;
+  void give_buffer(Slot& s, int buffer);
+  void release_grad(Slot& s);
+  void unwind(size_t first_record);
+
+  Queue queue_;
+  Arena& arena_;
+  Pool& pool_;
+  LayerHook* hook_ = nullptr;
+  Tap* tap_ = nullptr;
+  Profiler* profiler_ = nullptr;
+  Recompute recompute_ = Recompute::none;
+  bool recording_ = false;
+  bool replaying_ = false;
+  bool saw_trainable_ = false;  // a trainable leaf was read since it was last cleared
+  int layer_ = -1;
+  int64_t op_mark_ = 0;       // arena level when the op being recorded began
+  int running_buffer_ = -1;   // pool buffer that holds the dy of the running backward
+  std::vector<Slot> slots_;
+  std::vector<Record> records_;
+};
+
+}  // namespace osprey

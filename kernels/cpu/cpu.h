@@ -1,0 +1,20 @@
+#pragma once
+// The CPU twins of the front doors in kernels/*.h. Arguments have been checked.
+
+#include "kernels/norm.h"
+#include "kernels/pointwise.h"
+
+namespace osprey::cpu {
+
+void rmsnorm_forward(const Queue&, const kernels::RmsnormForward&);
+void rmsnorm_backward(const Queue&, const kernels::RmsnormBackward&);
+void layernorm_forward(const Queue&, const kernels::LayernormForward&);
+void layernorm_backward(const Queue&, const kernels::LayernormBackward&);
+void copy(const Queue&, const kernels::Copy&);
+void add(const Queue&, const kernels::Add&);
+void swiglu_forward(const Queue&, const kernels::SwigluForward&);
+void swiglu_backward(const Queue&, const kernels::SwigluBackward&);
+void embedding_forward(const Queue&, const kernels::EmbeddingForward&);
+void embedding_backward(const Queue&, const kernels::EmbeddingBackward&);
+
+}  // namespace osprey::cpu

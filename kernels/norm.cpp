@@ -1,0 +1,60 @@
+#include "kernels/norm.h"
+
+#include <algorithm>
+
+#include "kernels/core/dispatch.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cuda/cuda.h"
+
+namespace osprey::kernels {
+
+int64_t norm_partials(int64_t rows) { return std::clamp<int64_t>(rows / 64, 1, 64); }
+
+static void check_norm(const char* op, const Tensor& x, const Tensor& other, const char* what) {
+  require(other.rows() == x.rows() && other.cols() == x.cols() && other.dtype == x.dtype, op,
+          "{} must be like x {}, got {}", what, x.str(), other.str());
+}
+
+static void check_weight(const char* op, const Tensor& x, const Tensor& weight) {
+  require(weight.shape == Shape{x.cols()} && weight.dtype == x.dtype, op, "weight must be {} ({}), got {}; x is {}",
+          name(x.dtype), x.cols(), weight.str(), x.str());
+}
+
+void rmsnorm_forward(const Queue& queue, const RmsnormForward& f) {
+  check_norm("rmsnorm", f.x, f.y, "y");
+  require((f.weight.shape == Shape{f.x.cols()} || f.weight.shape == Shape{1}) && f.weight.dtype == f.x.dtype,
+          "rmsnorm", "weight must be {} ({}) or (1), got {}; x is {}", name(f.x.dtype), f.x.cols(),
+          f.weight.str(), f.x.str());
+  require_shape("rmsnorm", "rstd", f.rstd, {f.x.rows()});
+  dispatch(queue, f, cpu::rmsnorm_forward, cuda::rmsnorm_forward);
+}
+
+void rmsnorm_backward(const Queue& queue, const RmsnormBackward& b) {
+  check_norm("rmsnorm", b.x, b.dy, "dy");
+  if (b.dx) check_norm("rmsnorm", b.x, b.dx.tensor, "dx");
+  if (b.dweight) require_shape("rmsnorm", "dweight", b.dweight.tensor, b.weight.shape);
+  require_shape("rmsnorm", "rstd", b.rstd, {b.x.rows()});
+  require_shape("rmsnorm", "partial", b.partial, {norm_partials(b.x.rows()), b.weight.numel()});
+  dispatch(queue, b, cpu::rmsnorm_backward, cuda::rmsnorm_backward);
+}
+
+void layernorm_forward(const Queue& queue, const LayernormForward& f) {
+  check_norm("layernorm", f.x, f.y, "y");
+  check_weight("layernorm", f.x, f.weight);
+  check_weight("layernorm", f.x, f.bias);
+  require_shape("layernorm", "stats", f.stats, {f.x.rows(), 2});
+  dispatch(queue, f, cpu::layernorm_forward, cuda::layernorm_forward);
+}
+
+void layernorm_backward(const Queue& queue, const LayernormBackward& b) {
+  check_norm("layernorm", b.x, b.dy, "dy");
+  if (b.dx) check_norm("layernorm", b.x, b.dx.tensor, "dx");
+  check_weight("layernorm", b.x, b.weight);
+  if (b.dweight) require_shape("layernorm", "dweight", b.dweight.tensor, b.weight.shape);
+  if (b.dbias) require_shape("layernorm", "dbias", b.dbias.tensor, b.weight.shape);
+  require_shape("layernorm", "stats", b.stats, {b.x.rows(), 2});
+  require_shape("layernorm", "partial", b.partial, {norm_partials(b.x.rows()), 2 * b.x.cols()});
+  dispatch(queue, b, cpu::layernorm_backward, cuda::layernorm_backward);
+}
+
+}  // namespace osprey::kernels

@@ -1,0 +1,61 @@
+#include "kernels/pointwise.h"
+
+#include "kernels/core/dispatch.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cuda/cuda.h"
+
+namespace osprey::kernels {
+
+static void same(const char* op, const char* what, const Tensor& t, const Tensor& like) {
+  require(t.rows() == like.rows() && t.cols() == like.cols() && t.dtype == like.dtype, op, "{} must be {}, got {}",
+          what, like.str(), t.str());
+}
+
+void copy(const Queue& queue, const Copy& c) {
+  require(c.y.rows() == c.x.rows() && c.y.cols() == c.x.cols(), "copy", "y must be {}, got {}", c.x.shape.str(),
+          c.y.shape.str());
+  require(c.x.dtype != DType::i32 || c.y.dtype == DType::i32, "copy", "no conversion from {} to {}", name(c.x.dtype),
+          name(c.y.dtype));
+  dispatch(queue, c, cpu::copy, cuda::copy);
+}
+
+void add(const Queue& queue, const Add& a) {
+  same("add", "b", a.b, a.a);
+  same("add", "y", a.y, a.a);
+  dispatch(queue, a, cpu::add, cuda::add);
+}
+
+static void check_swiglu(const Tensor& h, const Tensor& gate_up) {
+  require(gate_up.rows() == h.rows() && gate_up.cols() == 2 * h.cols() && gate_up.dtype == h.dtype, "swiglu",
+          "gate_up must be {} ({}, {}), got {}", name(h.dtype), h.rows(), 2 * h.cols(), gate_up.str());
+}
+
+void swiglu_forward(const Queue& queue, const SwigluForward& f) {
+  check_swiglu(f.h, f.gate_up);
+  dispatch(queue, f, cpu::swiglu_forward, cuda::swiglu_forward);
+}
+
+void swiglu_backward(const Queue& queue, const SwigluBackward& b) {
+  check_swiglu(b.dh, b.gate_up);
+  if (!b.dgate_up) return;
+  require(!b.dgate_up.add, "swiglu", "gate_up has one reader; its gradient cannot be accumulated");
+  same("swiglu", "dgate_up", b.dgate_up.tensor, b.gate_up);
+  dispatch(queue, b, cpu::swiglu_backward, cuda::swiglu_backward);
+}
+
+void embedding_forward(const Queue& queue, const EmbeddingForward& f) {
+  require(f.weight.cols() == f.y.cols() && f.weight.dtype == f.y.dtype, "embedding", "weight must be {} (V, {}), got {}",
+          name(f.y.dtype), f.y.cols(), f.weight.str());
+  require(f.tokens.numel() == f.y.rows() && f.tokens.dtype == DType::i32, "embedding", "tokens must be i32 ({}), got {}",
+          f.y.rows(), f.tokens.str());
+  dispatch(queue, f, cpu::embedding_forward, cuda::embedding_forward);
+}
+
+void embedding_backward(const Queue& queue, const EmbeddingBackward& b) {
+  if (!b.dweight) return;
+  require(b.tokens.numel() == b.dy.rows() && b.dweight.tensor.cols() == b.dy.cols(), "embedding",
+          "dy must be ({}, {}), got {}", b.tokens.numel(), b.dweight.tensor.cols(), b.dy.str());
+  dispatch(queue, b, cpu::embedding_backward, cuda::embedding_backward);
+}
+
+}  // namespace osprey::kernels

@@ -1,0 +1,51 @@
+#pragma once
+// Element-wise arithmetic: copies, sums, SwiGLU, embedding rows.
+
+#include "kernels/core/queue.h"
+#include "kernels/core/tensor.h"
+
+namespace osprey::kernels {
+
+/// y = x, converting between f32 and bf16. Shapes: equal element counts seen as (rows, cols), rows may
+/// be strided.
+struct Copy {
+  Tensor y, x;
+};
+void copy(const Queue& queue, const Copy& args);
+
+/// y = a + b. Shapes: all (N, C), one dtype. Aliasing: y may be a or b.
+struct Add {
+  Tensor y, a, b;
+};
+void add(const Queue& queue, const Add& args);
+
+/// h = silu(gate) * up, silu(g) = g / (1 + exp(-g)).
+/// Shapes: h (N, F); gate_up (N, 2F) = [gate | up].
+struct SwigluForward {
+  Tensor h, gate_up;
+};
+void swiglu_forward(const Queue& queue, const SwigluForward& args);
+
+/// Shapes: dgate_up and gate_up (N, 2F), dh (N, F).
+struct SwigluBackward {
+  Accum dgate_up;
+  Tensor dh, gate_up;
+};
+void swiglu_backward(const Queue& queue, const SwigluBackward& args);
+
+/// y[n] = weight[tokens[n]]. Shapes: y (N, C), tokens (N) i32, weight (V, C).
+/// Errors: throws when a token is outside [0, V).
+struct EmbeddingForward {
+  Tensor y, tokens, weight;
+};
+void embedding_forward(const Queue& queue, const EmbeddingForward& args);
+
+/// dweight[tokens[n]] += dy[n], in the order of n, so the sum does not depend on threads.
+/// Shapes: dweight (V, C) f32, dy (N, C).
+struct EmbeddingBackward {
+  Accum dweight;
+  Tensor dy, tokens;
+};
+void embedding_backward(const Queue& queue, const EmbeddingBackward& args);
+
+}  // namespace osprey::kernels
