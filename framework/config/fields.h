@@ -22,7 +22,7 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
-#include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -49,7 +49,7 @@ class Fields {
   void operator()(const char* key, std::vector<std::string>& v, const char* help) { texts(key, v, help); }
   void operator()(const char* key, std::vector<double>& v, const char* help, Limits l = {}) { reals(key, v, help, l); }
 
-  /// Optional scalars: absent or null means off. Never -1.
+  /// Optional scalars: null means off, absent keeps the default. Never -1.
   template <class T>
   void operator()(const char* key, std::optional<T>& v, const char* help, Limits l = {}) {
     T inner = v.value_or(T{});
@@ -97,7 +97,11 @@ class Fields {
   /// Fields that only exist while `active`; giving one otherwise is an error that quotes `condition`.
   /// The manual shows them under the condition.
   virtual void when(bool active, const char* condition, const std::function<void()>& inside) = 0;
-  /// A cross-field check; on failure the error names the file, line and `key`. No effect when dumping.
+  /// A key just declared that has no default: leaving it out is an error. Numbers need no call: a number
+  /// whose default violates its own limits is required.
+  virtual void required(const char* key) = 0;
+  /// A cross-field check; `key` may be a path below this section. On failure the error reads
+  /// "recipe.yaml:12: section.key message". No effect when dumping, nor where the section has other errors.
   virtual void rule(bool ok, const char* key, const std::string& message) = 0;
 
  protected:
