@@ -1,8 +1,6 @@
 #pragma once
 // A spec with one of everything, for the tests of the reader, the dumper and the manual.
 
-#include <map>
-
 #include "framework/config/fields.h"
 
 namespace osprey::toy {
