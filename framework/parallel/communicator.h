@@ -15,14 +15,18 @@ struct Piece {
   int owner = 0;
   int64_t begin = 0;
   int64_t end = 0;
+  bool operator==(const Piece&) const = default;
 };
 
 /// Every collective is correct at size 1. All ranks call the same collectives in the same order with
-/// equal shapes. Blocking: on return the buffer holds the result.
-/// Numerics: sums are formed in fp32 in rank order 0, 1, 2, ..., so results do not depend on timing
-/// or on the algorithm below, and every rank holds the same bits.
-/// Errors: a count or dtype that differs between ranks, a dead peer or a failed transport throws an
-/// Error that names the rank, the collective and the element count.
+/// equal shapes, one thread of a rank at a time. Blocking: on return the buffer holds the result.
+/// Numerics: contributions are rounded to `wire`, then summed in fp32 in rank order 0, 1, 2, ...; the sum
+/// is not rounded again. So results do not depend on timing, on who owns which piece or on the algorithm
+/// below, and every rank holds the same bits. At size 1 nothing is rounded.
+/// Errors: every collective first compares (number of the call, collective, count, dtype, pieces) over all
+/// ranks; a difference throws the same Error on all of them, naming the rank, both collectives and both
+/// counts. A peer that is gone or a failed transport throws or ends the job, never hangs it.
+/// Memory: scratch is kept for the next call; a call like an earlier one allocates nothing.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -30,7 +34,7 @@ class Communicator {
   virtual int size() const = 0;
   virtual std::string kind() const = 0;  // "self", "thread", "mpi"
 
-  /// Sum over ranks; f32 or i32, contiguous. wire == bf16 sends f32 data rounded to bf16 (half the bytes).
+  /// Sum over ranks; f32 or i32, contiguous. wire is data's dtype, or bf16 for f32 data.
   virtual void all_reduce(Tensor data, DType wire) = 0;
   /// After it, rank r's pieces hold the sum over ranks; other elements of `flat` are unspecified.
   virtual void reduce_scatter(Tensor flat, std::span<const Piece> pieces, DType wire) = 0;
@@ -39,7 +43,7 @@ class Communicator {
   virtual void broadcast(Tensor data, int root) = 0;
   virtual void barrier() = 0;
 
-  /// Element-wise maximum and sum of a few host doubles (loss, flags, counters).
+  /// Element-wise maximum and sum of a few host doubles (loss, flags, counters); a NaN of any rank wins.
   virtual void max(std::span<double> values) = 0;
   virtual void sum(std::span<double> values) = 0;
   /// Concatenation over ranks, in rank order, of one string each.

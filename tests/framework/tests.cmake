@@ -1,0 +1,26 @@
+# Ranks as processes: the communicator cases, and ranks that die.
+add_executable(mpi_tests framework/parallel/mpi/mpi_main.cpp framework/parallel/mpi/count_allocations.cpp)
+target_link_libraries(mpi_tests PRIVATE osprey_framework GTest::gtest)
+add_executable(mpi_victim framework/parallel/mpi/victim.cpp)
+target_link_libraries(mpi_victim PRIVATE osprey_framework)
+
+# Containers run as root, and have fewer cores than ranks; Open MPI itself leaks at exit.
+set(OSPREY_MPI_ENVIRONMENT OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1
+    ASAN_OPTIONS=detect_leaks=0)
+foreach(ranks 1 2 4)
+  add_test(NAME mpi:communicator_${ranks}
+    COMMAND ${MPIEXEC_EXECUTABLE} -np ${ranks} --oversubscribe $<TARGET_FILE:mpi_tests>)
+endforeach()
+function(osprey_rank_dies how words)
+  add_test(NAME mpi:rank_dies_${how} COMMAND
+    ${CMAKE_CURRENT_SOURCE_DIR}/framework/parallel/mpi/rank_dies.sh ${MPIEXEC_EXECUTABLE}
+    $<TARGET_FILE:mpi_victim> ${how} ${words})
+endfunction()
+osprey_rank_dies(kill "process rank 1 .* on signal 9")
+osprey_rank_dies(throw "\\[rank 1\\] \\[victim\\] the disk of this rank is full")
+osprey_rank_dies(unwind "\\[rank 1\\] an error ended this rank")
+osprey_rank_dies(exit "Process name: .*,1\\]")
+osprey_rank_dies(mismatch "\\[rank [012]\\] \\[sum\\] ranks disagree: rank 1 .* sum of 2 .* sum of 1 ")
+set_tests_properties(mpi:communicator_1 mpi:communicator_2 mpi:communicator_4 mpi:rank_dies_kill
+  mpi:rank_dies_throw mpi:rank_dies_unwind mpi:rank_dies_exit mpi:rank_dies_mismatch
+  PROPERTIES LABELS mpi TIMEOUT 300 PROCESSORS 2 ENVIRONMENT "${OSPREY_MPI_ENVIRONMENT}")
