@@ -25,6 +25,19 @@ void add(const Queue& queue, const Add& a) {
   dispatch(queue, a, cpu::add, cuda::add);
 }
 
+void add_bias(const Queue& queue, const AddBias& a) {
+  same("add_bias", "y", a.y, a.x);
+  require(a.bias.numel() == a.x.cols() && a.bias.dtype == a.x.dtype, "add_bias", "bias must be {} ({}), got {}",
+          name(a.x.dtype), a.x.cols(), a.bias.str());
+  dispatch(queue, a, cpu::add_bias, cuda::add_bias);
+}
+
+void bias_backward(const Queue& queue, const BiasBackward& b) {
+  if (!b.dbias) return;
+  require_shape("bias", "dbias", b.dbias.tensor, {b.dy.cols()});
+  dispatch(queue, b, cpu::bias_backward, cuda::bias_backward);
+}
+
 static void check_swiglu(const Tensor& h, const Tensor& gate_up) {
   require(gate_up.rows() == h.rows() && gate_up.cols() == 2 * h.cols() && gate_up.dtype == h.dtype, "swiglu",
           "gate_up must be {} ({}, {}), got {}", name(h.dtype), h.rows(), 2 * h.cols(), gate_up.str());

@@ -19,6 +19,19 @@ struct Add {
 };
 void add(const Queue& queue, const Add& args);
 
+/// y = x + bias in every row. Shapes: y, x (N, C), bias (C), one dtype.
+struct AddBias {
+  Tensor y, x, bias;
+};
+void add_bias(const Queue& queue, const AddBias& args);
+
+/// dbias = sum of dy over rows. Shapes: dbias (C) f32, dy (N, C). Numerics: fp32, in the order of rows.
+struct BiasBackward {
+  Accum dbias;
+  Tensor dy;
+};
+void bias_backward(const Queue& queue, const BiasBackward& args);
+
 /// h = silu(gate) * up, silu(g) = g / (1 + exp(-g)).
 /// Shapes: h (N, F); gate_up (N, 2F) = [gate | up].
 struct SwigluForward {

@@ -14,6 +14,16 @@ Var add(Tape& t, Var a, Var b) {
   });
 }
 
+Var add_bias(Tape& t, Var x, Var bias) {
+  const Tensor in = t.value(x);  // (N, C)
+  const Tensor y = t.alloc(in.shape, in.dtype);
+  kernels::add_bias(t.queue(), {.y = y, .x = in, .bias = t.value(bias)});
+  return t.record("add_bias", y, {x, bias}, [=, &t](Tensor dy) {
+    kernels::bias_backward(t.queue(), {.dbias = t.grad(bias), .dy = dy});
+    t.pass_grad(x, dy);
+  });
+}
+
 Var swiglu(Tape& t, Var gate_up) {
   const Tensor in = t.value(gate_up);  // (N, 2F)
   Shape shape = in.shape;

@@ -7,6 +7,9 @@ namespace osprey {
 /// Shapes: equal.
 Var add(Tape& t, Var a, Var b);
 
+/// x + bias for every row. Shapes: x (N, C), bias (C) -> (N, C).
+Var add_bias(Tape& t, Var x, Var bias);
+
 /// silu(gate) * up. Shapes: gate_up (..., 2F) = [gate | up] -> (..., F).
 Var swiglu(Tape& t, Var gate_up);
 

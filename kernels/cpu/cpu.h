@@ -12,6 +12,8 @@ void layernorm_forward(const Queue&, const kernels::LayernormForward&);
 void layernorm_backward(const Queue&, const kernels::LayernormBackward&);
 void copy(const Queue&, const kernels::Copy&);
 void add(const Queue&, const kernels::Add&);
+void add_bias(const Queue&, const kernels::AddBias&);
+void bias_backward(const Queue&, const kernels::BiasBackward&);
 void swiglu_forward(const Queue&, const kernels::SwigluForward&);
 void swiglu_backward(const Queue&, const kernels::SwigluBackward&);
 void embedding_forward(const Queue&, const kernels::EmbeddingForward&);

@@ -45,6 +45,30 @@ void add(const Queue& queue, const kernels::Add& a) {
   });
 }
 
+void add_bias(const Queue& queue, const kernels::AddBias& a) {
+  const int64_t n = a.y.cols();
+  parallel_for(queue, a.y.rows(), grain_rows(n), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (a.y.dtype == DType::bf16)
+        pointwise_table().add_bf16(row_of<bf16>(a.y, r), row_of<bf16>(a.x, r), a.bias.as<bf16>(), n);
+      else
+        pointwise_table().add_f32(row_of<float>(a.y, r), row_of<float>(a.x, r), a.bias.as<float>(), n);
+    }
+  });
+}
+
+void bias_backward(const Queue&, const kernels::BiasBackward& b) {
+  float* sum = b.dbias.tensor.as<float>();
+  const int64_t n = b.dy.cols();
+  if (!b.dbias.add) std::memset(sum, 0, static_cast<size_t>(n) * sizeof(float));
+  for (int64_t r = 0; r < b.dy.rows(); ++r) {
+    if (b.dy.dtype == DType::bf16)
+      pointwise_table().accumulate_bf16(sum, row_of<bf16>(b.dy, r), n);
+    else
+      pointwise_table().accumulate_f32(sum, row_of<float>(b.dy, r), n);
+  }
+}
+
 void swiglu_forward(const Queue& queue, const kernels::SwigluForward& f) {
   const int64_t n = f.h.cols();
   parallel_for(queue, f.h.rows(), grain_rows(n), [&](int64_t begin, int64_t end) {

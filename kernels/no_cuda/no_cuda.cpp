@@ -13,6 +13,8 @@ void layernorm_forward(const Queue&, const kernels::LayernormForward&) { absent(
 void layernorm_backward(const Queue&, const kernels::LayernormBackward&) { absent(); }
 void copy(const Queue&, const kernels::Copy&) { absent(); }
 void add(const Queue&, const kernels::Add&) { absent(); }
+void add_bias(const Queue&, const kernels::AddBias&) { absent(); }
+void bias_backward(const Queue&, const kernels::BiasBackward&) { absent(); }
 void swiglu_forward(const Queue&, const kernels::SwigluForward&) { absent(); }
 void swiglu_backward(const Queue&, const kernels::SwigluBackward&) { absent(); }
 void embedding_forward(const Queue&, const kernels::EmbeddingForward&) { absent(); }

@@ -32,6 +32,17 @@ TEST(Add, OfAValueToItselfHasGradientTwo) {
             }});
 }
 
+TEST(AddBias, PassesTheOpCase) {
+  check_op({.name = "add_bias",
+            .inputs = {{.shape = {29, 11}}, {.shape = {11}, .kind = OpInput::Kind::parameter}},
+            .build = [](Tape& t, const std::vector<Var>& v) { return add_bias(t, v[0], v[1]); },
+            .oracle = [](const std::vector<Values>& v) {
+              Values y = v[0];
+              for (size_t i = 0; i < y.size(); ++i) y[i] += v[1][i % 11];
+              return y;
+            }});
+}
+
 TEST(Swiglu, PassesTheOpCase) {
   check_op({.name = "swiglu",
             .inputs = {{.shape = {37, 2 * 21}, .scale = 2}},

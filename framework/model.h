@@ -1,0 +1,56 @@
+#pragma once
+// What the trainer, evaluation and generation know of a model.
+
+#include <string>
+#include <vector>
+
+#include "framework/tape/tape.h"
+
+namespace osprey {
+
+/// Tokens of one micro step on one rank.
+struct BatchView {
+  Tensor tokens;          // (B, T) i32
+  Tensor targets;         // (B, T) i32, -1: not counted
+  Tensor positions;       // (B, T) i32
+  Tensor document_start;  // (B, T) i32, or undefined when attention crosses documents
+  int64_t batch() const { return tokens.shape[0]; }
+  int64_t sequence() const { return tokens.shape[1]; }
+};
+
+/// Summed, not averaged: sums over micro steps and ranks stay exact in meaning.
+struct LossSum {
+  double loss = 0;    // nats
+  int64_t tokens = 0; // counted targets
+};
+
+/// Keys and values of every layer, for generation one token at a time.
+struct DecodeCache {
+  std::vector<Tensor> keys, values;  // per layer (B, capacity, G*D)
+  Tensor lengths;                    // (B) i32: tokens held, the current one included
+};
+
+class LanguageModel {
+ public:
+  virtual ~LanguageModel() = default;
+
+  /// Declares all parameters. Called once, before anything else.
+  virtual void declare(ParamStore& params) = 0;
+  /// Hidden states that the head sees. -> (B*T, C)
+  virtual Var hidden(Tape& t, const BatchView& batch) = 0;
+  /// Adds this batch's loss to `sum`; the Var's backward gives gradients of grad_scale * (summed loss).
+  /// `token_losses` (B*T) f32, if defined, receives each token's loss.
+  virtual Var loss(Tape& t, const BatchView& batch, float grad_scale, LossSum& sum, const Tensor& token_losses) = 0;
+  /// Feeds one token per sequence, appends to the cache. tokens, positions (B) i32 -> logits (B, V) f32.
+  virtual Tensor decode(Tape& t, const Tensor& tokens, const Tensor& positions, DecodeCache& cache) = 0;
+  /// Cache tensors for B sequences of up to `capacity` tokens, out of `arena`.
+  virtual DecodeCache make_cache(Arena& arena, int64_t batch, int64_t capacity) = 0;
+
+  /// Training FLOPs of one token: 6 per matrix weight used (the head included, the embedding lookup not),
+  /// and causal attention, 6 * T * (H*D) per layer (half of the 12 of a full square).
+  virtual double flops_per_token(int64_t sequence) const = 0;
+  virtual int64_t vocabulary() const = 0;
+  virtual int64_t layers() const = 0;
+};
+
+}  // namespace osprey
