@@ -22,4 +22,11 @@ struct AttentionArgs {
 /// Shows (q, k, lse) to the tape's tap.
 Var attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink);
 
+/// One new token for each sequence: appends its keys and values to the cache at lengths - 1, then attends
+/// over the first `lengths` entries. For evaluation only; records nothing.
+/// Shapes: qkv (B, (H + 2G) D), caches (B, capacity, G*D), lengths (B) i32, the new token included -> (B, H*D).
+/// Errors: throws when a length is outside [1, capacity].
+Var cached_attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink, const Tensor& key_cache,
+                     const Tensor& value_cache, const Tensor& lengths);
+
 }  // namespace osprey

@@ -24,6 +24,13 @@ Var add_bias(Tape& t, Var x, Var bias) {
   });
 }
 
+Tensor cast(Tape& t, Var x, DType dtype) {
+  const Tensor in = t.value(x);
+  const Tensor y = t.alloc(in.shape, dtype);
+  kernels::copy(t.queue(), {.y = y, .x = in});
+  return y;
+}
+
 Var swiglu(Tape& t, Var gate_up) {
   const Tensor in = t.value(gate_up);  // (N, 2F)
   Shape shape = in.shape;

@@ -10,6 +10,9 @@ Var add(Tape& t, Var a, Var b);
 /// x + bias for every row. Shapes: x (N, C), bias (C) -> (N, C).
 Var add_bias(Tape& t, Var x, Var bias);
 
+/// x in another dtype, for evaluation; records nothing.
+Tensor cast(Tape& t, Var x, DType dtype);
+
 /// silu(gate) * up. Shapes: gate_up (..., 2F) = [gate | up] -> (..., F).
 Var swiglu(Tape& t, Var gate_up);
 
