@@ -1,0 +1,186 @@
+// The sentencepiece library behind the Tokenizer interface. It encodes a text in one go, so long documents
+// are cut here at line ends; that gives the same tokens wherever a model keeps lines apart, which is tried
+// out on loading.
+
+#include <sentencepiece_processor.h>
+#include <sentencepiece_trainer.h>
+
+#include <nlohmann/json.hpp>
+#include <unordered_map>
+
+#include "framework/checkpoint/file.h"
+#include "framework/data/tokenizer_files.h"
+#include "kernels/core/check.h"
+#include "kernels/core/random.h"
+
+namespace osprey {
+namespace {
+
+constexpr size_t kCutBytes = 64 * 1024;
+
+class SentencepieceTokenizer final : public Tokenizer {
+ public:
+  SentencepieceTokenizer(std::string model, const std::string& name) : model_(std::move(model)) {
+    const auto status = processor_.LoadFromSerializedProto(model_);
+    require(status.ok() && processor_.GetPieceSize() > 0, "tokenizer",
+            "{} is not a sentencepiece model; give the tokenizer.model of a Llama-style tokenizer, or train one "
+            "with osprey prepare --train-tokenizer bpe",
+            name);
+    require(processor_.eos_id() >= 0 && processor_.eos_id() < processor_.GetPieceSize(), "tokenizer",
+            "{} has no end-of-sentence piece, which ends every document in the shards; train it with one", name);
+    newline_ = find_newline();
+  }
+
+  void encode(std::string_view text, std::vector<int32_t>& tokens) const override {
+    Place place = Place::start;
+    while (newline_ && text.size() > 2 * kCutBytes) {
+      const size_t cut = text.find('\n', kCutBytes);
+      if (cut == std::string_view::npos) break;
+      encode_part(text.substr(0, cut), place, tokens);
+      text.remove_prefix(cut);  // the rest begins with the newline
+      place = Place::at_newline;
+    }
+    encode_part(text, place, tokens);
+  }
+
+  std::string decode(std::span<const int32_t> tokens) const override {
+    for (const int32_t token : tokens)
+      require(token >= 0 && token < vocab_size(), "tokenizer", "token {} is outside the vocabulary of {}", token,
+              vocab_size());
+    std::string text;
+    const auto status = processor_.Decode(std::vector<int>(tokens.begin(), tokens.end()), &text);
+    require(status.ok(), "tokenizer", "decoding failed: {}", status.ToString());
+    return text;
+  }
+
+  std::string kind() const override { return "sentencepiece"; }
+  int64_t vocab_size() const override { return processor_.GetPieceSize(); }
+  int32_t eos_id() const override { return processor_.eos_id(); }
+  std::optional<int32_t> bos_id() const override {
+    return processor_.bos_id() >= 0 ? std::optional<int32_t>(processor_.bos_id()) : std::nullopt;
+  }
+  std::string fingerprint() const override {
+    return fmt::format("sentencepiece-{}-{:016x}", vocab_size(), stream_of(model_));
+  }
+
+  void save(const std::string& directory) const override {
+    const auto piece = [&](int id) { return id >= 0 ? processor_.IdToPiece(id) : std::string(); };
+    nlohmann::ordered_json config = {
+        {"tokenizer_class", "LlamaTokenizer"},     {"add_bos_token", false},
+        {"add_eos_token", false},                  {"legacy", false},
+        {"clean_up_tokenization_spaces", false},   {"model_max_length", int64_t{1} << 30},
+        {"unk_token", piece(processor_.unk_id())}, {"eos_token", piece(eos_id())},
+    };
+    nlohmann::ordered_json special = {{"unk_token", piece(processor_.unk_id())}, {"eos_token", piece(eos_id())}};
+    if (bos_id()) config["bos_token"] = special["bos_token"] = piece(*bos_id());
+    write_file(directory + "/tokenizer.model", model_);
+    write_file(directory + "/tokenizer_config.json", config.dump(2) + "\n");
+    write_file(directory + "/special_tokens_map.json", special.dump(2) + "\n");
+    save_tokenizer_label(*this, directory);
+  }
+
+ private:
+  enum class Place { start, at_newline };
+
+  /// Encodes a part as if the library saw the whole document: the space that it puts before every text it is
+  /// given is dropped before a newline that continues one.
+  void encode_part(std::string_view text, Place place, std::vector<int32_t>& tokens) const {
+    std::vector<int> ids;
+    const auto status = processor_.Encode(text, &ids);
+    require(status.ok(), "tokenizer", "encoding failed: {}", status.ToString());
+    tokens.insert(tokens.end(), ids.begin() + (place == Place::at_newline ? space_before(ids, *newline_) : 0),
+                  ids.end());
+  }
+
+  /// 1 if a token precedes the newline that the text began with, else 0.
+  static int space_before(const std::vector<int>& ids, int newline) {
+    return ids.size() > 1 && ids[0] != newline && ids[1] == newline ? 1 : 0;
+  }
+
+  /// The token of a newline if texts may be cut before it.
+  std::optional<int32_t> find_newline() const {
+    std::vector<int> ids;
+    if (!processor_.Encode("\n", &ids).ok() || ids.empty()) return {};
+    const int newline = ids.back();
+    for (int id = 0; id < processor_.GetPieceSize(); ++id)
+      if (id != newline && processor_.IdToPiece(id).find('\n') != std::string::npos) return {};
+    // Normalisers may turn newlines into spaces or trim at ends; then parts would differ from the whole.
+    const std::string_view head = "one  \t two  ", tail = "\n\n  three \nfour";
+    std::vector<int> whole, parts, rest;
+    if (!processor_.Encode(std::string(head) + std::string(tail), &whole).ok() ||
+        !processor_.Encode(head, &parts).ok() || !processor_.Encode(tail, &rest).ok())
+      return {};
+    parts.insert(parts.end(), rest.begin() + space_before(rest, newline), rest.end());
+    return parts == whole ? std::optional<int32_t>(newline) : std::nullopt;
+  }
+
+  std::string model_;
+  sentencepiece::SentencePieceProcessor processor_;
+  std::optional<int32_t> newline_;
+};
+
+class Lines final : public sentencepiece::SentenceIterator {
+ public:
+  explicit Lines(const std::vector<std::string>& lines) : lines_(lines) {}
+  bool done() const override { return next_ >= lines_.size(); }
+  void Next() override { ++next_; }
+  const std::string& value() const override { return lines_[next_]; }
+  sentencepiece::util::Status status() const override { return {}; }
+
+ private:
+  const std::vector<std::string>& lines_;
+  size_t next_ = 0;
+};
+
+/// The number after `mark` in what the library says.
+std::optional<int64_t> number_after(const std::string& text, std::string_view mark) {
+  const size_t at = text.find(mark);
+  if (at == std::string::npos) return {};
+  const int64_t value = std::strtoll(text.c_str() + at + mark.size(), nullptr, 10);
+  return value > 0 ? std::optional<int64_t>(value) : std::nullopt;
+}
+
+[[noreturn]] void explain(const SentencepieceTraining& options, const std::string& said) {
+  if (const auto most = number_after(said, "value <= "))
+    fail("tokenizer", "a vocabulary of {} is too large for this text; give more text or --vocab-size {} at most",
+         options.vocab_size, *most);
+  if (const auto least = number_after(said, " vs "))
+    fail("tokenizer", "a vocabulary of {} cannot hold the bytes and characters of this text; give --vocab-size {} "
+         "or more", options.vocab_size, *least);
+  fail("tokenizer", "training failed: {}", said);
+}
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const std::string& name) {
+  return std::make_unique<SentencepieceTokenizer>(std::move(model), name);
+}
+
+std::unique_ptr<Tokenizer> train_sentencepiece(const SentencepieceTraining& options,
+                                               std::vector<std::string> lines) {
+  require(!lines.empty(), "tokenizer", "there is no text to train a tokenizer on; give an input with text in it");
+  require(options.vocab_size >= 300, "tokenizer",
+          "a vocabulary of {} is too small, 256 pieces are bytes; give --vocab-size 300 or more, or --tokenizer bytes",
+          options.vocab_size);
+  const std::unordered_map<std::string, std::string> settings = {
+      {"model_type", options.kind == SentencepieceTraining::Kind::bpe ? "bpe" : "unigram"},
+      {"vocab_size", std::to_string(options.vocab_size)},
+      {"byte_fallback", "true"},
+      {"normalization_rule_name", "identity"},
+      {"remove_extra_whitespaces", "false"},
+      {"allow_whitespace_only_pieces", "true"},
+      {"split_digits", "true"},
+      {"character_coverage", "0.9999"},
+      {"shuffle_input_sentence", "false"},           // the library's shuffle depends on its standard library
+      {"num_threads", "2"},                          // unigram sums per thread: a constant keeps the sums
+      {"max_sentence_length", std::to_string(kMaxTrainingLineBytes + 1)},
+      {"minloglevel", "2"},
+  };
+  Lines iterator(lines);
+  std::string model;
+  const auto status = sentencepiece::SentencePieceTrainer::Train(settings, &iterator, &model);
+  if (!status.ok()) explain(options, status.ToString());
+  return make_sentencepiece_tokenizer(std::move(model), "the tokenizer just trained");
+}
+
+}  // namespace osprey

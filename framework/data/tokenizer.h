@@ -1,0 +1,65 @@
+#pragma once
+// Text to tokens and back. A tokenizer directory holds `osprey_tokenizer.json` (kind, fingerprint, sizes)
+// and, for sentencepiece, `tokenizer.model` plus the two files a Hugging Face directory wants beside it
+// (tokenizer_config.json, special_tokens_map.json). A checkpoint directory is also a tokenizer directory.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace osprey {
+
+/// Const members may be called from several threads at once.
+class Tokenizer {
+ public:
+  virtual ~Tokenizer() = default;
+
+  /// Appends the tokens of `text`, which must be valid UTF-8 unless kind is "bytes"; adds no special token.
+  virtual void encode(std::string_view text, std::vector<int32_t>& tokens) const = 0;
+  /// Special tokens give no text. Errors: a token outside the vocabulary.
+  virtual std::string decode(std::span<const int32_t> tokens) const = 0;
+
+  virtual std::string kind() const = 0;  // "bytes", "sentencepiece"
+  virtual int64_t vocab_size() const = 0;
+  /// Ends every document in the shards.
+  virtual int32_t eos_id() const = 0;
+  virtual std::optional<int32_t> bos_id() const = 0;
+  /// Equal for two tokenizers if and only if they are the same; shards and checkpoints carry it.
+  virtual std::string fingerprint() const = 0;
+  /// Writes a directory that load_tokenizer reads; existing files of these names are replaced.
+  virtual void save(const std::string& directory) const = 0;
+
+  std::vector<int32_t> encode(std::string_view text) const {
+    std::vector<int32_t> tokens;
+    encode(text, tokens);
+    return tokens;
+  }
+};
+
+/// `where` is the word `bytes`, a tokenizer directory, or a sentencepiece .model file.
+/// Errors: what is missing, damaged or not a tokenizer is named with the cure.
+std::unique_ptr<Tokenizer> load_tokenizer(const std::string& where);
+
+/// 256 bytes and an end of text: 257 tokens.
+std::unique_ptr<Tokenizer> make_bytes_tokenizer();
+
+/// From the bytes of a sentencepiece model; `name` is for messages.
+std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const std::string& name);
+
+struct SentencepieceTraining {
+  enum class Kind { bpe, unigram };
+  Kind kind = Kind::bpe;
+  int64_t vocab_size = 8192;
+};
+/// Learns pieces from `lines` (valid UTF-8, none longer than kMaxTrainingLineBytes). Text is kept as it is:
+/// no normalisation, runs of spaces survive, unknown characters become byte pieces.
+/// Deterministic: the same lines give the same model on any number of cores.
+/// Errors: a vocabulary that is too large or too small for the text says what would fit.
+std::unique_ptr<Tokenizer> train_sentencepiece(const SentencepieceTraining& options, std::vector<std::string> lines);
+inline constexpr int64_t kMaxTrainingLineBytes = 4000;
+
+}  // namespace osprey
