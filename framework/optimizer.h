@@ -42,7 +42,7 @@ struct StepInfo {
   double learning_rate = 0;  // after the schedule
   double grad_scale = 1;     // multiplied into gradients (global-norm clipping)
   uint64_t seed = 0;
-  Tensor workspace;          // f32 (workspace_bytes / 4), shared by all optimizers of a rank
+  Tensor workspace{};          // f32 (workspace_bytes / 4), shared by all optimizers of a rank
 };
 
 class Optimizer {

@@ -11,7 +11,7 @@ namespace osprey {
 
 /// On the CPU: how many threads a kernel may use. On `meta`: nothing runs, shapes are checked.
 struct Queue {
-  Device device;
+  Device device{};
   int threads = 1;
 
   bool meta() const { return device.kind == DeviceKind::meta; }

@@ -1,0 +1,29 @@
+#include "kernels/symmetric_product.h"
+
+#include "kernels/cpu/isa/muon.h"
+#include "kernels/matmul.h"
+
+namespace osprey::cpu {
+
+// Block rows of 128: small enough that the wasted part of the diagonal blocks is small (a 512 x 512
+// result computes 10 of 16 blocks), large enough for the GEMM to run near its best rate.
+constexpr int64_t block = 128;
+
+void symmetric_product(const Queue& queue, const kernels::SymmetricProduct& args) {
+  const int64_t m = args.c.shape[0];
+  for (int64_t begin = 0; begin < m; begin += block) {
+    const int64_t end = std::min(begin + block, m);
+    kernels::matmul(queue, {.c = args.c.row_range(begin, end).columns(begin, m),
+                            .a = args.a.row_range(begin, end),
+                            .b = args.a.row_range(begin, m),
+                            .op_b = kernels::Op::transpose,
+                            .alpha = args.alpha,
+                            .beta = args.beta});
+    if (args.c.dtype == DType::bf16)
+      muon_table().mirror_bf16(args.c.as<bf16>(), m, m, begin, end);
+    else
+      muon_table().mirror_f32(args.c.as<float>(), m, m, begin, end);
+  }
+}
+
+}  // namespace osprey::cpu
