@@ -1,0 +1,66 @@
+#pragma once
+// The recipe's `run` and `train` sections.
+
+#include <optional>
+#include <string>
+
+#include "framework/config/fields.h"
+#include "framework/tape/tape.h"
+
+namespace osprey {
+
+struct RunSpec {
+  enum class DeviceChoice { automatic, cpu, cuda };
+  std::string name = "run";
+  std::string output_dir = "runs";
+  int64_t seed = 42;
+  DeviceChoice device = DeviceChoice::automatic;
+  std::optional<int64_t> threads;
+
+  void fields(Fields& f) {
+    f("name", name, "run directory inside output_dir");
+    f("output_dir", output_dir, "where run directories live");
+    f("seed", seed, "of everything random: initial values, data order", at_least(0));
+    f.choice("device", device, {{"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda}},
+             "auto takes a GPU if this build and machine have one");
+    f("threads", threads, "CPU threads of each rank; absent: the cores the launcher bound the rank to, shared evenly "
+      "among the ranks of this host that are bound to the same cores", at_least(1));
+    f.rule(!name.empty() && name.find('/') == std::string::npos && name != "." && name != "..", "name",
+           "must be a plain directory name");
+  }
+};
+
+struct TrainSpec {
+  std::optional<int64_t> tokens, steps;
+  int64_t global_batch_tokens = 32768;
+  int64_t micro_batch_size = 8;
+  DType precision = DType::bf16;
+  Recompute recompute = Recompute::none;
+  std::optional<double> max_grad_norm = 1.0;
+  int64_t max_skipped_updates = 10;
+  int64_t eval_every_steps = 100;
+  int64_t eval_tokens = 65536;
+
+  void fields(Fields& f) {
+    f("tokens", tokens, "length of the run in tokens; give tokens or steps", at_least(1));
+    f("steps", steps, "length of the run in optimizer steps", at_least(1));
+    f.rule(tokens.has_value() != steps.has_value(), "tokens", "give exactly one of tokens and steps");
+    f("global_batch_tokens", global_batch_tokens, "tokens of one optimizer step over all ranks", at_least(1));
+    f("micro_batch_size", micro_batch_size, "sequences that one rank computes at a time", at_least(1));
+    f.choice("precision", precision, {{"bf16", DType::bf16}, {"fp32", DType::f32}},
+             "bf16: activations and weights in bf16, master weights, gradients and optimizer state in fp32");
+    f.choice("recompute", recompute, {{"none", Recompute::none}, {"block", Recompute::block}},
+             "block: keep only each block's input and compute the rest again during backward");
+    f("max_grad_norm", max_grad_norm, "global gradient norm above which gradients are scaled down; null: no clipping", positive());
+    f("max_skipped_updates", max_skipped_updates,
+      "updates in a row that may be skipped because loss or gradient is not finite; one more ends the run", at_least(0));
+    f("eval_every_steps", eval_every_steps, "steps from one evaluation on the validation data to the next", at_least(1));
+    f("eval_tokens", eval_tokens, "tokens of one evaluation; never more than the validation data hold", at_least(1));
+  }
+
+  int64_t total_steps() const {
+    return steps ? *steps : (*tokens + global_batch_tokens - 1) / global_batch_tokens;
+  }
+};
+
+}  // namespace osprey
