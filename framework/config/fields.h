@@ -101,7 +101,7 @@ class Fields {
   /// whose default violates its own limits is required.
   virtual void required(const char* key) = 0;
   /// A cross-field check; `key` may be a path below this section. On failure the error reads
-  /// "recipe.yaml:12: section.key message". No effect when dumping, nor where the section has other errors.
+  /// "recipe.yaml:12: section.key: message". No effect when dumping, nor where the section has other errors.
   virtual void rule(bool ok, const char* key, const std::string& message) = 0;
 
  protected:

@@ -64,7 +64,7 @@ class Reader final : public Fields {
   void rule(bool ok, const char* key, const std::string& message) override {
     if (ok || !inactive_.empty()) return;
     const auto [where, line] = locate(key);
-    problems_.push_back({where, line, path_of(key) + " " + message, frames_.size()});
+    problems_.push_back({where, line, path_of(key) + ": " + message, frames_.size()});
   }
 
  protected:

@@ -80,9 +80,9 @@ TEST(Reader, WrongTypesSayWhatWasExpectedAndWhatWasFound) {
 TEST(Reader, LimitsAndRulesNameTheKey) {
   EXPECT_EQ(error("model: {hidden_size: 0}"), "r.yaml:1: model.hidden_size must be at least 1, got 0");
   EXPECT_EQ(error("model: {hidden_size: 4, norm: {eps: 0}}"), "r.yaml:1: model.norm.eps must be more than 0, got 0");
-  EXPECT_EQ(error("model:\n  hidden_size: 6\n  heads: 4\n"), "r.yaml:3: model.heads must divide hidden_size");
+  EXPECT_EQ(error("model:\n  hidden_size: 6\n  heads: 4\n"), "r.yaml:3: model.heads: must divide hidden_size");
   EXPECT_EQ(error("model: {hidden_size: 4}\noptim:\n  - {match: a, learning_rate: 1, betas: [0.5]}"),
-            "r.yaml:3: optim.0.betas must hold two numbers");
+            "r.yaml:3: optim.0.betas: must hold two numbers");
 }
 
 TEST(Reader, RulesOverValuesThatFailedToParseStaySilent) {
