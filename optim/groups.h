@@ -1,0 +1,53 @@
+#pragma once
+// Which parameter is trained by which optimizer: the `optim` section of a recipe.
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "framework/config/fields.h"
+#include "kernels/core/tensor.h"
+#include "optim/muon.h"
+#include "optim/newton_schulz.h"
+
+namespace osprey {
+
+/// One entry of the list. The first entry whose pattern matches a parameter's name takes it.
+struct OptimizerGroupSpec {
+  enum class Kind { adamw, muon };
+
+  std::string match = "*";
+  Kind kind = Kind::adamw;
+  double learning_rate = 0;  // required
+  double weight_decay = 0.01;
+  // adamw
+  std::vector<double> betas = {0.9, 0.95};
+  double eps = 1e-8;
+  // muon
+  double momentum = 0.95;
+  bool nesterov = true;
+  NewtonSchulz newton_schulz = NewtonSchulz::polar_express;
+  int64_t ns_steps = 5;
+  MuonScale scale = MuonScale::match_rms_adamw;
+
+  void fields(Fields& f);
+};
+
+/// What assignment needs to know of a parameter.
+struct NamedShape {
+  std::string name;
+  Shape shape;
+};
+
+struct GroupAssignment {
+  std::vector<int> group;             // of each parameter, an index into the groups
+  std::vector<std::string> warnings;  // allowed, but worth a line at the start of a run
+};
+
+/// Gives every parameter to the first group that matches it. Pass all parameters, frozen ones too: groups must not
+/// change when something thaws.
+/// Errors: one Error that lists every pattern that is malformed, matches nothing or comes too late to take anything,
+/// every parameter that no pattern matches, and every parameter given to Muon that is not a matrix; with cures.
+GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups, std::span<const NamedShape> parameters);
+
+}  // namespace osprey
