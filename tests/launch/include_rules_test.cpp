@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/paths.h"
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -50,11 +52,11 @@ std::string violation(const std::string& file, const std::string& header) {
 TEST(IncludeRules, NoFileIncludesAgainstTheArrows) {
   int scanned = 0;
   for (const auto& [folder, words] : allowed) {
-    if (!fs::exists(fs::path(OSPREY_SOURCE_DIR) / folder)) continue;
-    for (const auto& entry : fs::recursive_directory_iterator(fs::path(OSPREY_SOURCE_DIR) / folder)) {
+    if (!fs::exists(fs::path(osprey::test::source_dir()) / folder)) continue;
+    for (const auto& entry : fs::recursive_directory_iterator(fs::path(osprey::test::source_dir()) / folder)) {
       const std::string extension = entry.path().extension();
       if (extension != ".h" && extension != ".cpp" && extension != ".cu" && extension != ".cuh") continue;
-      const std::string file = fs::relative(entry.path(), OSPREY_SOURCE_DIR);
+      const std::string file = fs::relative(entry.path(), osprey::test::source_dir());
       std::ifstream in(entry.path());
       int number = 0;
       for (std::string line; std::getline(in, line);) {
@@ -69,7 +71,7 @@ TEST(IncludeRules, NoFileIncludesAgainstTheArrows) {
       ++scanned;
     }
   }
-  EXPECT_GT(scanned, 20) << "the scan saw no sources under " << OSPREY_SOURCE_DIR;
+  EXPECT_GT(scanned, 20) << "the scan saw no sources under " << osprey::test::source_dir();
 }
 
 TEST(IncludeRules, TheScanSeesWhatItShouldForbid) {

@@ -9,6 +9,8 @@
 
 #include "kernels/core/check.h"
 
+#include "tests/support/paths.h"
+
 namespace osprey {
 namespace {
 
@@ -60,7 +62,7 @@ TEST(TfEvents, ALongFileEqualsTheGoldenOneThatTensorBoardReadBack) {
   }
   const std::vector<TfScalar> nan{{"train/loss", std::numeric_limits<double>::quiet_NaN()}};
   bytes += tfrecord(tf_scalar_event(1.7e9 + 9, 300000000000, nan));
-  const fs::path golden = fs::path(OSPREY_SOURCE_DIR) / "tests/framework/telemetry/golden.tfevents";
+  const fs::path golden = fs::path(osprey::test::source_dir()) / "tests/framework/telemetry/golden.tfevents";
   if (std::getenv("OSPREY_WRITE_GOLDEN")) std::ofstream(golden, std::ios::binary) << bytes;
   EXPECT_EQ(hex(read(golden)), hex(bytes));
 }

@@ -6,6 +6,8 @@
 #include "launch/commands/command.h"
 #include "tests/support/temp_dir.h"
 
+#include "tests/support/paths.h"
+
 namespace osprey {
 namespace {
 
@@ -29,7 +31,7 @@ std::string run(const std::string& arguments) {
 }
 
 TEST(Check, PrintsTheResolvedRecipeAndAcceptsItsOwnOutput) {
-  const std::string recipe = OSPREY_SOURCE_DIR "/recipes/quickstart/osp.yaml";
+  const std::string recipe = osprey::test::source_dir() + "/recipes/quickstart/osp.yaml";
   const std::string resolved = run("check " + recipe + " --ranks 2 --set model.layers=3");
   EXPECT_NE(resolved.find("\n  layers: 3\n"), std::string::npos) << resolved;
   const test::TempDir folder;
@@ -39,7 +41,7 @@ TEST(Check, PrintsTheResolvedRecipeAndAcceptsItsOwnOutput) {
 }
 
 TEST(Check, WrongRecipesAreErrorsThatNameTheKey) {
-  const std::string recipe = OSPREY_SOURCE_DIR "/recipes/quickstart/osp.yaml";
+  const std::string recipe = osprey::test::source_dir() + "/recipes/quickstart/osp.yaml";
   try {
     run("check " + recipe + " --set model.lyers=3");
     FAIL();
