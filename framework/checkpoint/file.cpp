@@ -123,6 +123,13 @@ FileRecord hash_file(const fs::path& path) {
   return record;
 }
 
+FileRecord sync_file(const fs::path& path) {
+  Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  if (file.fd < 0) fail_system("open", path, errno);
+  if (::fsync(file.fd) != 0) fail_system("fsync", path, errno);
+  return hash_file(path);
+}
+
 void sync_directory(const fs::path& path) {
   Descriptor directory{::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
   if (directory.fd < 0) fail_system("open", path, errno);

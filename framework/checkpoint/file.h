@@ -51,6 +51,8 @@ FileRecord copy_file_durably(const std::filesystem::path& from, const std::files
 std::string read_file(const std::filesystem::path& path, int64_t most_bytes);
 /// Size and hash of a file as it is now. Errors: missing or unreadable.
 FileRecord hash_file(const std::filesystem::path& path);
+/// Makes a file that someone else wrote durable, and hashes it.
+FileRecord sync_file(const std::filesystem::path& path);
 /// Makes the names in a directory durable.
 void sync_directory(const std::filesystem::path& path);
 

@@ -1,0 +1,330 @@
+#include "framework/checkpoint/checkpoint.h"
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstring>
+#include <set>
+
+#include "framework/config/dumper.h"
+#include "framework/config/reader.h"
+#include "kernels/core/check.h"
+
+namespace osprey {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+double now_ms() {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::string encode(const std::vector<FileRecord>& records) {
+  std::string text;
+  for (const FileRecord& r : records) text += fmt::format("{} {} {}\n", r.size_bytes, r.crc32, r.name);
+  return text;
+}
+
+/// The inverse of encode; text comes from our own ranks.
+void decode(const std::string& text, PartialDirectory& into) {
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = text.find('\n', at);
+    const std::string line = text.substr(at, end - at);
+    FileRecord r;
+    const char* stop = line.data() + line.size();
+    const auto size = std::from_chars(line.data(), stop, r.size_bytes);
+    const auto crc = size.ec == std::errc() && size.ptr < stop ? std::from_chars(size.ptr + 1, stop, r.crc32) : size;
+    require(end != std::string::npos && crc.ec == std::errc() && crc.ptr < stop, "checkpoint", "a rank sent '{}'", shown(line));
+    r.name.assign(crc.ptr + 1, stop);
+    into.add(std::move(r));
+    at = end + 1;
+  }
+}
+
+/// Keys and shapes of all ranks' pieces, one a line, for the comparison with a checkpoint.
+std::string describe(std::span<const NamedPiece> pieces) {
+  std::string text;
+  for (const NamedPiece& p : pieces) {
+    text += p.key();
+    for (int i = 0; i < p.full_shape.rank; ++i) text += fmt::format(" {}", p.full_shape[i]);
+    text += '\n';
+  }
+  return text;
+}
+
+std::map<std::string, Shape> parse_descriptions(const std::vector<std::string>& texts) {
+  std::map<std::string, Shape> wanted;
+  for (const std::string& text : texts)
+    for (size_t at = 0; at < text.size();) {
+      const size_t end = std::min(text.find('\n', at), text.size());
+      const char *p = text.data() + std::min(text.find(' ', at), end), *stop = text.data() + end;
+      Shape& shape = wanted[text.substr(at, static_cast<size_t>(p - text.data()) - at)] = Shape();
+      while (p < stop && shape.rank < 4) p = std::from_chars(p + 1, stop, shape.dims[static_cast<size_t>(shape.rank++)]).ptr;
+      at = end + 1;
+    }
+  return wanted;
+}
+
+int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+}  // namespace
+
+void CheckpointSpec::fields(Fields& f) {
+  f("every_steps", every_steps, "steps between checkpoints; off: only the final one", at_least(1));
+  f("keep", keep, "complete checkpoints that stay; older ones are deleted", at_least(1));
+  f("resume", resume, "auto: go on from the newest complete checkpoint of this run directory, if there is one; none: "
+    "start anew; otherwise the directory of a checkpoint");
+  f("save_final", save_final, "save after the last step");
+  f.choice("on_error", on_error, {{"keep_training", OnError::keep_training}, {"stop", OnError::stop}},
+           "when a periodic save fails (disk full): keep_training says so and tries again at the next one, stop ends "
+           "the run. A final save that fails is always an error");
+  f.rule(!resume.empty(), "resume", "must be auto, none or a directory");
+}
+
+void CheckpointState::fields(Fields& f) {
+  f("format", format, "of this file", at_least(1));
+  f.rule(format == 1, "format", "this Osprey reads format 1");
+  f("step", step, "optimizer steps done", at_least(0));
+  f("tokens", tokens, "tokens trained on", at_least(0));
+  f("sequences", sequences, "sequences read from the data", at_least(0));
+  f("skipped_steps", skipped_steps, "steps skipped because a loss or gradient was not finite", at_least(0));
+  f("seed", seed, "run.seed");
+  f("world_size", world_size, "ranks that wrote it", at_least(1));
+  f("recipe_hash", recipe_hash, "of the resolved recipe");
+}
+
+CheckpointState read_checkpoint_state(const fs::path& checkpoint) {
+  const fs::path path = checkpoint / "state.yaml";
+  return read_spec<CheckpointState>(read_file(path, 1 << 16), path.string());
+}
+
+std::optional<fs::path> find_checkpoint(const std::string& resume, const fs::path& checkpoints) {
+  if (resume == "none") return std::nullopt;
+  if (resume != "auto") {
+    require(fs::is_directory(resume), "checkpoint", "checkpoint.resume is '{}', which is no directory; give a checkpoint, "
+            "auto or none", resume);
+    read_manifest(resume);
+    return resume;
+  }
+  const auto all = list_checkpoints(checkpoints);
+  if (all.empty()) return std::nullopt;
+  return all.back().path;
+}
+
+std::vector<std::string> agree(Communicator& comm, const std::function<std::string()>& work) {
+  std::string mine;  // 'k' and the answer, or 'e' and the error
+  try {
+    mine = "k" + work();
+  } catch (const std::exception& e) {
+    mine = std::string("e") + e.what();
+  }
+  std::vector<std::string> all = comm.gather_strings(mine);
+  for (size_t rank = 0; rank < all.size(); ++rank) {
+    require(!all[rank].empty(), "checkpoint", "rank {} sent nothing", rank);
+    if (all[rank][0] == 'e')
+      throw Error(all[rank].substr(1) + (all.size() == 1 ? "" : fmt::format(" (rank {})", rank)));
+    all[rank].erase(0, 1);
+  }
+  return all;
+}
+
+std::vector<NamedPiece> pieces_to_save(Communicator& comm, std::span<const NamedPiece> pieces) {
+  const auto line = [](const NamedPiece& p) { return fmt::format("{}@{}-{}\n", p.key(), p.begin, p.end); };
+  const auto all = agree(comm, [&] {
+    std::string text;
+    for (const NamedPiece& p : pieces) text += line(p);
+    return text;
+  });
+  std::set<std::string, std::less<>> taken;
+  for (int rank = 0; rank < comm.rank(); ++rank) {
+    const std::string_view text = all[static_cast<size_t>(rank)];
+    for (size_t at = 0; at < text.size();) {
+      const size_t end = text.find('\n', at) + 1;
+      taken.emplace(text.substr(at, end - at));
+      at = end;
+    }
+  }
+  std::vector<NamedPiece> mine;
+  for (const NamedPiece& p : pieces)
+    if (!taken.contains(line(p))) mine.push_back(p);
+  return mine;
+}
+
+void load_pieces(const fs::path& checkpoint, Communicator& comm, std::span<const NamedPiece> pieces) {
+  const auto descriptions = agree(comm, [&] {
+    verify_files(checkpoint, read_manifest(checkpoint), comm.rank(), comm.size());
+    return describe(pieces);
+  });
+  agree(comm, [&] {
+    const ShardIndex index(checkpoint);
+    index.require_same(parse_descriptions(descriptions));
+    for (const NamedPiece& p : pieces) index.read(p);
+    return std::string();
+  });
+}
+
+Checkpointer::Checkpointer(fs::path directory, int64_t keep, Communicator& comm, Texts texts)
+    : directory_(std::move(directory)), keep_(keep), comm_(comm.duplicate()), texts_(std::move(texts)) {
+  if (comm_->rank() == 0) remove_leftovers(directory_);
+  thread_ = std::thread([this] { work(); });
+}
+
+Checkpointer::~Checkpointer() {
+  {
+    std::unique_lock lock(mutex_);
+    ending_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+int64_t Checkpointer::snapshot_bytes(std::span<const NamedPiece> pieces, std::span<const NamedValue> values) {
+  int64_t total = 0;
+  for (const auto& p : pieces) total += padded(p.data.bytes());
+  for (const auto& v : values) total += padded(v.value.bytes());
+  return total;
+}
+
+void Checkpointer::save(const CheckpointState& state, std::span<const NamedPiece> pieces, std::span<const NamedValue> values) {
+  const double start = now_ms();
+  wait();
+  const bool first = comm_->rank() == 0;
+  if (!first) values = {};
+  snapshot_.state = state;
+  snapshot_.pieces.assign(pieces.begin(), pieces.end());
+  snapshot_.values.assign(values.begin(), values.end());
+  snapshot_.memory.resize(static_cast<size_t>(snapshot_bytes(pieces, values)));
+  std::byte* at = snapshot_.memory.data();
+  const auto copy = [&](Tensor& t) {
+    require(t.contiguous(), "checkpoint", "cannot save {}: it is not contiguous", t.str());
+    if (t.bytes() > 0) std::memcpy(at, t.data, static_cast<size_t>(t.bytes()));
+    t.data = at;
+    at += padded(t.bytes());
+  };
+  for (auto& p : snapshot_.pieces) copy(p.data);
+  for (auto& v : snapshot_.values) copy(v.value);
+  {
+    std::unique_lock lock(mutex_);
+    busy_ = true;
+  }
+  changed_.notify_all();
+  blocked_ms_ = now_ms() - start;
+}
+
+void Checkpointer::wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !busy_; });
+  if (failure_) throw Error(*std::exchange(failure_, std::nullopt));
+}
+
+std::optional<std::string> Checkpointer::take_failure() {
+  std::unique_lock lock(mutex_);
+  return std::exchange(failure_, std::nullopt);
+}
+
+std::optional<fs::path> Checkpointer::published() const {
+  std::unique_lock lock(mutex_);
+  return published_;
+}
+
+bool Checkpointer::busy() const {
+  std::unique_lock lock(mutex_);
+  return busy_;
+}
+
+double Checkpointer::write_ms() const {
+  std::unique_lock lock(mutex_);
+  return write_ms_;
+}
+
+void Checkpointer::work() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [&] { return busy_ || ending_; });
+    if (!busy_) return;
+    lock.unlock();
+    const double start = now_ms();
+    std::optional<std::string> failure;
+    try {
+      write();
+    } catch (const std::exception& e) {
+      failure = e.what();
+    }
+    lock.lock();
+    failure_ = failure;
+    if (!failure) published_ = directory_ / checkpoint_name(snapshot_.state.step);
+    write_ms_ = now_ms() - start;
+    busy_ = false;
+    changed_.notify_all();
+  }
+}
+
+void Checkpointer::write() {
+  const bool first = comm_->rank() == 0;
+  std::optional<PartialDirectory> partial;
+  const auto paths = agree(*comm_, [&] {
+    if (!first) return std::string();
+    partial.emplace(directory_ / checkpoint_name(snapshot_.state.step));
+    std::error_code error;
+    fs::create_directory(partial->path() / "optimizer", error);
+    require(!error, "checkpoint", "cannot create {}/optimizer: {}", partial->path().string(), error.message());
+    return partial->path().string();
+  });
+  const fs::path path = paths[0];
+  const auto records = agree(*comm_, [&] {
+    require(fs::is_directory(path), "checkpoint", "rank {} does not see {}, which rank 0 made; run.output_dir must be on a "
+            "file system that all hosts share", comm_->rank(), path.string());
+    return encode(write_own_files(path));
+  });
+  agree(*comm_, [&] {
+    if (first) {
+      for (const std::string& text : records) decode(text, *partial);
+      partial->publish();
+      keep_newest(directory_, keep_);
+    }
+    return std::string();
+  });
+}
+
+std::vector<FileRecord> Checkpointer::write_own_files(const fs::path& partial) const {
+  std::vector<FileRecord> records;
+  const std::string shard = shard_name(comm_->rank());
+  records.push_back(write_shard(partial / shard, snapshot_.pieces));
+  records.back().name = shard;
+  if (comm_->rank() != 0) return records;
+  records.push_back(write_file(partial / "state.yaml", dump_spec(snapshot_.state)));
+  records.push_back(write_file(partial / "recipe.yaml", texts_.recipe_yaml));
+  records.push_back(write_model(partial / "model.safetensors"));
+  for (FileRecord& r : write_hub_texts(partial, texts_.hub, {})) records.push_back(std::move(r));
+  if (texts_.tokenizer) {
+    // The tokenizer writes its own files; whatever is new here is theirs.
+    texts_.tokenizer->save(partial.string());
+    for (const auto& entry : fs::directory_iterator(partial)) {
+      const std::string name = entry.path().filename().string();
+      const bool known = std::any_of(records.begin(), records.end(), [&](const FileRecord& r) { return r.name == name; });
+      if (!known && entry.is_regular_file()) records.push_back(sync_file(entry.path()));
+    }
+  }
+  return records;
+}
+
+FileRecord Checkpointer::write_model(const fs::path& path) const {
+  std::map<std::string_view, Tensor> values;
+  for (const NamedValue& v : snapshot_.values) values[v.name] = v.value;
+  const ReadParameter read = [&](const std::string& name, int64_t begin, Tensor out) {
+    const auto it = values.find(name);
+    require(it != values.end(), "checkpoint", "the exported model needs the parameter {}, which was not given", name);
+    const Tensor& v = it->second;
+    require(begin >= 0 && begin + out.numel() <= v.numel(), "checkpoint", "the exported model reads beyond {} {}", name, v.str());
+    float* to = out.as<float>();
+    if (v.dtype == DType::f32)
+      std::memcpy(to, v.as<float>() + begin, static_cast<size_t>(out.bytes()));
+    else
+      for (int64_t i = 0; i < out.numel(); ++i) to[i] = to_float(v.as<bf16>()[begin + i]);
+  };
+  const bool narrow = !snapshot_.values.empty() && snapshot_.values[0].value.dtype == DType::bf16;
+  return write_hub_tensors(Queue{}, path, texts_.hub, read, narrow ? StoredType::bf16 : StoredType::f32);
+}
+
+}  // namespace osprey

@@ -1,0 +1,50 @@
+#pragma once
+// The Hugging Face half of a checkpoint: which tensors it has, as formulas over Osprey's parameters. Models
+// say the formulas (models/llama/hf.h), this file carries them out.
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "framework/checkpoint/safetensors.h"
+#include "kernels/core/queue.h"
+
+namespace osprey {
+
+/// One tensor of the exported model.
+struct HubTensor {
+  enum class Rule {
+    copy,              // a
+    broadcast,         // the one element of a, at every place
+    times_transposed,  // a b^T
+    times,             // a b
+  };
+  std::string name;
+  Shape shape;
+  Rule rule = Rule::copy;
+  std::string a, b;  // names of parameters
+  Shape b_shape;     // of b, a square matrix
+};
+
+struct HubLayout {
+  std::string config_json;
+  std::string generation_config_json;
+  std::vector<HubTensor> tensors;
+};
+
+/// Elements [begin, begin + out.numel()) of the flattened parameter, as f32.
+using ReadParameter = std::function<void(const std::string& name, int64_t begin, Tensor out)>;
+
+/// Writes all tensors of `layout` into one safetensors file, a few rows at a time.
+/// Numerics: everything is formed in fp32 from what `read` gives and rounded once to `type`.
+FileRecord write_hub_tensors(const Queue& queue, const std::filesystem::path& path, const HubLayout& layout,
+                             const ReadParameter& read, StoredType type);
+
+/// Writes config.json and generation_config.json and copies the tokenizer files that `tokenizer` holds (may
+/// be empty). Names are relative to `directory`.
+std::vector<FileRecord> write_hub_texts(const std::filesystem::path& directory, const HubLayout& layout,
+                                        const std::filesystem::path& tokenizer);
+
+}  // namespace osprey
