@@ -19,6 +19,8 @@ struct Init {
   double value = 0;  // the constant, or the standard deviation
 };
 
+class PackCache;
+
 struct Parameter {
   std::string name;   // "layers.3.attn.q.weight"
   int layer = -1;     // -1: embedding, final norm, head
@@ -31,6 +33,8 @@ struct Parameter {
   int64_t offset = 0; // of its first element in the bucket's flat buffers
   bool grad_written = false;  // false: the next writer overwrites
   uint64_t version = 1;       // bumped by whoever writes `value`; caches of packed weights compare it
+
+  std::shared_ptr<PackCache> packs;  // rearranged copies of `value`, kept by framework/ops/pack_cache.h
 
   bool matrix() const { return shape.rank == 2; }
   /// Where this micro step's gradient goes; marks it written.

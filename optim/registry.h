@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "framework/optimizer.h"
 #include "optim/groups.h"
 
 namespace osprey {
