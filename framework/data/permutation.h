@@ -7,13 +7,13 @@
 
 namespace osprey {
 
-/// A bijection of [0, n) chosen by (seed, stream). The same on every machine, standard library and rank.
+/// A bijection of [0, n) chosen by (seed, stream, index). The same on every machine, standard library and rank.
 /// Reference: a Feistel network over the bits of n (Luby and Rackoff, 1988), walked until it lands below n
 /// (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
 class Permutation {
  public:
   Permutation() = default;
-  Permutation(uint64_t n, uint64_t seed, uint64_t stream);
+  Permutation(uint64_t n, uint64_t seed, uint64_t stream, uint64_t index = 0);
 
   uint64_t size() const { return n_; }
   /// Where `i`, below size(), goes.

@@ -1,0 +1,127 @@
+#pragma once
+// Batches as functions of the step. Documents of a source are laid end to end in an order shuffled anew
+// every epoch, cut into windows of sequence_len + 1 tokens (a window's last token is only a target and
+// begins the next one), and the windows are shuffled too; sources are mixed by weight. Sample n of a run is
+// therefore a function of (seed, n), and row r of a step is sample step * global_rows + r, whoever reads
+// it: nothing depends on the number of ranks, and there is no state to save.
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "framework/data/data_spec.h"
+#include "framework/data/mixture.h"
+#include "framework/data/token_stream.h"
+#include "framework/data/tokenizer.h"
+#include "kernels/core/tensor.h"
+
+namespace osprey {
+
+/// Views that a loader fills. document_start may be left undefined when attention crosses documents.
+/// Shapes: all (B, T), i32, contiguous.
+struct Batch {
+  Tensor tokens;
+  Tensor targets;         // the token after; -1 where there is nothing to predict
+  Tensor positions;       // in the row, or in the document when attention stays inside documents
+  Tensor document_start;  // index in the row of the first token of the own document
+  int64_t target_tokens = 0;  // how many targets are not -1
+};
+
+/// Memory for one Batch.
+class BatchBuffer {
+ public:
+  BatchBuffer(const DataSpec& spec, int64_t rows);
+  Batch batch;
+
+ private:
+  std::vector<int32_t> memory_;
+};
+
+/// A part of a document that a step read.
+struct DocumentUse {
+  int64_t row = 0;  // of the global batch
+  std::string file;  // without .bin
+  int64_t document = 0;  // within the file
+  int64_t offset = 0, tokens = 0;
+  bool operator==(const DocumentUse&) const = default;
+};
+
+/// Training batches.
+/// Errors: whatever is wrong with files, tokenizer, weights or sizes is found when the loader is made,
+/// except a token beyond what the side-car promised, which is found when it is read.
+class Loader {
+ public:
+  struct Setup {
+    uint64_t seed = 0;
+    int64_t global_rows = 0;  // sequences in one optimizer step, over all ranks and micro steps
+    int64_t vocab_size = 0;   // of the model
+  };
+  Loader(const DataSpec& spec, const Tokenizer& tokenizer, const Setup& setup);
+
+  /// Fills the B rows that `rank` of `ranks` trains on in micro step `micro_step` of `step`; over all ranks
+  /// and micro steps these are the global_rows rows of the step, each once. Allocates nothing. At the first
+  /// use of an epoch its order is worked out, in time linear in the number of documents.
+  void batch(int64_t step, int64_t micro_step, int64_t rank, int64_t ranks, Batch& batch);
+  /// What `step` reads, row by row.
+  std::vector<DocumentUse> documents(int64_t step);
+
+  /// Tokens of all training sources: one epoch.
+  int64_t tokens() const;
+
+ private:
+  struct Epoch {
+    explicit Epoch(const TokenStream& stream) : order(stream) {}
+    std::optional<uint64_t> number;
+    DocumentOrder order;
+    Permutation windows;
+  };
+  struct Source {
+    Source(const SourceSpec& spec, const Tokenizer& tokenizer, int64_t vocab_size)
+        : stream({spec.path}, tokenizer, vocab_size), epochs{Epoch(stream), Epoch(stream)} {}
+    Source(const Source&) = delete;
+    Source& operator=(const Source&) = delete;
+    TokenStream stream;
+    std::array<Epoch, 2> epochs;  // a step may lie across the end of one
+    uint64_t windows = 0;         // in an epoch
+    uint64_t document_shuffle = 0, window_shuffle = 0;  // random streams
+  };
+  struct Window {
+    const Source* source;
+    const DocumentOrder* order;
+    int64_t begin;  // token in the order
+  };
+  Window window(uint64_t sample);
+
+  DataSpec spec_;
+  Setup setup_;
+  std::deque<Source> sources_;
+  std::optional<Mixture> mixture_;
+  std::vector<int32_t> scratch_;  // T + 1 tokens
+};
+
+/// The validation sources in file order, cut into rows without overlap of targets: every token but the
+/// very first is a target once (without attention across documents, the first of each document is none).
+/// The last row is filled up with tokens that are not targets.
+class ValidationLoader {
+ public:
+  ValidationLoader(const DataSpec& spec, const Tokenizer& tokenizer, int64_t vocab_size);
+  ValidationLoader(const ValidationLoader&) = delete;
+  ValidationLoader& operator=(const ValidationLoader&) = delete;
+
+  int64_t rows() const { return rows_; }
+  /// Fills B rows from row `first` on; rows past the end have no targets. Allocates nothing.
+  void batch(int64_t first, Batch& batch);
+
+ private:
+  DataSpec spec_;
+  TokenStream stream_;
+  DocumentOrder order_;
+  int32_t eos_id_;
+  int64_t rows_ = 0;
+  std::vector<int32_t> scratch_;
+};
+
+}  // namespace osprey
