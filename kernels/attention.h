@@ -75,6 +75,8 @@ struct AttentionDecode {
   Tensor k_cache;  // (B, capacity, G*D)
   Tensor v_cache;  // (B, capacity, G*D)
   Tensor lengths;  // (B) i32: keys in the cache, the new token's included; at least 1
+  Tensor k = {};   // (B, G*D): keys of the new tokens, written to the cache first; both or neither
+  Tensor v = {};   // (B, G*D)
   int64_t head_size = 0;
   std::optional<float> scale = {};
   std::optional<Clip> clip = {};
@@ -82,7 +84,7 @@ struct AttentionDecode {
   Tensor gate = {};  // (B, H) or (B, H*D)
 };
 
-/// One row of attention for each sequence over its cache.
+/// One row of attention for each sequence over its cache, after k and v went to entry lengths - 1.
 /// Numerics: all sums in fp32.
 /// Errors: throws when shapes do not fit or a length is outside [1, capacity].
 void attention_decode(const Queue& queue, const AttentionDecode& args);

@@ -2,6 +2,7 @@
 
 #include "framework/config/glob.h"
 #include "framework/config/reader.h"
+#include "optim/registry.h"
 
 namespace osprey {
 
@@ -115,6 +116,21 @@ GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups, std::s
     problems.add("no entry matches {}; end the list with match: \"*\"", name_list(orphans));
   problems.raise();
   return result;
+}
+
+OptimizerGroups::OptimizerGroups(std::span<const OptimizerGroupSpec> groups, const ParamStore& params) {
+  std::vector<NamedShape> shapes;
+  for (const auto& p : params.all()) shapes.push_back({p->name, p->shape});
+  GroupAssignment assignment = assign_groups(groups, shapes);
+  warnings_ = std::move(assignment.warnings);
+  for (const OptimizerGroupSpec& spec : groups) optimizers_.push_back(make_optimizer(spec));
+  for (size_t i = 0; i < shapes.size(); ++i) group_[shapes[i].name] = static_cast<size_t>(assignment.group[i]);
+}
+
+const Optimizer& OptimizerGroups::of(const Parameter& parameter) const {
+  const auto found = group_.find(parameter.name);
+  require(found != group_.end(), "optim", "{} was declared after the optimizer groups were formed", parameter.name);
+  return *optimizers_[found->second];
 }
 
 }  // namespace osprey

@@ -1,12 +1,15 @@
 #pragma once
 // Which parameter is trained by which optimizer: the `optim` section of a recipe.
 
+#include <memory>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "framework/config/fields.h"
-#include "kernels/core/tensor.h"
+#include "framework/optimizer.h"
+#include "framework/parameter.h"
 #include "optim/muon.h"
 #include "optim/newton_schulz.h"
 
@@ -49,5 +52,21 @@ struct GroupAssignment {
 /// Errors: one Error that lists every pattern that is malformed, matches nothing or comes too late to take anything,
 /// every parameter that no pattern matches, and every parameter given to Muon that is not a matrix; with cures.
 GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups, std::span<const NamedShape> parameters);
+
+/// The optimizers of a run, one for each entry, and which of them trains which parameter.
+class OptimizerGroups {
+ public:
+  /// Errors: as assign_groups.
+  OptimizerGroups(std::span<const OptimizerGroupSpec> groups, const ParamStore& params);
+
+  /// Errors: throws for a parameter that the store did not hold.
+  const Optimizer& of(const Parameter& parameter) const;
+  const std::vector<std::string>& warnings() const { return warnings_; }
+
+ private:
+  std::vector<std::unique_ptr<Optimizer>> optimizers_;
+  std::unordered_map<std::string, size_t> group_;
+  std::vector<std::string> warnings_;
+};
 
 }  // namespace osprey

@@ -3,7 +3,6 @@
 
 #include <memory>
 
-#include "framework/optimizer.h"
 #include "optim/groups.h"
 
 namespace osprey {

@@ -6,15 +6,24 @@ namespace osprey {
 
 const char* name(Collective collective) {
   switch (collective) {
-    case Collective::all_reduce: return "all_reduce";
-    case Collective::reduce_scatter: return "reduce_scatter";
-    case Collective::all_gather: return "all_gather";
-    case Collective::broadcast: return "broadcast";
-    case Collective::barrier: return "barrier";
-    case Collective::max: return "max";
-    case Collective::sum: return "sum";
-    case Collective::gather_strings: return "gather_strings";
-    case Collective::duplicate: return "duplicate";
+    case Collective::all_reduce:
+      return "all_reduce";
+    case Collective::reduce_scatter:
+      return "reduce_scatter";
+    case Collective::all_gather:
+      return "all_gather";
+    case Collective::broadcast:
+      return "broadcast";
+    case Collective::barrier:
+      return "barrier";
+    case Collective::max:
+      return "max";
+    case Collective::sum:
+      return "sum";
+    case Collective::gather_strings:
+      return "gather_strings";
+    case Collective::duplicate:
+      return "duplicate";
   }
   return "?";
 }
@@ -27,9 +36,10 @@ static void require_data(const char* where, const Tensor& t) {
 }
 
 static void require_wire(const char* where, const Tensor& t, DType wire) {
-  const bool ok = (t.dtype == DType::f32 && wire != DType::i32) || (t.dtype == DType::i32 && wire == DType::i32);
-  require(ok, where, "sums f32 data sent as f32 or bf16, or i32 data sent as i32; got {} sent as {}",
-          t.str(), name(wire));
+  const bool ok =
+      (t.dtype == DType::f32 && wire != DType::i32) || (t.dtype == DType::i32 && wire == DType::i32);
+  require(ok, where, "sums f32 data sent as f32 or bf16, or i32 data sent as i32; got {} sent as {}", t.str(),
+          name(wire));
 }
 
 Call reduce_call(Collective collective, const Tensor& data, DType wire, int) {
@@ -38,7 +48,8 @@ Call reduce_call(Collective collective, const Tensor& data, DType wire, int) {
   return {.count = data.numel(), .collective = collective, .dtype = data.dtype, .wire = wire};
 }
 
-Call pieces_call(Collective collective, const Tensor& flat, std::span<const Piece> pieces, DType wire, int size) {
+Call pieces_call(Collective collective, const Tensor& flat, std::span<const Piece> pieces, DType wire,
+                 int size) {
   const char* where = name(collective);
   require_data(where, flat);
   if (collective == Collective::reduce_scatter) require_wire(where, flat, wire);
@@ -53,18 +64,23 @@ Call pieces_call(Collective collective, const Tensor& flat, std::span<const Piec
     last = p.end;
     mix(p.owner), mix(p.begin), mix(p.end);
   }
-  return {.count = flat.numel(), .layout = layout, .collective = collective, .dtype = flat.dtype, .wire = wire};
+  return {
+      .count = flat.numel(), .layout = layout, .collective = collective, .dtype = flat.dtype, .wire = wire};
 }
 
 Call broadcast_call(const Tensor& data, int root, int size) {
   require_data("broadcast", data);
   require(0 <= root && root < size, "broadcast", "root must be below {}, got {}", size, root);
-  return {.count = data.numel(), .layout = static_cast<uint64_t>(root), .collective = Collective::broadcast,
-          .dtype = data.dtype, .wire = data.dtype};
+  return {.count = data.numel(),
+          .layout = static_cast<uint64_t>(root),
+          .collective = Collective::broadcast,
+          .dtype = data.dtype,
+          .wire = data.dtype};
 }
 
 static std::string describe(const Call& c) {
-  std::string text = fmt::format("call {}: {} of {} {}", c.number, name(c.collective), c.count, name(c.dtype));
+  std::string text =
+      fmt::format("call {}: {} of {} {}", c.number, name(c.collective), c.count, name(c.dtype));
   if (c.wire != c.dtype) text += fmt::format(" as {}", name(c.wire));
   if (c.collective == Collective::broadcast) text += fmt::format(" from rank {}", c.layout);
   return text;

@@ -9,7 +9,15 @@
 namespace osprey {
 
 enum class Collective : int32_t {
-  all_reduce, reduce_scatter, all_gather, broadcast, barrier, max, sum, gather_strings, duplicate
+  all_reduce,
+  reduce_scatter,
+  all_gather,
+  broadcast,
+  barrier,
+  max,
+  sum,
+  gather_strings,
+  duplicate
 };
 const char* name(Collective collective);
 
@@ -28,7 +36,8 @@ struct Call {
 /// Describes a call and checks what this rank alone can check (contiguous, known dtypes, pieces inside the
 /// buffer, ordered and not overlapping for one owner).
 Call reduce_call(Collective collective, const Tensor& data, DType wire, int size);
-Call pieces_call(Collective collective, const Tensor& flat, std::span<const Piece> pieces, DType wire, int size);
+Call pieces_call(Collective collective, const Tensor& flat, std::span<const Piece> pieces, DType wire,
+                 int size);
 Call broadcast_call(const Tensor& data, int root, int size);
 
 /// Throws the same Error on every rank unless all calls (one for each rank) are equal.

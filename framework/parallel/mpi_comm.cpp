@@ -18,9 +18,9 @@ namespace osprey {
 namespace {
 
 constexpr int kCallTag = 1, kDataTag = 2;
-constexpr int64_t kMessageBytes = int64_t{64} << 20;      // one message; MPI counts in int
-constexpr int64_t kScratchElements = int64_t{2} << 20;    // of incoming parts, over all peers
-constexpr int64_t kSmallBytes = 64 << 10;                 // all_reduce below this takes one round, not two
+constexpr int64_t kMessageBytes = int64_t{64} << 20;    // one message; MPI counts in int
+constexpr int64_t kScratchElements = int64_t{2} << 20;  // of incoming parts, over all peers
+constexpr int64_t kSmallBytes = 64 << 10;               // all_reduce below this takes one round, not two
 
 void check(int code, const char* what) {
   if (code == MPI_SUCCESS) return;
@@ -55,9 +55,10 @@ struct Session {
     const int expected = environment_size();
     if (provided < MPI_THREAD_MULTIPLE || (expected != 0 && expected != size)) {
       MPI_Finalize();
-      require(provided >= MPI_THREAD_MULTIPLE, "mpi", "this MPI library lacks MPI_THREAD_MULTIPLE; use Open MPI");
-      fail("mpi", "the launcher started {} processes but MPI sees {}; start with the mpirun of Open MPI", expected,
-           size);
+      require(provided >= MPI_THREAD_MULTIPLE, "mpi",
+              "this MPI library lacks MPI_THREAD_MULTIPLE; use Open MPI");
+      fail("mpi", "the launcher started {} processes but MPI sees {}; start with the mpirun of Open MPI",
+           expected, size);
     }
   }
   Session(const Session&) = delete;
@@ -111,7 +112,8 @@ class MpiComm final : public Communicator {
       if (r == rank_) continue;
       MPI_Request send, receive;
       check(MPI_Send_init(&mine_, sizeof(Call), MPI_BYTE, r, kCallTag, comm_, &send), "MPI_Send_init");
-      check(MPI_Recv_init(&calls_[at(r)], sizeof(Call), MPI_BYTE, r, kCallTag, comm_, &receive), "MPI_Recv_init");
+      check(MPI_Recv_init(&calls_[at(r)], sizeof(Call), MPI_BYTE, r, kCallTag, comm_, &receive),
+            "MPI_Recv_init");
       call_requests_.push_back(send);
       call_requests_.push_back(receive);
     }
@@ -152,7 +154,8 @@ class MpiComm final : public Communicator {
     for (int64_t done = 0; done < data.bytes(); done += kMessageBytes) {
       const int64_t len = std::min(kMessageBytes, data.bytes() - done);
       requests_.emplace_back();
-      check(MPI_Ibcast(bytes + done, static_cast<int>(len), MPI_BYTE, root, comm_, &requests_.back()), "broadcast");
+      check(MPI_Ibcast(bytes + done, static_cast<int>(len), MPI_BYTE, root, comm_, &requests_.back()),
+            "broadcast");
       wait(requests_);
     }
   }
@@ -215,15 +218,19 @@ class MpiComm final : public Communicator {
   void send(const void* data, int64_t bytes, int to) {
     for (int64_t done = 0; done < bytes; done += kMessageBytes) {
       requests_.emplace_back();
-      check(MPI_Isend(static_cast<const char*>(data) + done, static_cast<int>(std::min(kMessageBytes, bytes - done)),
-                      MPI_BYTE, to, kDataTag, comm_, &requests_.back()), "MPI_Isend");
+      check(MPI_Isend(static_cast<const char*>(data) + done,
+                      static_cast<int>(std::min(kMessageBytes, bytes - done)), MPI_BYTE, to, kDataTag, comm_,
+                      &requests_.back()),
+            "MPI_Isend");
     }
   }
   void receive(void* data, int64_t bytes, int from) {
     for (int64_t done = 0; done < bytes; done += kMessageBytes) {
       requests_.emplace_back();
-      check(MPI_Irecv(static_cast<char*>(data) + done, static_cast<int>(std::min(kMessageBytes, bytes - done)),
-                      MPI_BYTE, from, kDataTag, comm_, &requests_.back()), "MPI_Irecv");
+      check(
+          MPI_Irecv(static_cast<char*>(data) + done, static_cast<int>(std::min(kMessageBytes, bytes - done)),
+                    MPI_BYTE, from, kDataTag, comm_, &requests_.back()),
+          "MPI_Irecv");
     }
   }
 
@@ -234,7 +241,8 @@ class MpiComm final : public Communicator {
     auto complain = start + std::chrono::seconds(60);
     for (int64_t spins = 0;; ++spins) {
       int done = 0;
-      const int code = MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE);
+      const int code =
+          MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE);
       if (code != MPI_SUCCESS) check(code, name(mine_.collective));
       if (done) break;
       if (spins % 16 != 15) continue;
@@ -263,8 +271,10 @@ class MpiComm final : public Communicator {
       if (!done) missing += fmt::format(" {}", r + (r >= rank_ ? 1 : 0));
     }
     if (missing.empty()) missing = " (all came; data is on its way)";
-    std::fputs(fmt::format("[rank {}] has waited {} s in call {}, {} of {} values, for rank(s){}\n", rank_, seconds,
-                           mine_.number, name(mine_.collective), mine_.count, missing).c_str(), stderr);
+    std::fputs(fmt::format("[rank {}] has waited {} s in call {}, {} of {} values, for rank(s){}\n", rank_,
+                           seconds, mine_.number, name(mine_.collective), mine_.count, missing)
+                   .c_str(),
+               stderr);
   }
 
   /// The bytes of all ranks, one row each, valid until the next collective.
@@ -296,7 +306,8 @@ class MpiComm final : public Communicator {
     const void* mine = data.data;
     if (wire != data.dtype) {
       outgoing_.resize(std::max(outgoing_.size(), static_cast<size_t>(data.numel() * 2)));
-      pack_bf16(reinterpret_cast<bf16*>(outgoing_.data()), static_cast<const float*>(data.data), data.numel());
+      pack_bf16(reinterpret_cast<bf16*>(outgoing_.data()), static_cast<const float*>(data.data),
+                data.numel());
       mine = outgoing_.data();
     }
     const int64_t row = data.numel() * size_bytes(wire);
@@ -326,7 +337,8 @@ class MpiComm final : public Communicator {
           if (r == rank_) {
             segments_.push_back(s);
             for (int from = 0; from < size_; ++from)
-              if (from != rank_) receive(incoming_.data() + row * from + filled * wire_size, len * wire_size, from);
+              if (from != rank_)
+                receive(incoming_.data() + row * from + filled * wire_size, len * wire_size, from);
           } else if (wire == flat.dtype) {
             send(base + s.begin * wire_size, len * wire_size, r);
           } else {
@@ -348,8 +360,10 @@ class MpiComm final : public Communicator {
     for (const auto& s : segments_) {
       char* out = static_cast<char*>(flat.data) + s.begin * size_bytes(flat.dtype);
       for (int r = 0; r < size_; ++r) {
-        if (r == rank_) parts_[at(r)] = {out, flat.dtype};
-        else parts_[at(r)] = {incoming_.data() + row * r + filled * size_bytes(wire), wire};
+        if (r == rank_)
+          parts_[at(r)] = {out, flat.dtype};
+        else
+          parts_[at(r)] = {incoming_.data() + row * r + filled * size_bytes(wire), wire};
       }
       sum_parts(out, flat.dtype, parts_, s.end - s.begin, wire);
       filled += s.end - s.begin;

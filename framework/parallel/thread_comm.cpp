@@ -62,7 +62,8 @@ struct World {
   void require_alive(const Call& call) const {
     require(family->aborted.empty(), name(call.collective), "a rank gave up: {}", family->aborted);
     for (size_t r = 0; r < gone.size(); ++r)
-      require(!gone[r], name(call.collective), "rank {} left before call {} (of {} values)", r, call.number, call.count);
+      require(!gone[r], name(call.collective), "rank {} left before call {} (of {} values)", r, call.number,
+              call.count);
   }
 };
 

@@ -93,6 +93,14 @@ void Tape::pass_grad(Var v, const Tensor& d) {
     kernels::copy(queue_, {.y = g.tensor, .x = d.view(g.tensor.shape)});
 }
 
+Tensor Tape::take_grad(Var v, const Tensor& d) {
+  require(needs_grad(v) && slot(v).buffer < 0, "tape", "an op that works in place must be the only user of its input");
+  pass_grad(v, d);
+  Slot& s = slot(v);
+  // Two references are v and the output of the running op, which nobody reads after it.
+  return pool_.references(s.buffer) > (s.buffer == running_buffer_ ? 2 : 1) ? grad(v).tensor : s.grad;
+}
+
 Tensor Tape::gradient_of(Var v) const { return slot(v).grad; }
 
 Var Tape::record(const char* op, const Tensor& out, std::initializer_list<Var> inputs, const Backward& backward) {

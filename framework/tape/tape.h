@@ -79,6 +79,10 @@ class Tape {
   Accum grad(Var v);
   /// Adds `d` (the dy of the running op) to v's gradient, without a copy where possible.
   void pass_grad(Var v, const Tensor& d);
+  /// For ops that worked in place: makes `d` (the dy of the running op) the gradient of v and returns it to
+  /// be changed in place. Copies only if somebody else still reads it.
+  /// Errors: throws when v has a gradient already; what was overwritten had no other reader.
+  Tensor take_grad(Var v, const Tensor& d);
   /// dL/dv after backward for source() variables.
   Tensor gradient_of(Var v) const;
 

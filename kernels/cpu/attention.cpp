@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "kernels/cpu/isa/attention.h"
@@ -40,6 +41,13 @@ const float* sink_values(const Tensor& sink) {
   values.resize(static_cast<size_t>(sink.numel()));
   for (size_t i = 0; i < values.size(); ++i) values[i] = to_float(sink.as<bf16>()[i]);
   return values.data();
+}
+
+void copy_row(const Tensor& to, int64_t to_row, const Tensor& from, int64_t from_row) {
+  const int64_t size = size_bytes(to.dtype);
+  std::memcpy(static_cast<char*>(to.data) + to_row * to.row_stride() * size,
+              static_cast<const char*>(from.data) + from_row * from.row_stride() * size,
+              static_cast<size_t>(to.cols() * size));
 }
 
 template <class Args>
@@ -139,6 +147,11 @@ void attention_decode(const Queue& queue, const kernels::AttentionDecode& a) {
   for (int64_t b = 0; b < p.batch; ++b)
     require(p.lengths[b] >= 1 && p.lengths[b] <= p.tokens, "attention decode",
             "length of sequence {} must be in [1, {}], got {}", b, p.tokens, p.lengths[b]);
+  for (int64_t b = 0; b < p.batch && a.k.defined(); ++b) {
+    const int64_t row = b * p.tokens + p.lengths[b] - 1;
+    copy_row(a.k_cache, row, a.k, b);
+    copy_row(a.v_cache, row, a.v, b);
+  }
   const AttentionTable& table = attention_table();
   run_tasks(queue, a.q.dtype == DType::bf16 ? table.decode_bf16 : table.decode_f32, p,
             p.batch * p.heads);

@@ -91,6 +91,19 @@ TEST(Groups, MuonOnTheEmbeddingIsAllowedAndSaid) {
   EXPECT_NE(a.warnings[0].find("embed.weight"), std::string::npos);
 }
 
+TEST(OptimizerGroups, GiveEachParameterOfAStoreItsOptimizer) {
+  ParamStore store;
+  for (const NamedShape& p : model()) store.add(p.name, -1, p.shape, {});
+  const std::vector<OptimizerGroupSpec> groups = {group("*norm*", adamw), group("*.{attn,mlp}.*.weight", muon),
+                                                  group("*", adamw)};
+  const OptimizerGroups optimizers(groups, store);
+  EXPECT_STREQ(optimizers.of(store.at("layers.1.mlp.up.weight")).kind(), "muon");
+  EXPECT_STREQ(optimizers.of(store.at("embed.weight")).kind(), "adamw");
+  EXPECT_NE(&optimizers.of(store.at("embed.weight")), &optimizers.of(store.at("norm.weight")));
+  EXPECT_EQ(&optimizers.of(store.at("embed.weight")), &optimizers.of(store.at("head.weight")));
+  EXPECT_THROW(optimizers.of(store.add("late", -1, {4}, {})), Error);
+}
+
 TEST(OptimizerGroupSpec, ReadsDumpsAndRefuses) {
   const auto read = [](const char* text) { return read_spec<OptimizerGroupSpec>(text, "r.yaml"); };
   const OptimizerGroupSpec g =

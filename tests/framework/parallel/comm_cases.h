@@ -17,7 +17,8 @@ namespace osprey::comm_cases {
 /// Contributions of many magnitudes, so that another order of addition gives other bits.
 inline float contribution(int rank, int64_t i) {
   const auto hash = static_cast<uint32_t>(i * 2654435761 + rank * 40503) * 2246822519u;
-  return std::ldexp(static_cast<float>(static_cast<int32_t>(hash ^ hash >> 15)), static_cast<int>((i * 7 + rank * 3) % 20) - 41);
+  return std::ldexp(static_cast<float>(static_cast<int32_t>(hash ^ hash >> 15)),
+                    static_cast<int>((i * 7 + rank * 3) % 20) - 41);
 }
 
 /// The contract of the sums, written down plainly.
@@ -82,7 +83,8 @@ inline std::vector<Piece> odd_pieces(int size, int64_t n) {
 inline void reduce_scatter_gives_owners_the_sum(Communicator& comm) {
   for (const DType wire : {DType::f32, DType::bf16})
     for (const int64_t n : {1, 100, 200'000, 2'600'000}) {
-      const auto pieces = n > 1'000'000 ? std::vector<Piece>{{comm.size() - 1, 5, n}} : odd_pieces(comm.size(), n);
+      const auto pieces =
+          n > 1'000'000 ? std::vector<Piece>{{comm.size() - 1, 5, n}} : odd_pieces(comm.size(), n);
       auto v = contributions(comm.rank(), n);
       comm.reduce_scatter(tensor_of(v), pieces, wire);
       for (const Piece& p : pieces)
@@ -133,7 +135,9 @@ inline void maxima_and_sums_of_doubles(Communicator& comm) {
 }
 
 inline void strings_arrive_in_rank_order(Communicator& comm) {
-  const auto text = [](int r) { return std::string(static_cast<size_t>(r) * 1000, static_cast<char>('a' + r)) + '\0'; };
+  const auto text = [](int r) {
+    return std::string(static_cast<size_t>(r) * 1000, static_cast<char>('a' + r)) + '\0';
+  };
   const auto all = comm.gather_strings(text(comm.rank()));
   ASSERT_EQ(std::ssize(all), comm.size());
   for (int r = 0; r < comm.size(); ++r) EXPECT_EQ(all[static_cast<size_t>(r)], text(r));
@@ -184,7 +188,8 @@ inline void different_counts_are_one_error_on_all_ranks(Communicator& comm) {
   auto v = contributions(comm.rank(), comm.rank() == odd ? 12 : 10);
   const auto message = error_of([&] { comm.all_reduce(tensor_of(v), DType::f32); });
   const std::string who = fmt::format("rank {} is", odd);
-  expect_words(message, {"[all_reduce]", who.c_str(), "all_reduce of 12 f32", "rank 0 is", "all_reduce of 10 f32"});
+  expect_words(message,
+               {"[all_reduce]", who.c_str(), "all_reduce of 12 f32", "rank 0 is", "all_reduce of 10 f32"});
   comm.barrier();  // and the communicator is still in step
 }
 
@@ -192,11 +197,14 @@ inline void different_collectives_are_one_error_on_all_ranks(Communicator& comm)
   if (comm.size() == 1) return;
   auto v = contributions(comm.rank(), 10);
   const auto message = error_of([&] {
-    if (comm.rank() == 0) comm.barrier();
-    else comm.broadcast(tensor_of(v), 0);
+    if (comm.rank() == 0)
+      comm.barrier();
+    else
+      comm.broadcast(tensor_of(v), 0);
   });
   expect_words(message, {"rank 1 is", "broadcast of 10 f32 from rank 0", "rank 0 is", "barrier of 0"});
-  const auto wires = error_of([&] { comm.all_reduce(tensor_of(v), comm.rank() == 0 ? DType::f32 : DType::bf16); });
+  const auto wires =
+      error_of([&] { comm.all_reduce(tensor_of(v), comm.rank() == 0 ? DType::f32 : DType::bf16); });
   expect_words(wires, {"all_reduce of 10 f32 as bf16"});
   const std::vector<Piece> pieces{{0, comm.rank() == 0 ? 1 : 2, 5}};
   expect_words(error_of([&] { comm.all_gather(tensor_of(v), pieces); }), {"the pieces differ"});
@@ -208,15 +216,22 @@ inline void bad_arguments_are_refused(Communicator& comm) {
   std::vector<bf16> halves(10);
   std::vector<int32_t> integers(10);
   const int size = comm.size();
-  const auto gather = [&](std::vector<Piece> p) { return error_of([&] { comm.all_gather(tensor_of(v), p); }); };
+  const auto gather = [&](std::vector<Piece> p) {
+    return error_of([&] { comm.all_gather(tensor_of(v), p); });
+  };
   expect_words(gather({{size, 0, 1}}), {"[all_gather]", "belongs to rank"});
   expect_words(gather({{0, 4, 11}}), {"ascend inside f32 (10)", "[4, 11)"});
   expect_words(gather({{0, 4, 8}, {0, 7, 9}}), {"[7, 9) after 8"});
   expect_words(error_of([&] { comm.broadcast(tensor_of(v), size); }), {"[broadcast]", "root must be below"});
-  expect_words(error_of([&] { comm.all_reduce(tensor_of(halves), DType::bf16); }), {"bf16 (10) sent as bf16"});
+  expect_words(error_of([&] { comm.all_reduce(tensor_of(halves), DType::bf16); }),
+               {"bf16 (10) sent as bf16"});
   expect_words(error_of([&] { comm.all_reduce(tensor_of(integers), DType::f32); }), {"i32 (10) sent as f32"});
-  expect_words(error_of([&] { comm.all_reduce(tensor_of(v).view({5, 2}).columns(0, 1), DType::f32); }), {"contiguous"});
-  expect_words(error_of([&] { comm.all_reduce(make_tensor(nullptr, {4}, DType::f32), DType::f32); }), {"without memory"});
+  expect_words(error_of([&] {
+                 comm.all_reduce(tensor_of(v).view({5, 2}).columns(0, 1), DType::f32);
+               }),
+               {"contiguous"});
+  expect_words(error_of([&] { comm.all_reduce(make_tensor(nullptr, {4}, DType::f32), DType::f32); }),
+               {"without memory"});
 }
 
 struct Case {

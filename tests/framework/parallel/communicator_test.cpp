@@ -73,7 +73,8 @@ TEST(WorldComm, IsSelfWithoutALauncher) {
 }
 
 TEST(SelfCommDeathTest, AbortNamesTheRankAndFails) {
-  EXPECT_EXIT(make_self_comm()->abort("no such file"), testing::ExitedWithCode(1), "\\[rank 0\\] no such file");
+  EXPECT_EXIT(make_self_comm()->abort("no such file"), testing::ExitedWithCode(1),
+              "\\[rank 0\\] no such file");
 }
 
 }  // namespace

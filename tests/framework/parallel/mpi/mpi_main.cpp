@@ -31,14 +31,17 @@ TEST(MpiComm, BuffersLargerThanOneMessageAreSplit) {
   std::vector<int32_t> v(static_cast<size_t>(n));
   const int root = world->size() - 1;
   const auto fill = [&](int sign) {
-    for (int64_t i = 0; i < n; ++i) v[static_cast<size_t>(i)] = world->rank() == root ? static_cast<int32_t>(i) * sign : -7;
+    for (int64_t i = 0; i < n; ++i)
+      v[static_cast<size_t>(i)] = world->rank() == root ? static_cast<int32_t>(i) * sign : -7;
   };
   for (const bool gather : {false, true}) {
     const int sign = gather ? 1 : -1;
     fill(sign);
     const std::vector<Piece> pieces{{root, 0, n}};
-    if (gather) world->all_gather(comm_cases::tensor_of(v), pieces);
-    else world->broadcast(comm_cases::tensor_of(v), root);
+    if (gather)
+      world->all_gather(comm_cases::tensor_of(v), pieces);
+    else
+      world->broadcast(comm_cases::tensor_of(v), root);
     int64_t wrong = 0;
     for (int64_t i = 0; i < n; ++i) wrong += v[static_cast<size_t>(i)] != static_cast<int32_t>(i) * sign;
     EXPECT_EQ(wrong, 0);
@@ -75,8 +78,8 @@ TEST(MpiComm, SmallCollectivesAreCheap) {
   };
   const double barrier_us = time_us([&] { world->barrier(); }), sum_us = time_us([&] { world->sum(values); });
   if (world->rank() == 0)
-    std::printf("  %d ranks: the check of a call takes %.1f us, sum of 4 doubles %.1f us\n", world->size(), barrier_us,
-                sum_us);
+    std::printf("  %d ranks: the check of a call takes %.1f us, sum of 4 doubles %.1f us\n", world->size(),
+                barrier_us, sum_us);
 }
 
 }  // namespace
@@ -96,8 +99,8 @@ int main(int argc, char** argv) {
     struct Failures : testing::EmptyTestEventListener {
       void OnTestPartResult(const testing::TestPartResult& r) override {
         if (r.failed())
-          std::fprintf(stderr, "[rank %d] %s:%d: %s\n", osprey::world->rank(), r.file_name() ? r.file_name() : "?",
-                       r.line_number(), r.message());
+          std::fprintf(stderr, "[rank %d] %s:%d: %s\n", osprey::world->rank(),
+                       r.file_name() ? r.file_name() : "?", r.line_number(), r.message());
       }
     };
     delete listeners.Release(listeners.default_result_printer());

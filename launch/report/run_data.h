@@ -1,0 +1,58 @@
+#pragma once
+// What a report needs of a run directory. Nothing in it is trusted: a broken line is counted and named.
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace osprey::report {
+
+/// One metric over time; NaN where an entry had no finite value.
+struct Curve {
+  std::vector<int64_t> steps, tokens;
+  std::vector<double> values;
+  void add(int64_t step, int64_t tokens_seen, double value);
+};
+
+/// One metric of one tensor: a curve for each layer (-1: after the last).
+using LayerCurves = std::map<int, Curve>;
+/// "context" or "osp", tensor, metric.
+using OutlierKey = std::array<std::string, 3>;
+
+struct RunData {
+  std::filesystem::path dir;
+  std::string name;  // unique among the runs of one report
+
+  std::map<std::string, Curve> train;      // by key of the train entries: "loss", "grad_norm", ...
+  Curve validation;                        // loss of eval entries without quantization
+  std::map<std::string, double> eval_loss;  // the last one, by quantization ("none", "w8a8", ...)
+  std::map<OutlierKey, LayerCurves> outliers;
+  std::vector<std::pair<int64_t, std::string>> skipped;  // step and reason of skipped updates
+  std::vector<int64_t> resumed;                          // steps from which a process went on
+  int64_t step = 0, tokens = 0;                          // the largest seen
+
+  std::map<std::string, std::string> summary;  // flattened: "memory_peak_bytes.activations", as text
+  std::vector<std::pair<std::string, std::string>> recipe;  // flattened: "model.layers", in file order
+
+  int64_t entries = 0;
+  int64_t bad_lines = 0;
+  std::vector<std::string> notes;  // what was missing or wrong, for people
+};
+
+/// Reads recipe.yaml, metrics.jsonl and summary.json of `dir`.
+/// Errors: throws when `dir` does not exist or holds neither recipe.yaml nor metrics.jsonl.
+RunData read_run(const std::filesystem::path& dir);
+
+/// Gives every run a name of its own: the recipe's run.name where that tells them apart, else with the
+/// directory.
+void name_runs(std::vector<RunData>& runs);
+
+/// At most about `most` points that keep every bucket's smallest and largest value, so that spikes stay.
+Curve thinned(const Curve& curve, size_t most);
+
+}  // namespace osprey::report
