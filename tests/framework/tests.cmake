@@ -24,3 +24,9 @@ osprey_rank_dies(mismatch "\\[rank [012]\\] \\[sum\\] ranks disagree: rank 1 .* 
 set_tests_properties(mpi:communicator_1 mpi:communicator_2 mpi:communicator_4 mpi:rank_dies_kill
   mpi:rank_dies_throw mpi:rank_dies_unwind mpi:rank_dies_exit mpi:rank_dies_mismatch
   PROPERTIES LABELS mpi TIMEOUT 300 PROCESSORS 2 ENVIRONMENT "${OSPREY_MPI_ENVIRONMENT}")
+
+# Two hosts on one machine; skipped, with the reason, where network namespaces cannot be made.
+add_test(NAME mpi:two_hosts_communicator COMMAND
+  ${CMAKE_CURRENT_SOURCE_DIR}/framework/parallel/two_hosts.sh ${MPIEXEC_EXECUTABLE} 1000000 $<TARGET_FILE:mpi_tests>)
+set_tests_properties(mpi:two_hosts_communicator PROPERTIES LABELS mpi TIMEOUT 300 PROCESSORS 2
+  SKIP_RETURN_CODE 77 ENVIRONMENT "${OSPREY_MPI_ENVIRONMENT}")
