@@ -1,19 +1,61 @@
 #include "launch/recipe.h"
 
+#include <algorithm>
+
 #include "framework/config/dumper.h"
 #include "framework/config/reader.h"
+#include "kernels/core/check.h"
 
 namespace osprey {
+namespace {
 
-void Recipe::fields(Fields& f, std::optional<int64_t> ranks) {
+/// Why warmup and decay do not fit into the run; empty when they do.
+std::string schedule_problem(const ScheduleSpec& schedule, const TrainSpec& train) {
+  if (train.tokens.has_value() == train.steps.has_value()) return "";  // reported by TrainSpec
+  try {
+    Schedule(schedule, train.total_steps(), train.global_batch_tokens);
+  } catch (const Error& error) {
+    const std::string text = error.what();  // "[schedule] the warmup ..."
+    return text.substr(std::min(text.size(), text.find("] ") + 2));
+  }
+  return "";
+}
+
+}  // namespace
+
+void Recipe::fields(Fields& f) {
+  f.section("run", run, "where a run lives and what it runs on");
   f.section("model", model, "what is trained");
+  f.section("data", data, "what it is trained on");
+  f.list("optim", optim,
+         "which optimizer trains which parameter: the first group whose pattern matches takes it; a pattern that takes "
+         "nothing and a parameter that nothing takes are errors");
+  f.section("schedule", schedule, "the learning rate over the run");
+  f.section("train", train, "length, batch and precision");
+  f.section("parallel", parallel, "how ranks share the work");
+  f.section("checkpoint", checkpoint, "what is saved, and where a run begins again");
   f.section("telemetry", telemetry, "what of a run is written down");
-  (void)ranks;
+
+  f.rule(!optim.empty(), "optim", "names no optimizer; `- { match: \"*\", kind: adamw, learning_rate: 5.0e-4 }` is the least");
+  const std::string problem = schedule_problem(schedule, train);
+  f.rule(problem.empty(), "schedule", problem);
+}
+
+void Recipe::rank_rules(Fields& f, int64_t ranks) const {
+  const int64_t micro = train.micro_batch_size, length = data.sequence_len, batch = train.global_batch_tokens;
+  // Divisions one by one: the product of three hostile numbers would overflow.
+  const bool divides = batch % micro == 0 && batch / micro % length == 0 && batch / micro / length % ranks == 0;
+  f.rule(divides, "train.global_batch_tokens",
+         fmt::format("{} is no multiple of micro_batch_size {} x sequence_len {} x {} rank{}; change one of them", batch, micro,
+                     length, ranks, ranks == 1 ? "" : "s"));
 }
 
 Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides, std::optional<int64_t> ranks) {
   Recipe recipe;
-  read_yaml(load_yaml_text(path), path, overrides, [&](Fields& f) { recipe.fields(f, ranks); });
+  read_yaml(load_yaml_text(path), path, overrides, [&](Fields& f) {
+    recipe.fields(f);
+    recipe.rank_rules(f, ranks.value_or(1));  // what one rank cannot divide, no number of ranks can
+  });
   return recipe;
 }
 

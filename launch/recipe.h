@@ -6,18 +6,32 @@
 #include <string>
 #include <vector>
 
+#include "framework/checkpoint/checkpoint.h"
 #include "framework/config/fields.h"
+#include "framework/data/data_spec.h"
+#include "framework/parallel/sharding.h"
 #include "framework/telemetry/spec.h"
+#include "framework/train/spec.h"
 #include "models/llama/llama.h"
+#include "optim/groups.h"
+#include "optim/schedule.h"
 
 namespace osprey {
 
 struct Recipe {
+  RunSpec run;
   ModelSpec model;
+  DataSpec data;
+  std::vector<OptimizerGroupSpec> optim;
+  ScheduleSpec schedule;
+  TrainSpec train;
+  ParallelSpec parallel;
+  CheckpointSpec checkpoint;
   TelemetrySpec telemetry;
 
-  /// `ranks` is known under mpirun and to `osprey check --ranks`; rules that need it wait for it.
-  void fields(Fields& f, std::optional<int64_t> ranks = {});
+  void fields(Fields& f);
+  /// Rules that need the number of ranks, which is known under mpirun and to `osprey check --ranks`.
+  void rank_rules(Fields& f, int64_t ranks) const;
 };
 
 /// Reads, overrides and checks a recipe file.

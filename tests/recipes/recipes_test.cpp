@@ -1,0 +1,101 @@
+// Every recipe of the repository means something, and means the same after a round trip.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "framework/config/reader.h"
+#include "kernels/core/check.h"
+#include "launch/recipe.h"
+#include "tests/support/paths.h"
+#include "tests/support/temp_dir.h"
+
+namespace osprey {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<std::string> recipes(const std::string& folder = "") {
+  std::vector<std::string> paths;
+  for (const auto& entry : fs::recursive_directory_iterator(fs::path(test::source_dir()) / "recipes" / folder))
+    if (entry.path().extension() == ".yaml") paths.push_back(entry.path().string());
+  std::sort(paths.begin(), paths.end());
+  return paths;
+}
+
+std::string recipe_path(const std::string& name) { return (fs::path(test::source_dir()) / "recipes" / name).string(); }
+
+/// The message that loading gives; empty when it is accepted.
+std::string error(const std::string& name, const std::vector<std::string>& overrides, std::optional<int64_t> ranks = {}) {
+  try {
+    load_recipe(recipe_path(name), overrides, ranks);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST(Recipes, EveryOneParsesAndItsDumpMeansTheSame) {
+  const test::TempDir folder;
+  EXPECT_GE(recipes().size(), 13u);
+  for (const std::string& path : recipes()) {
+    SCOPED_TRACE(path);
+    const std::string dump = dump_recipe(load_recipe(path, {}, 2));
+    const std::string copy = (folder / "resolved.yaml").string();
+    std::ofstream(copy) << dump;
+    EXPECT_EQ(dump_recipe(load_recipe(copy, {})), dump);
+  }
+}
+
+TEST(Recipes, EveryOneSaysAtItsTopWhatItShows) {
+  for (const std::string& path : recipes()) {
+    const std::string text = load_yaml_text(path);
+    EXPECT_TRUE(text.starts_with("# ")) << path;
+    EXPECT_GT(text.find("\n\n"), 60u) << path;
+  }
+}
+
+TEST(Recipes, RunsOfDifferentRecipesNeverShareADirectory) {
+  std::vector<std::string> names;
+  for (const std::string& path : recipes()) names.push_back(load_recipe(path, {}).run.name);
+  std::sort(names.begin(), names.end());
+  EXPECT_EQ(std::adjacent_find(names.begin(), names.end()), names.end());
+}
+
+TEST(Recipes, TheBaselineDiffersFromTheOutlierSafeOneOnlyInItsOutlierSafeParts) {
+  Recipe osp = load_recipe(recipe_path("quickstart/osp.yaml"), {});
+  const Recipe adam = load_recipe(recipe_path("quickstart/adam.yaml"), {});
+  EXPECT_NE(dump_recipe(osp), dump_recipe(adam));
+  osp.run.name = adam.run.name;
+  osp.model.norm = adam.model.norm;
+  osp.model.embedding_projection = adam.model.embedding_projection;
+  osp.optim = adam.optim;
+  EXPECT_EQ(dump_recipe(osp), dump_recipe(adam));
+}
+
+TEST(Recipes, SmokeRecipesRunOnOneTwoAndFourRanks) {
+  for (const std::string& path : recipes("smoke"))
+    for (const int64_t ranks : {1, 2, 4}) EXPECT_NO_THROW(load_recipe(path, {}, ranks)) << path;
+}
+
+TEST(Recipes, ImpossibleCombinationsNameLineAndCure) {
+  const std::string osp = recipe_path("quickstart/osp.yaml");
+  const std::string heads = error("quickstart/osp.yaml", {"model.heads=5"});
+  EXPECT_EQ(heads.find("--set model.heads=5: model.heads: 5 heads do not divide hidden_size 384"), 0u) << heads;
+  const std::string both = error("quickstart/osp.yaml", {"train.steps=5"});
+  EXPECT_NE(both.find("train.tokens: give exactly one of tokens and steps"), std::string::npos) << both;
+  const std::string ranks = error("quickstart/osp.yaml", {}, 3);
+  EXPECT_NE(ranks.find("train.global_batch_tokens: "), std::string::npos) << ranks;
+  EXPECT_EQ(ranks.find(osp + ":"), 0u) << ranks;
+  const std::string warmup = error("quickstart/osp.yaml", {"schedule.warmup_steps=1e6"});
+  EXPECT_NE(warmup.find("schedule: the warmup has 1000000 steps"), std::string::npos) << warmup;
+  EXPECT_NE(error("quickstart/osp.yaml", {"optim=[]"}), "");
+  EXPECT_NE(error("quickstart/osp.yaml", {"parallel.zero=2"}), "");
+  EXPECT_NE(error("quickstart/osp.yaml", {"quant=[]"}).find("quant is not a key"), std::string::npos);
+  EXPECT_NE(error("quickstart/osp.yaml", {"train.global_batch_tokens=9e18", "train.micro_batch_size=9e18"}, 4), "");
+}
+
+}  // namespace
+}  // namespace osprey
