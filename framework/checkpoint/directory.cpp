@@ -93,14 +93,17 @@ PartialDirectory::~PartialDirectory() {
   if (!done_) fs::remove_all(path_, ignored);
 }
 
-void PartialDirectory::publish() {
+void PartialDirectory::write_manifest() {
   std::sort(records_.begin(), records_.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   nlohmann::ordered_json files = nlohmann::ordered_json::array();
   for (const FileRecord& r : records_)
     files.push_back({{"name", r.name}, {"size_bytes", r.size_bytes}, {"crc32", hex(r.crc32)}});
   const nlohmann::ordered_json manifest = {{"format", manifest_format}, {"files", std::move(files)}};
   write_file(path_ / manifest_name, manifest.dump(1) + "\n");
+}
 
+void PartialDirectory::publish(Manifest manifest) {
+  if (manifest == Manifest::written) write_manifest();
   for (const auto& entry : fs::directory_iterator(path_))
     if (entry.is_directory()) sync_directory(entry.path());
   sync_directory(path_);

@@ -27,9 +27,11 @@ class PartialDirectory {
   void add(FileRecord record) { records_.push_back(std::move(record)); }
   /// Writes `manifest.json` with the size and hash of every added file, makes all directories durable and
   /// renames. A complete directory that stands at the place already is exchanged in the same instant.
-  void publish();
+  enum class Manifest { written, left_out };
+  void publish(Manifest manifest = Manifest::written);
 
  private:
+  void write_manifest();
   std::filesystem::path published_, path_;
   std::vector<FileRecord> records_;
   bool done_ = false;

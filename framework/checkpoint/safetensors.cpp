@@ -414,6 +414,11 @@ void SafetensorsModel::read(std::string_view name, Tensor out) const {
   p.file->read(*p.tensor, 0, out);
 }
 
+void SafetensorsModel::read_range(std::string_view name, int64_t begin, Tensor out) const {
+  const Place& p = place(name);
+  p.file->read(*p.tensor, begin, out);
+}
+
 SafetensorsWriter::SafetensorsWriter(const fs::path& path, std::vector<StoredTensor> tensors,
                                      const std::map<std::string, std::string>& metadata)
     : order_(std::move(tensors)), file_(path) {

@@ -93,6 +93,8 @@ class SafetensorsModel {
   const StoredTensor& tensor(std::string_view name) const;
   /// The whole tensor, converted to the dtype of `out`. Errors: element counts differ.
   void read(std::string_view name, Tensor out) const;
+  /// Elements [begin, begin + out.numel()) of the flattened tensor.
+  void read_range(std::string_view name, int64_t begin, Tensor out) const;
 
  private:
   struct Place {

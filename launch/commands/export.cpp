@@ -1,0 +1,83 @@
+#include <filesystem>
+#include <memory>
+
+#include "framework/checkpoint/directory.h"
+#include "framework/checkpoint/shards.h"
+#include "launch/commands/command.h"
+#include "launch/recipe.h"
+#include "models/llama/hf.h"
+
+namespace osprey {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string checkpoint, to = "hf", directory, dtype;
+};
+
+/// Parameters as the checkpoint's optimizer keeps them, in fp32.
+ReadParameter read_masters(const ShardIndex& shards) {
+  return [&shards](const std::string& name, int64_t begin, Tensor out) {
+    const auto it = shards.tensors().find(name + ":master");
+    require(it != shards.tensors().end(), "export", "{} holds no master of {}", shards.path().string(), name);
+    shards.read({name, "master", it->second.shape, begin, begin + out.numel(), out.view({out.numel()})});
+  };
+}
+
+ReadParameter read_tensors(const HubModel& hub) {
+  std::map<std::string, std::string> stored;  // by parameter
+  for (const HubTensor& t : hub.layout().tensors) stored[t.a] = t.name;
+  return [&hub, stored](const std::string& name, int64_t begin, Tensor out) {
+    hub.tensors().read_range(stored.at(name), begin, out);
+  };
+}
+
+void export_hf(const Options& options) {
+  const fs::path from = options.checkpoint, to = options.directory;
+  const HubModel hub(from);
+  const auto beyond = beyond_transformers(hub.spec());
+  require(!beyond, "export", "no architecture of transformers computes {}; {} itself is what Osprey loads (osprey eval, "
+          "osprey generate)", beyond.value_or(""), from.string());
+  require(!fs::exists(to) || (fs::is_directory(to) && fs::is_empty(to)), "export",
+          "{} exists and is not an empty directory; choose another", to.string());
+  if (fs::exists(from / "manifest.json")) verify_files(from, read_manifest(from));
+
+  HubContext context = hub.context();
+  if (!options.dtype.empty()) context.dtype = options.dtype == "f32" ? DType::f32 : DType::bf16;
+  const bool widened = context.dtype == DType::f32 && hub.context().dtype == DType::bf16;
+  const bool from_masters = widened && fs::exists(from / shard_name(0));
+  HubLayout layout = hub_layout(hub.spec(), context);
+  std::unique_ptr<ShardIndex> shards;
+  if (from_masters) {
+    layout = hub_layout(load_recipe((from / "recipe.yaml").string(), {}).model, context);
+    shards = std::make_unique<ShardIndex>(from);
+  }
+  PartialDirectory partial(to);
+  const StoredType type = stored(context.dtype);
+  const FileRecord file = write_hub_tensors(Queue{}, partial.path() / "model.safetensors", layout,
+                                            shards ? read_masters(*shards) : read_tensors(hub), type);
+  write_hub_texts(partial.path(), layout, from);
+  partial.publish(PartialDirectory::Manifest::left_out);
+  fmt::print("{}: {} tensors, {:.1f} MB of {}{}\n", to.string(), layout.tensors.size(),
+             static_cast<double>(file.size_bytes) / 1e6, name(type),
+             from_masters ? ", from the fp32 masters" : widened ? ", widened from BF16 (no masters here)" : "");
+}
+
+}  // namespace
+
+void add_export(CLI::App& app) {
+  const auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("export", "write a checkpoint's model as another program wants it");
+  command->add_option("checkpoint", options->checkpoint, "a checkpoint, or any Hugging Face Llama directory")->required();
+  command->add_option("directory", options->directory, "what to write; must not exist, or be empty")->required();
+  command->add_option("--to", options->to, "hf: a clean Hugging Face directory")->check(CLI::IsMember({"hf"}))->capture_default_str();
+  command->add_option("--dtype", options->dtype, "bf16 or f32; as in the checkpoint when absent. f32 starts from the fp32 "
+                      "masters where the checkpoint has them")
+      ->check(CLI::IsMember({"bf16", "f32"}));
+  command->footer("Example:\n  osprey export runs/osp/checkpoints/step-00000500 --to hf osp-hf");
+  command->callback([options] { export_hf(*options); });
+}
+
+}  // namespace osprey

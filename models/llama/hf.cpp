@@ -1,0 +1,325 @@
+#include "models/llama/hf.h"
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "framework/checkpoint/json.h"
+#include "framework/config/dumper.h"
+#include "framework/config/reader.h"
+#include "kernels/core/check.h"
+
+namespace osprey {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using nlohmann::ordered_json;
+using Kind = AttentionSpec::Kind;
+
+namespace {
+
+constexpr int64_t most_layers = 10'000;
+
+bool plain(const ModelSpec& spec) { return !beyond_transformers(spec); }
+
+std::vector<HubTensor> hub_tensors(const ModelSpec& s) {
+  using Rule = HubTensor::Rule;
+  std::vector<HubTensor> all;
+  const int64_t C = s.hidden_size, D = s.head_dim(), H = s.heads, G = s.groups(), F = s.ffn_size;
+  const auto copy = [&](const std::string& name, const std::string& from, const Shape& shape) {
+    all.push_back({name, shape, Rule::copy, from, "", {}});
+  };
+  const auto norm = [&](const std::string& name, const std::string& from) {
+    all.push_back({name + ".weight", {C}, s.norm == NormKind::ssnorm ? Rule::broadcast : Rule::copy, from + ".weight", "", {}});
+    if (s.norm == NormKind::layernorm) copy(name + ".bias", from + ".bias", {C});
+  };
+  const auto table = [&](const std::string& name, const std::string& from, Rule rule, const std::string& projection) {
+    if (s.embedding_projection)
+      all.push_back({name, {s.vocab_size, C}, rule, from, projection, {C, C}});
+    else
+      copy(name, from, {s.vocab_size, C});
+  };
+
+  table("model.embed_tokens.weight", "embed.weight", Rule::times_transposed, "embed_projection.weight");
+  for (int64_t l = 0; l < s.layers; ++l) {
+    const std::string to = fmt::format("model.layers.{}.", l), from = fmt::format("layers.{}.", l);
+    norm(to + "input_layernorm", from + "norm1");
+    copy(to + "self_attn.q_proj.weight", from + "attn.q.weight", {H * D, C});
+    copy(to + "self_attn.k_proj.weight", from + "attn.k.weight", {G * D, C});
+    copy(to + "self_attn.v_proj.weight", from + "attn.v.weight", {G * D, C});
+    copy(to + "self_attn.o_proj.weight", from + "attn.o.weight", {C, H * D});
+    if (s.qk_norm) {
+      copy(to + "self_attn.q_norm.weight", from + "attn.q_norm.weight", {D});
+      copy(to + "self_attn.k_norm.weight", from + "attn.k_norm.weight", {D});
+    }
+    if (s.attention.kind == Kind::gated) {
+      const int64_t gates = s.attention.gate == AttentionSpec::Gate::elementwise ? H * D : H;
+      copy(to + "self_attn.gate.weight", from + "attn.gate.weight", {gates, C});
+      copy(to + "self_attn.gate.bias", from + "attn.gate.bias", {gates});
+    }
+    if (s.attention.kind == Kind::sink) copy(to + "self_attn.sinks", from + "attn.sink", {H});
+    norm(to + "post_attention_layernorm", from + "norm2");
+    copy(to + "mlp.gate_proj.weight", from + "mlp.gate.weight", {F, C});
+    copy(to + "mlp.up_proj.weight", from + "mlp.up.weight", {F, C});
+    copy(to + "mlp.down_proj.weight", from + "mlp.down.weight", {C, F});
+  }
+  norm("model.norm", "norm");
+  if (!s.tie_embeddings) table("lm_head.weight", "head.weight", Rule::times, "head_projection.weight");
+  return all;
+}
+
+/// What the family's own keys say, for directories that only Osprey loads.
+ordered_json osprey_keys(const ModelSpec& s) {
+  ordered_json keys = {{"norm", s.norm == NormKind::layernorm ? "layernorm" : "rmsnorm"}, {"qk_norm", s.qk_norm}};
+  const AttentionSpec& a = s.attention;
+  ordered_json& attention = keys["attention"] = ordered_json::object();
+  switch (a.kind) {
+    case Kind::softmax: attention["kind"] = "softmax"; break;
+    case Kind::sink: attention["kind"] = "sink"; break;
+    case Kind::gated:
+      attention["kind"] = "gated";
+      attention["gate"] = a.gate == AttentionSpec::Gate::headwise ? "headwise" : "elementwise";
+      break;
+    case Kind::clipped_softmax:
+      attention["kind"] = "clipped_softmax";
+      attention["zeta"] = a.zeta;
+      if (a.gamma) attention["gamma"] = *a.gamma;
+      if (a.alpha) attention["alpha"] = *a.alpha;
+      break;
+  }
+  return keys;
+}
+
+template <class T>
+ordered_json or_null(const std::optional<T>& v) {
+  return v ? ordered_json(*v) : ordered_json(nullptr);
+}
+
+ordered_json config_json(const ModelSpec& s, const HubContext& context) {
+  const bool qwen = plain(s) && s.qk_norm;
+  ordered_json c = {
+      {"architectures", {plain(s) ? (qwen ? "Qwen3ForCausalLM" : "LlamaForCausalLM") : "OspreyForCausalLM"}},
+      {"model_type", plain(s) ? (qwen ? "qwen3" : "llama") : "osprey"},
+      {"hidden_size", s.hidden_size},
+      {"intermediate_size", s.ffn_size},
+      {"num_hidden_layers", s.layers},
+      {"num_attention_heads", s.heads},
+      {"num_key_value_heads", s.groups()},
+      {"head_dim", s.head_dim()},
+      {"vocab_size", s.vocab_size},
+      {"max_position_embeddings", context.sequence_len},
+      {"rms_norm_eps", s.norm_eps},
+      {"rope_theta", s.rope_theta},
+      {"rope_scaling", nullptr},
+      {"hidden_act", "silu"},
+      {"attention_bias", false},
+      {"attention_dropout", 0.0},
+      {"tie_word_embeddings", s.tie_embeddings},
+      {"initializer_range", s.init_std},
+      {"bos_token_id", or_null(context.bos_id)},
+      {"eos_token_id", or_null(context.eos_id)},
+      {"torch_dtype", context.dtype == DType::bf16 ? "bfloat16" : "float32"},
+      {"use_cache", true},
+  };
+  if (qwen) {
+    c["use_sliding_window"] = false;
+    c["sliding_window"] = nullptr;
+    c["max_window_layers"] = s.layers;
+  } else {
+    c["mlp_bias"] = false;
+  }
+  if (!plain(s)) c["osprey"] = osprey_keys(s);
+  return c;
+}
+
+/// Typed access to a config that may hold anything.
+struct Config {
+  std::string where;
+  json tree;
+
+  const json* find(const char* key) const {
+    const auto it = tree.find(key);
+    return it == tree.end() || it->is_null() ? nullptr : &*it;
+  }
+  int64_t whole(const char* key) const {
+    const json* v = find(key);
+    require(v && v->is_number_unsigned() && v->get<uint64_t>() > 0 && v->get<uint64_t>() <= (uint64_t{1} << 40), where,
+            "{} must be a positive whole number, found {}", key, v ? shown(v->dump()) : "nothing");
+    return v->get<int64_t>();
+  }
+  int64_t whole(const char* key, int64_t otherwise) const { return find(key) ? whole(key) : otherwise; }
+  double real(const json& holder, const char* key, double otherwise) const {
+    const auto it = holder.find(key);
+    if (it == holder.end() || it->is_null()) return otherwise;
+    require(it->is_number(), where, "{} must be a number, found {}", key, shown(it->dump()));
+    return it->get<double>();
+  }
+  double real(const char* key, double otherwise) const { return real(tree, key, otherwise); }
+  bool flag(const json& holder, const char* key, bool otherwise) const {
+    const auto it = holder.find(key);
+    if (it == holder.end() || it->is_null()) return otherwise;
+    require(it->is_boolean(), where, "{} must be true or false, found {}", key, shown(it->dump()));
+    return it->get<bool>();
+  }
+  bool flag(const char* key, bool otherwise) const { return flag(tree, key, otherwise); }
+  std::string word(const json& holder, const char* key, const char* otherwise) const {
+    const auto it = holder.find(key);
+    if (it == holder.end() || it->is_null()) return otherwise;
+    require(it->is_string(), where, "{} must be a string, found {}", key, shown(it->dump()));
+    return it->get<std::string>();
+  }
+  std::string word(const char* key, const char* otherwise) const { return word(tree, key, otherwise); }
+  /// A token id, or the first of a list of them.
+  std::optional<int32_t> token(const char* key) const {
+    const json* v = find(key);
+    if (v && v->is_array()) v = v->empty() ? nullptr : &v->front();
+    if (!v) return std::nullopt;
+    require(v->is_number_unsigned() && v->get<uint64_t>() < (uint64_t{1} << 31), where, "{} must be a token, found {}", key,
+            shown(v->dump()));
+    return v->get<int32_t>();
+  }
+};
+
+void read_attention(const Config& c, const json& keys, AttentionSpec& a) {
+  const std::string kind = c.word(keys, "kind", "softmax");
+  if (kind == "gated") {
+    a.kind = Kind::gated;
+    const std::string gate = c.word(keys, "gate", "headwise");
+    require(gate == "headwise" || gate == "elementwise", c.where, "osprey.attention.gate '{}' is unknown", shown(gate));
+    a.gate = gate == "headwise" ? AttentionSpec::Gate::headwise : AttentionSpec::Gate::elementwise;
+  } else if (kind == "sink") {
+    a.kind = Kind::sink;
+  } else if (kind == "clipped_softmax") {
+    a.kind = Kind::clipped_softmax;
+    a.zeta = c.real(keys, "zeta", 1.0);
+    if (keys.contains("gamma")) a.gamma = c.real(keys, "gamma", 0);
+    if (keys.contains("alpha")) a.alpha = c.real(keys, "alpha", 0);
+  } else {
+    require(kind == "softmax", c.where, "osprey.attention.kind '{}' is unknown", shown(kind));
+  }
+}
+
+/// The keys that only Osprey writes.
+void read_osprey(const Config& c, ModelSpec& s) {
+  const json* keys = c.find("osprey");
+  require(keys && keys->is_object(), c.where, "model_type is osprey, but there is no object 'osprey'");
+  const std::string norm = c.word(*keys, "norm", "rmsnorm");
+  require(norm == "rmsnorm" || norm == "layernorm", c.where, "osprey.norm '{}' is unknown", shown(norm));
+  s.norm = norm == "rmsnorm" ? NormKind::rmsnorm : NormKind::layernorm;
+  s.qk_norm = c.flag(*keys, "qk_norm", false);
+  if (keys->contains("attention")) {
+    const json& attention = (*keys)["attention"];
+    require(attention.is_object(), c.where, "osprey.attention must be an object");
+    read_attention(c, attention, s.attention);
+  }
+}
+
+ModelSpec read_model(const Config& c) {
+  ModelSpec s;
+  const std::string type = c.word("model_type", "");
+  require(type == "llama" || type == "mistral" || type == "qwen3" || type == "osprey", c.where,
+          "model_type '{}' is not one that Osprey computes (llama, mistral, qwen3, osprey)", shown(type));
+  s.layers = c.whole("num_hidden_layers");
+  require(s.layers <= most_layers, c.where, "num_hidden_layers {} is more than {}", s.layers, most_layers);
+  s.hidden_size = c.whole("hidden_size");
+  s.heads = c.whole("num_attention_heads");
+  s.kv_heads = c.whole("num_key_value_heads", s.heads);
+  s.head_size = c.whole("head_dim", s.hidden_size / s.heads);
+  s.ffn_size = c.whole("intermediate_size");
+  s.vocab_size = c.whole("vocab_size");
+  s.norm_eps = c.real("rms_norm_eps", 1e-6);
+  s.rope_theta = c.real("rope_theta", 10000);
+  if (const json* rope = c.find("rope_parameters")) {
+    require(rope->is_object(), c.where, "rope_parameters must be an object");
+    s.rope_theta = c.real(*rope, "rope_theta", s.rope_theta);
+    const std::string kind = c.word(*rope, "rope_type", "default");
+    require(kind == "default", c.where, "rope_parameters.rope_type '{}' is not computed by Osprey", shown(kind));
+  }
+  require(!c.find("rope_scaling"), c.where, "rope_scaling is not computed by Osprey");
+  require(c.word("hidden_act", "silu") == "silu", c.where, "hidden_act must be silu, found {}", shown(c.word("hidden_act", "")));
+  for (const char* bias : {"attention_bias", "mlp_bias"})
+    require(!c.flag(bias, false), c.where, "{} is true; Osprey's linear layers have no bias", bias);
+  require(!c.find("sliding_window") || !c.flag("use_sliding_window", type == "mistral"), c.where,
+          "sliding_window is not computed by Osprey");
+  s.tie_embeddings = c.flag("tie_word_embeddings", false);
+  s.init_std = c.real("initializer_range", 0.02);
+  s.qk_norm = type == "qwen3";
+  if (type == "osprey") read_osprey(c, s);
+  // The rules of the recipe hold for a config, too (heads divide the width, ...).
+  read_spec<ModelSpec>(dump_spec(s), c.where);
+  return s;
+}
+
+/// Buffers that old exporters wrote and no one needs.
+bool ignorable(const std::string& name) { return name.ends_with(".rotary_emb.inv_freq"); }
+
+}  // namespace
+
+std::optional<std::string> beyond_transformers(const ModelSpec& s) {
+  if (s.norm == NormKind::layernorm) return "model.norm: layernorm";
+  switch (s.attention.kind) {
+    case Kind::softmax: return std::nullopt;
+    case Kind::sink: return "model.attention.kind: sink";
+    case Kind::gated: return "model.attention.kind: gated";
+    case Kind::clipped_softmax: return "model.attention.kind: clipped_softmax";
+  }
+  return std::nullopt;
+}
+
+HubLayout hub_layout(const ModelSpec& spec, const HubContext& context) {
+  ordered_json generation = {{"do_sample", true}, {"eos_token_id", or_null(context.eos_id)}};
+  if (context.bos_id) generation["bos_token_id"] = *context.bos_id;
+  return {config_json(spec, context).dump(2) + "\n", generation.dump(2) + "\n", hub_tensors(spec)};
+}
+
+HubModel::HubModel(const fs::path& directory) {
+  const fs::path path = directory / "config.json";
+  require(fs::is_directory(directory), "checkpoint", "{} is no directory", directory.string());
+  require(fs::exists(path), "checkpoint", "{} holds no config.json; it is no checkpoint", directory.string());
+  const Config config{path.string(), read_json(path, int64_t{1} << 20, 16)};
+  require(config.tree.is_object(), config.where, "is no object");
+  spec_ = read_model(config);
+  context_.sequence_len = config.whole("max_position_embeddings", 2048);
+  context_.bos_id = config.token("bos_token_id");
+  context_.eos_id = config.token("eos_token_id");
+  tensors_ = std::make_unique<SafetensorsModel>(directory);
+  // Some exporters leave the head out without saying that it is tied.
+  if (!spec_.embedding_projection && !tensors_->has("lm_head.weight")) spec_.tie_embeddings = true;
+  layout_.tensors = hub_tensors(spec_);
+  check_tensors();
+  context_.dtype = tensors_->tensor(layout_.tensors[0].name).type == StoredType::f32 ? DType::f32 : DType::bf16;
+  layout_ = hub_layout(spec_, context_);
+}
+
+void HubModel::check_tensors() const {
+  std::map<std::string, const HubTensor*> wanted;
+  std::string differences;
+  int count = 0;
+  const auto differ = [&](const std::string& what) {
+    if (count++ < 8) differences += (differences.empty() ? "" : "; ") + what;
+  };
+  for (const HubTensor& t : layout_.tensors) {
+    wanted[t.name] = &t;
+    if (!tensors_->has(t.name))
+      differ(t.name + " is missing");
+    else if (const Shape shape = tensors_->tensor(t.name).as_shape(); !(shape == t.shape))
+      differ(fmt::format("{} is {}, the config says {}", t.name, shape.str(), t.shape.str()));
+  }
+  for (const std::string& name : tensors_->names()) {
+    const bool tied_copy = spec_.tie_embeddings && name == "lm_head.weight";
+    if (!wanted.contains(name) && !ignorable(name) && !tied_copy) differ(shown(name) + " is unknown");
+  }
+  require(count == 0, "checkpoint", "the tensors of {} do not fit its config.json: {}{}", tensors_->path().string(), differences,
+          count > 8 ? fmt::format("; and {} more", count - 8) : "");
+}
+
+void HubModel::load(ParamStore& params) const {
+  for (const HubTensor& t : layout_.tensors) {
+    Parameter& p = params.at(t.a);
+    require_shape("checkpoint", p.name.c_str(), p.value, t.shape);
+    tensors_->read(t.name, p.value);
+    ++p.version;
+  }
+}
+
+}  // namespace osprey

@@ -1,0 +1,58 @@
+#pragma once
+// The Llama family as a Hugging Face directory: names, config.json, and what has to be folded.
+//
+// A model that transformers knows is written as what it knows: LlamaForCausalLM, or Qwen3ForCausalLM when
+// qk_norm is on. Norms with one scale are written with that scale in every channel; embedding projections are
+// multiplied into embedding and head. Any other variant is written as "OspreyForCausalLM" (model_type
+// "osprey", with an "osprey" object that holds the recipe's keys), which only Osprey loads.
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "framework/checkpoint/hub.h"
+#include "models/llama/llama.h"
+
+namespace osprey {
+
+/// What a directory says beside the model itself.
+struct HubContext {
+  int64_t sequence_len = 0;
+  DType dtype = DType::bf16;
+  std::optional<int32_t> bos_id, eos_id;
+};
+
+/// Config texts and tensor formulas of a model with this spec.
+HubLayout hub_layout(const ModelSpec& spec, const HubContext& context);
+
+/// The recipe key that no architecture of transformers can express ("model.attention.kind: gated"), if any.
+std::optional<std::string> beyond_transformers(const ModelSpec& spec);
+
+/// A Hugging Face directory opened for evaluation, generation or export.
+class HubModel {
+ public:
+  /// Reads config.json and the headers of the tensors: nothing of the size of the model is allocated.
+  /// Errors: an architecture or option that Osprey does not compute; tensors that are missing, unknown or of
+  /// another shape than the config says.
+  explicit HubModel(const std::filesystem::path& directory);
+
+  /// Without embedding projections (they are folded), and with full-width norm weights.
+  const ModelSpec& spec() const { return spec_; }
+  const HubContext& context() const { return context_; }
+  /// Fills all values of a store in which make_llama(spec()) was declared.
+  void load(ParamStore& params) const;
+  /// The names and shapes of this directory, as formulas that copy.
+  const HubLayout& layout() const { return layout_; }
+  const SafetensorsModel& tensors() const { return *tensors_; }
+
+ private:
+  void check_tensors() const;
+  ModelSpec spec_;
+  HubContext context_;
+  HubLayout layout_;
+  std::unique_ptr<SafetensorsModel> tensors_;
+};
+
+}  // namespace osprey
