@@ -3,15 +3,15 @@
 namespace osprey::kernels {
 
 static void require_f32(const char* where, const char* what, const Tensor& t, const Shape& shape) {
-  require(t.shape == shape && t.dtype == DType::f32 && t.contiguous(), where,
-          "{} must be contiguous f32 {}, got {}", what, shape.str(), t.str());
+  if (t.shape != shape || t.dtype != DType::f32 || !t.contiguous())
+    fail(where, "{} must be contiguous f32 {}, got {}", what, shape.str(), t.str());
 }
 
 static void require_x(const char* where, const Tensor& x, const Shape& shape, Layout layout) {
-  require(shape.rank == 2, where, "the parameter must be a matrix, got {}", shape.str());
+  if (shape.rank != 2) fail(where, "the parameter must be a matrix, got {}", shape.str());
   const Shape wanted = layout == Layout::same ? shape : Shape{shape[1], shape[0]};
-  require(x.shape == wanted && x.contiguous() && x.dtype != DType::i32, where,
-          "x must be contiguous f32 or bf16 {}, got {}", wanted.str(), x.str());
+  if (x.shape != wanted || !x.contiguous() || x.dtype == DType::i32)
+    fail(where, "x must be contiguous f32 or bf16 {}, got {}", wanted.str(), x.str());
 }
 
 void muon_momentum(const Queue& queue, const MuonMomentum& args) {
@@ -40,9 +40,9 @@ void muon_update(const Queue& queue, const MuonUpdate& args) {
   require_f32("muon_update", "master", args.master, args.master.shape);
   require_x("muon_update", args.x, args.master.shape, args.layout);
   require_shape("muon_update", "value", args.value, args.master.shape);
-  require(args.value.contiguous() && (args.value.dtype == DType::bf16 || args.value.data == args.master.data),
-          "muon_update", "value must be contiguous bf16, or the same f32 memory as master; got {}",
-          args.value.str());
+  if (!args.value.contiguous() || (args.value.dtype != DType::bf16 && args.value.data != args.master.data))
+    fail("muon_update", "value must be contiguous bf16, or the same f32 memory as master; got {}",
+         args.value.str());
   switch (queue.device.kind) {
     case DeviceKind::cpu: return cpu::muon_update(queue, args);
     case DeviceKind::cuda: return cuda::muon_update(queue, args);

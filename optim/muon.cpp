@@ -26,9 +26,9 @@ static int64_t slot_bytes(const ParamPiece& piece) {
 static int64_t largest_slot_bytes(std::span<const ParamPiece> pieces) {
   int64_t bytes = 0;
   for (const ParamPiece& p : pieces) {
-    require(p.full_shape.rank == 2, "muon",
-            "{} has shape {}, and Muon orthogonalises matrices; give it to adamw in an earlier optim group", p.name,
-            p.full_shape.str());
+    if (p.full_shape.rank != 2)
+      fail("muon", "{} has shape {}, and Muon orthogonalises matrices; give it to adamw in an earlier optim group",
+           p.name, p.full_shape.str());
     bytes = std::max(bytes, slot_bytes(p));
   }
   return (bytes + 63) / 64 * 64;
@@ -61,8 +61,8 @@ void Muon::step(const Queue& queue, std::span<const ParamPiece> pieces, const St
   // Here, because an error may not leave the parallel region below.
   for (const ParamPiece& p : pieces)
     for (const Tensor* t : {&p.value, &p.master, &p.grad, &p.state[0]})
-      require(t->shape == p.full_shape && t->contiguous(), "muon", "{} must come whole, as {}, got {}", p.name,
-              p.full_shape.str(), t->str());
+      if (t->shape != p.full_shape || !t->contiguous())
+        fail("muon", "{} must come whole, as {}, got {}", p.name, p.full_shape.str(), t->str());
   const int64_t granted = info.workspace.bytes() / slot;
   require(granted >= 1, "muon", "the workspace holds {} bytes, one matrix needs {}", info.workspace.bytes(), slot);
   char* memory = static_cast<char*>(info.workspace.data);

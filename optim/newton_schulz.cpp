@@ -55,8 +55,8 @@ NewtonSchulzBuffers NewtonSchulzBuffers::cut(void* memory, int64_t m, int64_t n,
 
 Tensor newton_schulz(const Queue& queue, const NewtonSchulzBuffers& buffers, NewtonSchulz method, int steps) {
   Tensor x = buffers.x, y = buffers.y;
-  require(x.shape.rank == 2 && x.shape[0] <= x.shape[1], "newton_schulz",
-          "x must have at most as many rows as columns, got {}; transpose it", x.str());
+  if (x.shape.rank != 2 || x.shape[0] > x.shape[1])
+    fail("newton_schulz", "x must have at most as many rows as columns, got {}; transpose it", x.str());
   for (int i = 0; i < steps; ++i) {
     const Quintic q = newton_schulz_step(method, i);
     const float a = static_cast<float>(q.a), b = static_cast<float>(q.b), c = static_cast<float>(q.c);
