@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# smoke.sh OSPREY SOURCE: every recipe in recipes/smoke trains on two ranks, and its loss falls.
+set -euo pipefail
+osprey=$1
+cd "$2"
+. launch/common.sh
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+"$osprey" prepare LICENSE ./*/README.md --documents paragraph --tokenizer bytes --validation-fraction 0.1 \
+  --output "$folder/data" >/dev/null
+failed=0
+for recipe in recipes/smoke/*.yaml; do
+  name=$(basename "$recipe" .yaml)
+  if ! on_ranks 2 "$osprey" train "$recipe" --set "run.output_dir=$folder/runs" \
+    --set "data.train=[{path: '$folder/data/train-*'}]" \
+    --set "data.validation=[{path: '$folder/data/validation-*'}]" >"$folder/log" 2>&1; then
+    echo "FAILED $name: osprey train ended with an error"
+    tail -n 20 "$folder/log"
+    failed=1
+    continue
+  fi
+  # Every train entry must carry a finite loss, and the last must be well below the first (ln 272 is 5.6).
+  if ! grep '"event":"train"' "$folder/runs/smoke_$name/metrics.jsonl" |
+    sed -n 's/.*"loss":\([-0-9.e+]*\)[,}].*/\1/p' |
+    awk -v name="$name" '{ if (NR == 1) first = $1; last = $1 }
+      END { printf "%-20s %d steps, loss %.3f to %.3f\n", name, NR, first, last; exit !(NR == 20 && last < first - 0.5) }'; then
+    echo "FAILED $name: the loss did not fall over 20 steps"
+    failed=1
+  fi
+done
+exit "$failed"
