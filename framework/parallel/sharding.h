@@ -22,7 +22,7 @@ struct ParallelSpec {
       "0: every rank keeps the optimizer state of all element-wise optimizers; 1: each rank keeps its share. "
       "Matrices of Muon have one owner in both. Any value is fine with one rank",
       between(0, 1));
-    f.choice("reduce_dtype", reduce_dtype, {{"f32", DType::f32}, {"bf16", DType::bf16}},
+    f.choice("reduce_dtype", reduce_dtype, {{"fp32", DType::f32}, {"bf16", DType::bf16}},
              "how gradients travel between ranks; they are added in fp32 in both");
   }
 };
