@@ -13,6 +13,7 @@ struct FirstTokenArgs {
   Tensor q;    // (B*T, H*D), after position encoding; bf16 or f32, row-strided
   Tensor k;    // (B*T, G*D)
   Tensor lse;  // (B, H, T) f32: log of the softmax denominator of scale * q.k
+  Tensor document_start;  // (B, T) i32: the first token each query may see; undefined: the sequence's first
   int64_t batch = 0, tokens = 0, heads = 0, kv_heads = 0, head_size = 0;
   float scale = 1;
 };
@@ -28,8 +29,9 @@ struct FirstTokenSums {
   std::optional<double> share() const;
 };
 
-/// Sum over sequences, heads and queries i > 0 of exp(scale * q_i . k_0 - lse_i), with query head h on
-/// key head h / (H / G). Query 0 attends to nothing else and would add 1 / T of nothing.
+/// Sum over sequences, heads and queries i of exp(scale * q_i . k_s - lse_i), where s is the first token
+/// that the query may see: 0, or the start of its document. Query head h reads key head h / (H / G).
+/// A first token itself is left out: it attends to nothing else, always 1.
 /// Numerics: dot products and sums in double; bits do not depend on queue.threads. With attention sinks
 /// the sink's mass is in lse; for clipped softmax this is the share before clipping.
 /// Errors: throws when shapes disagree.

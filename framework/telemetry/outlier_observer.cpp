@@ -44,7 +44,7 @@ void OutlierObserver::observe(int layer, const char* tensor, const Tensor& t) {
 
 void OutlierObserver::observe_attention(int layer, const AttentionView& v) {
   if (!spec_.first_token_share || v.tokens < 2) return;  // a sequence of length one has no share to give
-  const FirstTokenArgs args{.q = v.q, .k = v.k, .lse = v.lse, .batch = v.batch, .tokens = v.tokens,
+  const FirstTokenArgs args{.q = v.q, .k = v.k, .lse = v.lse, .document_start = document_start_, .batch = v.batch, .tokens = v.tokens,
                             .heads = v.heads, .kv_heads = v.kv_heads, .head_size = v.head_size, .scale = v.scale};
   rows_[{protocol_, static_cast<int>(observed_tensors().size()), layer}].first_token.merge(
       first_token_share(queue_, args));

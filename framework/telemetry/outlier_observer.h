@@ -41,8 +41,12 @@ class OutlierObserver final : public Tap {
  public:
   OutlierObserver(const TelemetrySpec& spec, const Queue& queue) : spec_(spec), queue_(queue) {}
 
-  /// What is observed from now on belongs to `protocol`.
-  void begin(Protocol protocol) { protocol_ = protocol; }
+  /// What is observed from now on belongs to `protocol`. `document_start` (B, T) i32 is the batch's, where
+  /// attention stays inside documents.
+  void begin(Protocol protocol, const Tensor& document_start = {}) {
+    protocol_ = protocol;
+    document_start_ = document_start;
+  }
   void reset() { rows_.clear(); }
 
   /// Adds one micro batch of a named activation. Tensors that the recipe does not ask for are ignored.
@@ -72,6 +76,7 @@ class OutlierObserver final : public Tap {
   TelemetrySpec spec_;
   Queue queue_;
   Protocol protocol_ = Protocol::context;
+  Tensor document_start_;
   std::map<Key, Sums> rows_;
 };
 

@@ -39,7 +39,7 @@ struct Case {
   }
   FirstTokenArgs args() {
     return {.q = make_tensor(q.data(), {B * T, H * D}, DType::f32), .k = make_tensor(k.data(), {B * T, G * D}, DType::f32),
-            .lse = make_tensor(lse.data(), {B, H, T}, DType::f32), .batch = B, .tokens = T, .heads = H,
+            .lse = make_tensor(lse.data(), {B, H, T}, DType::f32), .document_start = {}, .batch = B, .tokens = T, .heads = H,
             .kv_heads = G, .head_size = D, .scale = scale};
   }
 };
@@ -96,6 +96,37 @@ TEST(FirstToken, CountsQueriesThatAreNotFinite) {
   const FirstTokenSums s = first_token_share(Queue{}, c.args());
   EXPECT_EQ(s.nonfinite_queries, 2);
   EXPECT_TRUE(std::isfinite(*s.share()));
+}
+
+TEST(FirstToken, DocumentsHaveFirstTokensOfTheirOwn) {
+  Case c;
+  // Every sequence holds documents of 3 and 4 tokens; equal keys make every probability 1 / tokens seen.
+  for (float& v : c.k) v = 0;
+  std::vector<int32_t> starts{0, 0, 0, 3, 3, 3, 3, 0, 0, 0, 3, 3, 3, 3};
+  for (int64_t i = 0; i < c.B * c.H * c.T; ++i) {
+    const int64_t at = i % c.T;
+    c.lse[static_cast<size_t>(i)] = std::log(static_cast<float>(at < 3 ? at + 1 : at - 2));
+  }
+  FirstTokenArgs args = c.args();
+  args.document_start = make_tensor(starts.data(), {c.B, c.T}, DType::i32);
+  const FirstTokenSums s = first_token_share(Queue{}, args);
+  EXPECT_EQ(s.queries, c.B * c.H * 5);
+  EXPECT_NEAR(*s.share(), (1 / 2.0 + 1 / 3.0 + 1 / 2.0 + 1 / 3.0 + 1 / 4.0) / 5, 1e-6);
+  // Real keys: document by document must equal each document alone.
+  Case d;
+  const int64_t N = d.B * d.T;
+  args = d.args();
+  args.document_start = make_tensor(starts.data(), {d.B, d.T}, DType::i32);
+  double want = 0;
+  for (int64_t b = 0; b < d.B; ++b)
+    for (int64_t h = 0; h < d.H; ++h)
+      for (int64_t i = 0; i < d.T; ++i) {
+        const int64_t first = i < 3 ? 0 : 3;
+        if (i == first) continue;
+        const double p = std::exp(d.score(b, h, i, first) - double(d.lse[static_cast<size_t>((b * d.H + h) * d.T + i)]));
+        want += p;
+      }
+  EXPECT_NEAR(first_token_share(Queue{}, args).probability, want, 1e-5 * static_cast<double>(N));
 }
 
 TEST(FirstToken, SequencesOfLengthOneHaveNoShare) {
