@@ -1,0 +1,124 @@
+#pragma once
+// The loop. It knows no YAML, no MPI, no model and no optimizer by name.
+
+#include <csignal>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "framework/model.h"
+#include "framework/parallel/communicator.h"
+#include "framework/parallel/reducer.h"
+#include "framework/train/spec.h"
+#include "framework/train/updater.h"
+
+namespace osprey {
+
+/// Where batches come from: a pure function of its arguments.
+class BatchSource {
+ public:
+  virtual ~BatchSource() = default;
+  /// Fills views of (B, T) with this rank's sequences of a micro step.
+  virtual void fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) = 0;
+};
+
+struct StepResult {
+  int64_t step = 0;         // steps finished, this one included
+  int64_t total_steps = 0;
+  int64_t tokens = 0;       // of the run so far
+  double loss = 0;          // nats per token, over all ranks
+  double grad_norm = 0;     // before clipping
+  double learning_rate_factor = 0;
+  bool skipped = false;     // loss or gradient was not finite
+  int64_t skipped_total = 0;
+  double seconds = 0;       // of this step
+  double reduce_exposed_ms = 0;  // waiting for gradients of other ranks
+  bool stopping = false;    // the last step, by a signal
+};
+
+struct EvalResult {
+  int64_t step = 0;
+  int64_t tokens = 0;          // of the run so far
+  double loss = 0;             // nats per token
+  int64_t counted_tokens = 0;  // evaluated
+  double seconds = 0;
+};
+
+class Trainer;
+
+/// Telemetry, checkpoints and fine-tuning methods attach here.
+class StepHook {
+ public:
+  virtual ~StepHook() = default;
+  virtual void on_start(Trainer&) {}
+  virtual void before_step(Trainer&, int64_t /*step*/) {}
+  virtual void after_step(Trainer&, const StepResult&) {}
+  virtual void after_eval(Trainer&, const EvalResult&) {}
+  virtual void on_end(Trainer&, const StepResult&) {}
+};
+
+/// Everything a trainer works with; nothing is owned.
+struct TrainerParts {
+  Queue queue;
+  LanguageModel* model = nullptr;
+  ParamStore* params = nullptr;
+  Tape* tape = nullptr;
+  Communicator* world = nullptr;
+  const ShardPlan* plan = nullptr;
+  Reducer* reducer = nullptr;
+  Updater* updater = nullptr;
+  BatchSource* train = nullptr;
+  BatchSource* validation = nullptr;  // may be null
+  int64_t validation_sequences = 0;
+  std::function<double(int64_t)> schedule;  // learning-rate factor of a 0-based step
+  int64_t sequence_len = 0;
+  uint64_t seed = 0;
+};
+
+class Trainer {
+ public:
+  Trainer(const TrainSpec& spec, const TrainerParts& parts);
+
+  void add_hook(StepHook* hook) { hooks_.push_back(hook); }
+  /// Runs from step `first` to the end, or until a stop is requested. Collective.
+  void run(int64_t first);
+  /// One optimizer step, without hooks. Collective.
+  StepResult step(int64_t step);
+  /// Mean loss on the validation data. Collective.
+  EvalResult evaluate(int64_t step);
+
+  /// Safe in a signal handler: all ranks stop together after the running step.
+  static void request_stop() { stop_requested_ = 1; }
+
+  const TrainSpec& spec() const { return spec_; }
+  const TrainerParts& parts() const { return parts_; }
+  int64_t micro_steps() const { return micro_steps_; }
+  int64_t tokens_after(int64_t steps) const { return steps * spec_.global_batch_tokens; }
+  /// The micro batch of the last step that this rank computed last.
+  const BatchView& last_batch() const { return batches_.back(); }
+  /// Bytes of token buffers.
+  int64_t batch_bytes() const { return tokens_arena_->used_bytes(); }
+  /// Updates skipped so far; checkpoints carry it.
+  int64_t skipped_total = 0;
+
+ private:
+  int64_t fill(int64_t step);
+  void check_skips(const StepResult& result);
+
+  TrainSpec spec_;
+  TrainerParts parts_;
+  int64_t micro_steps_ = 0;
+  std::unique_ptr<Arena> tokens_arena_;
+  std::vector<BatchView> batches_;
+  std::vector<Tensor> bucket_grads_;
+  std::vector<StepHook*> hooks_;
+  int64_t skipped_in_a_row_ = 0;
+  static volatile std::sig_atomic_t stop_requested_;
+};
+
+/// Micro steps of one optimizer step.
+/// Errors: throws unless global_batch_tokens is a multiple of micro_batch_size * sequence_len * ranks; names
+/// the nearest batch that is.
+int64_t micro_steps(const TrainSpec& spec, int64_t sequence_len, int ranks);
+
+}  // namespace osprey
