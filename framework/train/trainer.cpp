@@ -3,6 +3,8 @@
 #include <chrono>
 #include <cmath>
 
+#include "framework/train/clip.h"
+
 namespace osprey {
 
 volatile std::sig_atomic_t Trainer::stop_requested_ = 0;
@@ -28,7 +30,8 @@ Trainer::Trainer(const TrainSpec& spec, const TrainerParts& parts) : spec_(spec)
   tokens_arena_ = std::make_unique<Arena>("token buffers", parts_.queue.device, 4 * bytes * micro_steps_);
   for (int64_t i = 0; i < micro_steps_; ++i) {
     auto make = [&] { return tokens_arena_->alloc({rows, length}, DType::i32); };
-    batches_.push_back({.tokens = make(), .targets = make(), .positions = make(), .document_start = make()});
+    batches_.push_back({.tokens = make(), .targets = make(), .positions = make(), .document_start = {}});
+    if (parts_.documents == TrainerParts::Documents::apart) batches_.back().document_start = make();
   }
   for (const Bucket& b : parts_.params->buckets()) bucket_grads_.push_back(b.grads);
   parts_.tape->set_recompute(spec_.recompute);
@@ -70,14 +73,14 @@ StepResult Trainer::step(int64_t step) {
   double loss[1] = {sum.loss};
   parts_.world->sum(loss);
   r.loss = loss[0] / counted[0];
-  r.grad_norm = std::sqrt(sharded_sum_of_squares(*parts_.world, parts_.queue, *parts_.plan, bucket_grads_));
+  const GradientNorm gradient =
+      clip(sharded_sum_of_squares(*parts_.world, parts_.queue, *parts_.plan, bucket_grads_), spec_.max_grad_norm);
+  r.grad_norm = gradient.norm;
   r.learning_rate_factor = parts_.schedule(step);
   // Both numbers are the same bits on all ranks, so all ranks take the same branch.
-  r.skipped = !std::isfinite(r.loss) || !std::isfinite(r.grad_norm);
+  r.skipped = !std::isfinite(r.loss) || !gradient.finite;
   if (!r.skipped) {
-    const double limit = spec_.max_grad_norm.value_or(0);
-    const double scale = spec_.max_grad_norm && r.grad_norm > limit ? limit / r.grad_norm : 1.0;
-    parts_.updater->step(step, r.learning_rate_factor, scale, parts_.seed);
+    parts_.updater->step(step, r.learning_rate_factor, gradient.scale, parts_.seed);
     parts_.reducer->gather_all();
     parts_.reducer->wait_all();
     parts_.updater->publish();

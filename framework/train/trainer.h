@@ -73,6 +73,7 @@ struct TrainerParts {
   std::function<double(int64_t)> schedule;  // learning-rate factor of a 0-based step
   int64_t sequence_len = 0;
   uint64_t seed = 0;
+  enum class Documents { joined, apart } documents = Documents::joined;  // apart: attention stays inside
 };
 
 class Trainer {

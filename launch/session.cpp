@@ -1,0 +1,149 @@
+#include "launch/session.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include "framework/ops/pack_cache.h"
+
+namespace osprey {
+
+Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, int64_t activation_bytes)
+    : queue(q),
+      world(comm),
+      model(make_llama(recipe.model, recipe.data.sequence_len)),
+      activations("activations", q.device, activation_bytes),
+      pool("activation gradients", q.device),
+      tape(q, activations, pool),
+      recipe_(recipe) {
+  model->declare(params);
+  std::vector<NamedShape> names;
+  for (const auto& p : params.all()) names.push_back({p->name, p->shape});
+  groups = assign_groups(recipe_.optim, names);
+  for (const OptimizerGroupSpec& spec : recipe_.optim) optimizers.push_back(make_optimizer(spec));
+  params.materialize(queue.device, recipe_.train.precision, ParamStore::Gradients::on);
+  auto of = [this](const Parameter& p) -> const Optimizer& { return optimizer_of(p); };
+  const std::vector<ShardParameter> sharded = shard_parameters(params, of);
+  plan = make_shard_plan(sharded, params.buckets().size(), world.size(), recipe_.parallel);
+  updater = std::make_unique<Updater>(queue, params, plan, sharded, world.rank(), of);
+  if (!queue.meta()) reducer = std::make_unique<Reducer>(world, plan, recipe_.parallel, reduce_buckets(params));
+}
+
+const Optimizer& Session::optimizer_of(const Parameter& parameter) const {
+  for (size_t i = 0; i < params.all().size(); ++i)
+    if (params.all()[i].get() == &parameter) return *optimizers[static_cast<size_t>(groups.group[i])];
+  fail("session", "{} is not of this model", parameter.name);
+}
+
+void Session::initialize() {
+  const uint64_t seed = static_cast<uint64_t>(recipe_.run.seed);
+  params.initialize(queue, seed);
+  updater->initialize(seed);
+}
+
+void Session::trace() {
+  require(queue.meta(), "session", "only a meta session is traced");
+  const Shape shape{recipe_.train.micro_batch_size, recipe_.data.sequence_len};
+  auto tokens = [&] { return make_tensor(nullptr, shape, DType::i32, queue.device); };
+  BatchView batch{.tokens = tokens(), .targets = tokens(), .positions = tokens(), .document_start = {}};
+  if (!recipe_.data.attention_across_documents) batch.document_start = tokens();
+  tape.set_mode(Tape::Mode::train);
+  tape.set_recompute(recipe_.train.recompute);
+  LossSum sum;
+  tape.backward(model->loss(tape, batch, 1.0f, sum, {}));
+  tape.reset();
+}
+
+std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
+  std::vector<MemoryCategory> all{
+      {"parameters", params.value_bytes()},
+      {"gradients", params.gradient_bytes()},
+      {"optimizer state", updater->state_bytes()},
+      {"optimizer workspace", updater->workspace_bytes()},
+      {"activations", activations.high_water_bytes()},
+      {"activation gradients", pool.high_water_bytes()},
+      {"packed weights", packed_bytes(params)},
+  };
+  if (trainer) all.push_back({"token buffers", trainer->batch_bytes()});
+  return all;
+}
+
+TrainerParts Session::parts() {
+  TrainerParts p;
+  p.queue = queue;
+  p.model = model.get();
+  p.params = &params;
+  p.tape = &tape;
+  p.world = &world;
+  p.plan = &plan;
+  p.reducer = reducer.get();
+  p.updater = updater.get();
+  p.documents = recipe_.data.attention_across_documents ? TrainerParts::Documents::joined : TrainerParts::Documents::apart;
+  p.sequence_len = recipe_.data.sequence_len;
+  p.seed = static_cast<uint64_t>(recipe_.run.seed);
+  const Schedule schedule(recipe_.schedule, recipe_.train.total_steps(), recipe_.train.global_batch_tokens);
+  p.schedule = [=](int64_t step) { return schedule.multiplier(step); };
+  return p;
+}
+
+int threads_for_rank(const RunSpec& spec, Communicator& world) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  require(sched_getaffinity(0, sizeof set, &set) == 0, "threads", "the kernel does not say which cores are ours");
+  char host[256] = {};
+  gethostname(host, sizeof host - 1);
+  std::string mine = host;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(cpu, &set)) mine += fmt::format(" {}", cpu);
+  int sharing = 0;
+  for (const std::string& other : world.gather_strings(mine)) sharing += other == mine;
+  if (spec.threads) return static_cast<int>(*spec.threads);
+  return std::max(1, CPU_COUNT(&set) / std::max(1, sharing));
+}
+
+Device device_for(const RunSpec& spec) {
+  require(spec.device != RunSpec::DeviceChoice::cuda, "run.device", "this build has no CUDA; set run.device: cpu");
+  return {DeviceKind::cpu, 0};
+}
+
+namespace {
+
+class PlanningComm final : public Communicator {
+ public:
+  PlanningComm(int rank, int size) : rank_(rank), size_(size) {}
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  std::string kind() const override { return "plan"; }
+  void all_reduce(Tensor, DType) override { nothing(); }
+  void reduce_scatter(Tensor, std::span<const Piece>, DType) override { nothing(); }
+  void all_gather(Tensor, std::span<const Piece>) override { nothing(); }
+  void broadcast(Tensor, int) override { nothing(); }
+  void barrier() override { nothing(); }
+  void max(std::span<double>) override { nothing(); }
+  void sum(std::span<double>) override { nothing(); }
+  std::vector<std::string> gather_strings(const std::string&) override { nothing(); }
+  std::unique_ptr<Communicator> duplicate() override { nothing(); }
+  void abort(const std::string& why) override { fail("plan", "{}", why); }
+
+ private:
+  [[noreturn]] static void nothing() { fail("plan", "a plan sends nothing"); }
+  int rank_, size_;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_planning_comm(int rank, int size) {
+  require(0 <= rank && rank < size, "plan", "rank {} of {}", rank, size);
+  return std::make_unique<PlanningComm>(rank, size);
+}
+
+std::vector<MemoryCategory> plan_memory(const Recipe& recipe, int rank, int ranks, int threads) {
+  const auto comm = make_planning_comm(rank, ranks);
+  const Queue queue{.device = {DeviceKind::meta, 0}, .threads = threads};
+  Session session(recipe, *comm, queue, 0);
+  session.trace();
+  TrainerParts parts = session.parts();
+  const Trainer trainer(recipe.train, parts);
+  return session.memory(&trainer);
+}
+
+}  // namespace osprey
