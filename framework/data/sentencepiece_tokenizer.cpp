@@ -159,9 +159,9 @@ std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const
 std::unique_ptr<Tokenizer> train_sentencepiece(const SentencepieceTraining& options,
                                                std::vector<std::string> lines) {
   require(!lines.empty(), "tokenizer", "there is no text to train a tokenizer on; give an input with text in it");
-  require(options.vocab_size >= 300, "tokenizer",
-          "a vocabulary of {} is too small, 256 pieces are bytes; give --vocab-size 300 or more, or --tokenizer bytes",
-          options.vocab_size);
+  require(options.vocab_size > 259, "tokenizer",
+          "a vocabulary of {} is too small, 256 pieces are bytes and 3 are special; give a larger --vocab-size, or "
+          "--tokenizer bytes", options.vocab_size);
   const std::unordered_map<std::string, std::string> settings = {
       {"model_type", options.kind == SentencepieceTraining::Kind::bpe ? "bpe" : "unigram"},
       {"vocab_size", std::to_string(options.vocab_size)},

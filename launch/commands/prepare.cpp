@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <map>
 #include <memory>
+#include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "framework/data/prepare.h"
 #include "kernels/core/check.h"
@@ -88,23 +90,48 @@ void print(const PrepareOptions& options, const PrepareSummary& summary, double 
 }
 
 template <class E>
-CLI::Option* add_choice(CLI::App* command, const std::string& name, E& value, std::map<std::string, E> words,
+using Words = std::vector<std::pair<std::string, E>>;
+using Format = TextOptions::Format;
+using Documents = TextOptions::Documents;
+using Encoding = TextOptions::Encoding;
+using Kind = SentencepieceTraining::Kind;
+const Words<Format> kFormats = {{"auto", Format::automatic}, {"text", Format::text}, {"jsonl", Format::jsonl}};
+const Words<Documents> kDocuments = {{"file", Documents::file}, {"line", Documents::line},
+                                     {"paragraph", Documents::paragraph}, {"entry", Documents::entry}};
+const Words<Encoding> kEncodings = {{"utf-8", Encoding::utf8}, {"windows-1252", Encoding::windows1252}};
+const Words<Kind> kKinds = {{"bpe", Kind::bpe}, {"unigram", Kind::unigram}};
+
+/// An option that takes one of a few words.
+template <class E>
+CLI::Option* add_choice(CLI::App* command, const std::string& name, E& value, const Words<E>& words,
                         const std::string& help) {
-  return command->add_option(name, value, help)
-      ->transform(CLI::CheckedTransformer(std::move(words), CLI::ignore_case).description(""))
+  return command
+      ->add_option_function<std::string>(name, [name, &value, &words](const std::string& given) {
+        std::string known;
+        for (const auto& [word, meaning] : words) {
+          if (given == word) {
+            value = meaning;
+            return;
+          }
+          known += (known.empty() ? "" : ", ") + word;
+        }
+        fail("prepare", "{} must be one of {}; got {}", name, known, given);
+      }, help)
       ->option_text("WORD");
 }
 
 struct Command {
   PrepareOptions options;
   std::vector<std::string> adopt;
-  std::string separator, kind;
-  int64_t vocab_size = 8192;
+  std::string separator;
+  SentencepieceTraining training;
   bool skip_bad = false, if_missing = false;
+  CLI::Option* train = nullptr;
 
+  bool train_asked() const { return train->count() > 0; }
   void run() {
     if (!adopt.empty()) {
-      require(options.inputs.empty() && options.output.empty() && kind.empty(), "prepare",
+      require(options.inputs.empty() && options.output.empty() && !train_asked(), "prepare",
               "--adopt takes shards and --tokenizer only");
       const auto tokenizer = load_tokenizer(options.tokenizer);
       for (const std::string& prefix : adopt_shards(adopt, *tokenizer)) fmt::print("wrote {}.json\n", prefix);
@@ -113,9 +140,7 @@ struct Command {
     if (!separator.empty()) options.text.separator = unescape(separator);
     if (skip_bad) options.text.bad = TextOptions::Bad::skip;
     if (if_missing) options.existing = PrepareOptions::Existing::keep;
-    if (!kind.empty())
-      options.training = SentencepieceTraining{
-          kind == "bpe" ? SentencepieceTraining::Kind::bpe : SentencepieceTraining::Kind::unigram, vocab_size};
+    if (train_asked()) options.training = training;
     const auto begin = std::chrono::steady_clock::now();
     PrepareSummary summary;
     {
@@ -137,9 +162,10 @@ void add_prepare(CLI::App& app) {
   command->add_option("-o,--output", o.output, "directory to write; must not exist");
 
   const char* tokens = "Tokenizer";
-  auto* train = command->add_option("--train-tokenizer", state->kind, "train a sentencepiece tokenizer: bpe or unigram")
-                    ->check(CLI::IsMember({"bpe", "unigram"}).description(""))->option_text("KIND")->group(tokens);
-  command->add_option("--vocab-size", state->vocab_size, "tokens of the tokenizer to train")
+  auto* train = add_choice(command, "--train-tokenizer", state->training.kind, kKinds,
+                           "train a sentencepiece tokenizer: bpe or unigram")->group(tokens);
+  state->train = train;
+  command->add_option("--vocab-size", state->training.vocab_size, "tokens of the tokenizer to train")
       ->capture_default_str()->needs(train)->group(tokens);
   command->add_option("--tokenizer-lines", o.tokenizer_lines, "lines drawn from the training documents to train it on")
       ->capture_default_str()->needs(train)->group(tokens);
@@ -147,21 +173,15 @@ void add_prepare(CLI::App& app) {
       ->excludes(train)->option_text("WHERE")->group(tokens);
 
   const char* text = "Text";
-  using Text = TextOptions;
-  add_choice<Text::Format>(command, "--format", o.text.format,
-      {{"auto", Text::Format::automatic}, {"text", Text::Format::text}, {"jsonl", Text::Format::jsonl}},
-      "auto (by name), text or jsonl")->group(text);
-  add_choice<Text::Documents>(command, "--documents", o.text.documents,
-      {{"file", Text::Documents::file}, {"line", Text::Documents::line}, {"paragraph", Text::Documents::paragraph},
-       {"entry", Text::Documents::entry}},
-      "what a document of a text file is: file (default), line, paragraph (between blank lines), or entry "
-      "(an unindented line after a blank one begins the next, as in dictionaries)")->group(text);
+  add_choice(command, "--format", o.text.format, kFormats, "auto (by name), text or jsonl")->group(text);
+  auto* documents = add_choice(command, "--documents", o.text.documents, kDocuments,
+      "what a document of a text file is: file (default), line, paragraph (between blank lines), or entry (an "
+      "unindented line after a blank one begins the next, as in dictionaries)")->group(text);
   command->add_option("--document-separator", state->separator, "text that stands between documents; \\n is a newline")
-      ->option_text("TEXT")->group(text);
+      ->option_text("TEXT")->excludes(documents)->group(text);
   command->add_option("--text-key", o.text.text_key, "key of the text in JSON lines")->capture_default_str()->group(text);
-  add_choice<Text::Encoding>(command, "--encoding", o.text.encoding,
-      {{"utf-8", Text::Encoding::utf8}, {"windows-1252", Text::Encoding::windows1252}},
-      "of text files: utf-8 (default) or windows-1252, which includes Latin-1")->group(text);
+  add_choice(command, "--encoding", o.text.encoding, kEncodings,
+             "of text files: utf-8 (default) or windows-1252, which includes Latin-1")->group(text);
   command->add_flag("--skip-bad", state->skip_bad, "leave out documents that are not UTF-8 or JSON, and count them")
       ->group(text);
 
@@ -172,7 +192,7 @@ void add_prepare(CLI::App& app) {
       ->capture_default_str()->group(output);
   command->add_option("--seed", o.seed, "decides which documents are held out")->capture_default_str()->group(output);
   command->add_option("--threads", o.threads, "threads to encode with; results do not depend on them")
-      ->check(CLI::Range(1, 1024))->capture_default_str()->group(output);
+      ->check(CLI::Range(1, 1024).description(""))->capture_default_str()->group(output);
   command->add_flag("--if-missing", state->if_missing, "keep a complete output that has these very settings")
       ->group(output);
   command->add_option("--adopt", state->adopt, "write side-cars for Megatron shards from elsewhere; needs --tokenizer")
