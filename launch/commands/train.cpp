@@ -2,6 +2,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "launch/checkpoints.h"
 #include "launch/commands/command.h"
 #include "launch/data_source.h"
 #include "launch/session.h"
@@ -25,7 +26,7 @@ void stop_on_signals() {
 
 void train(const Options& options, Communicator& world) {
   Recipe recipe;
-  std::unique_ptr<Tokenizer> tokenizer;
+  std::shared_ptr<const Tokenizer> tokenizer;
   std::unique_ptr<Loader> loader;
   std::unique_ptr<ValidationLoader> validation;
   std::unique_ptr<Session> session;
@@ -45,6 +46,7 @@ void train(const Options& options, Communicator& world) {
       if (c.name == "activations") activation_bytes = c.bytes;
     session = std::make_unique<Session>(recipe, world, queue, activation_bytes + (int64_t{64} << 20));
   });
+  const std::unique_ptr<RunLock> lock = lock_run(recipe, world);
   session->initialize();
 
   TrainSource train_source(*loader, world);
@@ -57,8 +59,13 @@ void train(const Options& options, Communicator& world) {
     parts.validation_sequences = validation->rows();
   }
   Trainer trainer(recipe.train, parts);
+  const auto saver = make_checkpoint_hook(recipe, tokenizer, trainer, [&](const SaveReport& r) {
+    if (world.rank() == 0 && r.failure) fmt::print(stderr, "checkpoint of step {} failed: {}\n", r.step, *r.failure);
+  });
+  const std::optional<int64_t> resumed = resume_run(*saver, world);
+  trainer.add_hook(saver.get());
   stop_on_signals();
-  trainer.run(0);
+  trainer.run(resumed.value_or(0));
 }
 
 }  // namespace

@@ -1,0 +1,127 @@
+#include "framework/train/checkpoint_hook.h"
+
+#include "kernels/core/check.h"
+
+namespace osprey {
+
+CheckpointHook::CheckpointHook(Setup setup, Trainer& trainer)
+    : setup_(std::move(setup)),
+      trainer_(trainer),
+      world_(*trainer.parts().world),
+      saver_(setup_.directory, setup_.spec.keep, world_, setup_.texts),
+      to_save_(pieces_to_save(world_, pieces())) {}
+
+std::vector<NamedPiece> CheckpointHook::pieces() const {
+  std::vector<NamedPiece> all;
+  for (const Updater::Group& g : trainer_.parts().updater->groups()) {
+    auto some = named_pieces(g.pieces, g.states);
+    all.insert(all.end(), std::make_move_iterator(some.begin()), std::make_move_iterator(some.end()));
+  }
+  return all;
+}
+
+std::vector<NamedValue> CheckpointHook::values() const {
+  std::vector<NamedValue> all;
+  for (const auto& p : trainer_.parts().params->all()) all.push_back({p->name, p->value});
+  return all;
+}
+
+int64_t CheckpointHook::snapshot_bytes() const {
+  return Checkpointer::snapshot_bytes(to_save_, world_.rank() == 0 ? values() : std::vector<NamedValue>());
+}
+
+std::optional<CheckpointState> CheckpointHook::resume() {
+  const auto found = agree(world_, [&] {
+    if (world_.rank() != 0) return std::string();
+    const auto path = find_checkpoint(setup_.spec.resume, setup_.directory);
+    // Checkpoints that this run has not reached yet would be taken for its newest ones.
+    const int64_t from = path ? read_checkpoint_state(*path).step : 0;
+    const auto existing = list_checkpoints(setup_.directory);
+    require(existing.empty() || existing.back().step <= from, "checkpoint",
+            "{} belongs to an earlier run that went further than step {}, where this one starts; give this run another "
+            "run.name, set checkpoint.resume to auto, or delete the later checkpoints",
+            existing.empty() ? "" : existing.back().path.string(), from);
+    return path ? path->string() : std::string();
+  });
+  if (found[0].empty()) return std::nullopt;
+  const std::filesystem::path path = found[0];
+
+  CheckpointState state;
+  agree(world_, [&] {
+    state = read_checkpoint_state(path);
+    const auto seed = static_cast<int64_t>(trainer_.parts().seed);
+    require(state.seed == seed, "checkpoint", "{} was trained with run.seed {}, the recipe says {}; every random draw would "
+            "differ from here on", path.string(), state.seed, seed);
+    require(state.tokens == trainer_.tokens_after(state.step), "checkpoint",
+            "{} stands at {} tokens after {} steps, with this recipe it would be {}; train.global_batch_tokens must stay {}",
+            path.string(), state.tokens, state.step, trainer_.tokens_after(state.step),
+            state.step > 0 ? state.tokens / state.step : trainer_.spec().global_batch_tokens);
+    return std::string();
+  });
+  load_pieces(path, world_, pieces());
+  const TrainerParts& parts = trainer_.parts();
+  parts.updater->round_values();
+  parts.reducer->gather_all();
+  parts.reducer->wait_all();
+  parts.updater->publish();
+  trainer_.skipped_total = state.skipped_steps;
+  saved_step_ = state.step;
+  return state;
+}
+
+void CheckpointHook::report(const std::optional<std::string>& failure) {
+  SaveReport r{saved_step_, {}, failure, saver_.blocked_ms(), saver_.write_ms()};
+  if (!failure) r.path = setup_.directory / checkpoint_name(saved_step_);
+  if (setup_.on_save) setup_.on_save(r);
+}
+
+/// Waits for the save in flight. All ranks know the same outcome afterwards.
+void CheckpointHook::settle() {
+  if (!pending_) return;
+  pending_ = false;
+  std::optional<std::string> failure;
+  try {
+    saver_.wait();
+  } catch (const Error& e) {
+    failure = e.what();
+  }
+  report(failure);
+  if (failure && setup_.spec.on_error == CheckpointSpec::OnError::stop) throw Error(*failure);
+}
+
+void CheckpointHook::save(const StepResult& result) {
+  settle();
+  const Trainer& t = trainer_;
+  CheckpointState state;
+  state.step = result.step;
+  state.tokens = t.tokens_after(result.step);
+  state.sequences = state.tokens / t.parts().sequence_len;
+  state.skipped_steps = t.skipped_total;
+  state.seed = static_cast<int64_t>(t.parts().seed);
+  state.world_size = world_.size();
+  state.recipe_hash = setup_.recipe_hash;
+  saver_.save(state, to_save_, values());
+  saved_step_ = result.step;
+  pending_ = true;
+}
+
+void CheckpointHook::after_step(Trainer&, const StepResult& result) {
+  if (pending_) {
+    // Ranks finish at slightly different times; whoever acts alone would leave the others waiting.
+    double busy[1] = {saver_.busy() ? 1.0 : 0.0};
+    world_.max(busy);
+    if (busy[0] == 0) settle();
+  }
+  if (setup_.spec.every_steps && result.step % *setup_.spec.every_steps == 0) save(result);
+}
+
+void CheckpointHook::on_end(Trainer&, const StepResult& result) {
+  const bool wanted = result.stopping || (result.step == result.total_steps && setup_.spec.save_final);
+  if (wanted && result.step != saved_step_) save(result);
+  if (!pending_) return;
+  pending_ = false;
+  saver_.wait();
+  report(std::nullopt);
+}
+
+}  // namespace osprey

@@ -1,0 +1,52 @@
+#include "launch/checkpoints.h"
+
+#include <cstdio>
+
+#include "kernels/core/random.h"
+#include "launch/together.h"
+#include "models/llama/hf.h"
+
+namespace osprey {
+
+std::filesystem::path run_directory(const Recipe& recipe) {
+  return std::filesystem::path(recipe.run.output_dir) / recipe.run.name;
+}
+
+std::unique_ptr<RunLock> lock_run(const Recipe& recipe, Communicator& world) {
+  std::unique_ptr<RunLock> lock;
+  together(world, [&] {
+    if (world.rank() == 0) lock = std::make_unique<RunLock>(run_directory(recipe));
+  });
+  return lock;
+}
+
+std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe, std::shared_ptr<const Tokenizer> tokenizer,
+                                                     Trainer& trainer, std::function<void(const SaveReport&)> on_save) {
+  const std::string text = dump_recipe(recipe);
+  HubContext context{.sequence_len = recipe.data.sequence_len, .dtype = recipe.train.precision, .bos_id = {}, .eos_id = {}};
+  if (tokenizer) {
+    context.bos_id = tokenizer->bos_id();
+    context.eos_id = tokenizer->eos_id();
+  }
+  return std::make_unique<CheckpointHook>(
+      CheckpointHook::Setup{.spec = recipe.checkpoint,
+                            .directory = run_directory(recipe) / "checkpoints",
+                            .texts = {text, hub_layout(recipe.model, context), std::move(tokenizer)},
+                            .recipe_hash = fmt::format("{:016x}", stream_of(text)),
+                            .on_save = std::move(on_save)},
+      trainer);
+}
+
+std::optional<int64_t> resume_run(CheckpointHook& hook, Communicator& world) {
+  try {
+    const auto state = hook.resume();
+    if (!state) return std::nullopt;
+    return state->step;
+  } catch (const Error& e) {
+    // The same on every rank.
+    if (world.rank() == 0) std::fprintf(stderr, "%s\n", e.what());
+    throw Reported();
+  }
+}
+
+}  // namespace osprey
