@@ -26,6 +26,8 @@ int main(int argc, char** argv) {
   osprey::add_train(app);
   osprey::add_check(app);
   osprey::add_plan(app);
+  osprey::add_prepare(app);
+  osprey::add_export(app);
   osprey::add_report(app);
   osprey::add_fields(app);
   try {
