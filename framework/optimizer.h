@@ -53,8 +53,8 @@ class Optimizer {
   virtual std::vector<StateSpec> states() const = 0;
   /// Peak learning rate; the schedule multiplies it.
   virtual double learning_rate() const = 0;
-  /// Scratch bytes that step() needs for these pieces.
-  virtual int64_t workspace_bytes(std::span<const ParamPiece> pieces) const = 0;
+  /// Scratch bytes that step() needs for these pieces on this queue (its threads may each want their own).
+  virtual int64_t workspace_bytes(const Queue& queue, std::span<const ParamPiece> pieces) const = 0;
   /// Cost of updating one parameter, for balancing ranks (FLOPs).
   virtual double cost(const Shape& full_shape) const = 0;
   /// Updates master, value and state of every piece. Pieces are in an order that is the same on all

@@ -6,7 +6,7 @@ namespace osprey {
 
 std::vector<StateSpec> AdamW::states() const { return {{"adam_m", DType::f32}, {"adam_v", DType::f32}}; }
 
-int64_t AdamW::workspace_bytes(std::span<const ParamPiece>) const { return 0; }
+int64_t AdamW::workspace_bytes(const Queue&, std::span<const ParamPiece>) const { return 0; }
 
 double AdamW::cost(const Shape& full_shape) const { return 15.0 * static_cast<double>(full_shape.numel()); }
 

@@ -21,7 +21,7 @@ class AdamW final : public Optimizer {
   Granularity granularity() const override { return Granularity::element; }
   std::vector<StateSpec> states() const override;
   double learning_rate() const override { return settings_.learning_rate; }
-  int64_t workspace_bytes(std::span<const ParamPiece> pieces) const override;
+  int64_t workspace_bytes(const Queue& queue, std::span<const ParamPiece> pieces) const override;
   double cost(const Shape& full_shape) const override;
   void step(const Queue& queue, std::span<const ParamPiece> pieces, const StepInfo& info) const override;
 

@@ -43,9 +43,9 @@ Muon::Muon(const Settings& settings) : settings_(settings) {
 
 std::vector<StateSpec> Muon::states() const { return {{"momentum", DType::f32}}; }
 
-int64_t Muon::workspace_bytes(std::span<const ParamPiece> pieces) const {
-  const int64_t threads = omp_get_max_threads();
-  return largest_slot_bytes(pieces) * (static_cast<int64_t>(pieces.size()) >= threads ? threads : 1);
+int64_t Muon::workspace_bytes(const Queue& queue, std::span<const ParamPiece> pieces) const {
+  const int64_t slots = static_cast<int64_t>(pieces.size()) >= queue.threads ? queue.threads : 1;
+  return largest_slot_bytes(pieces) * slots;
 }
 
 double Muon::cost(const Shape& full_shape) const {

@@ -43,7 +43,7 @@ class Muon final : public Optimizer {
   std::vector<StateSpec> states() const override;
   double learning_rate() const override { return settings_.learning_rate; }
   /// One set of Newton-Schulz buffers a thread, or one in all when there are fewer matrices than threads.
-  int64_t workspace_bytes(std::span<const ParamPiece> pieces) const override;
+  int64_t workspace_bytes(const Queue& queue, std::span<const ParamPiece> pieces) const override;
   double cost(const Shape& full_shape) const override;
   /// Errors: throws when a parameter is not a matrix or the workspace is too small for one of them.
   void step(const Queue& queue, std::span<const ParamPiece> pieces, const StepInfo& info) const override;

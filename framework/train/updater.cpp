@@ -24,7 +24,7 @@ Updater::Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan, 
   }
   int64_t state_bytes = 0, workspace_bytes = 0;
   for (const Group& g : groups_) {
-    workspace_bytes = std::max(workspace_bytes, g.optimizer->workspace_bytes(g.pieces));
+    workspace_bytes = std::max(workspace_bytes, g.optimizer->workspace_bytes(queue, g.pieces));
     for (const ParamPiece& p : g.pieces)
       state_bytes += (p.end - p.begin + 16) * 4 * static_cast<int64_t>(g.states.size() + 1);
   }

@@ -52,14 +52,14 @@ struct Matrix {
 };
 
 void step(const Optimizer& optimizer, std::vector<ParamPiece> pieces, StepInfo info, int threads = 2) {
-  const int64_t bytes = optimizer.workspace_bytes(pieces);
+  Queue queue;
+  queue.threads = threads;
+  const int64_t bytes = optimizer.workspace_bytes(queue, pieces);
   std::vector<float> memory(static_cast<size_t>(bytes / 4 + 16), NAN);
   void* aligned = memory.data();
   size_t space = memory.size() * 4;
   std::align(64, static_cast<size_t>(bytes), aligned, space);
   info.workspace = make_tensor(aligned, {bytes / 4}, DType::f32);
-  Queue queue;
-  queue.threads = threads;
   optimizer.step(queue, pieces, info);
 }
 
@@ -242,7 +242,7 @@ TEST(Muon, OneMatrixWorthOfWorkspaceIsEnough) {
   std::vector<ParamPiece> pieces;
   for (Matrix& m : a) pieces.push_back(m.piece());
   step(muon, pieces, {.learning_rate = 0.01});
-  const int64_t one = muon.workspace_bytes(std::span(pieces).first(1));
+  const int64_t one = muon.workspace_bytes({}, std::span(pieces).first(1));
   std::vector<float> memory(static_cast<size_t>(one / 4) + 16);
   void* aligned = memory.data();
   size_t space = memory.size() * 4;
