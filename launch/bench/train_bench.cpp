@@ -133,7 +133,7 @@ void BenchRun::make_pieces() {
     std::stable_sort(g.pieces.begin(), g.pieces.end(), [](const ParamPiece& a, const ParamPiece& b) {
       return a.full_shape.dims < b.full_shape.dims;  // equal shapes stand together
     });
-    workspace_bytes = std::max(workspace_bytes, g.optimizer->workspace_bytes(g.pieces));
+    workspace_bytes = std::max(workspace_bytes, g.optimizer->workspace_bytes(queue_, g.pieces));
   }
   workspace_ = state_.alloc({workspace_bytes / 4 + 16}, DType::f32);
 }
