@@ -23,7 +23,8 @@ using File = std::unique_ptr<std::FILE, CloseFile>;
 
 size_t read_file_chunk(const std::string& path, std::FILE* file, void* to, size_t most) {
   const size_t got = std::fread(to, 1, most, file);
-  require(got > 0 || !std::ferror(file), "prepare", "cannot read {}: {}", path, std::strerror(errno));
+  require(got > 0 || !std::ferror(file), "prepare", "cannot read {}: {}", path,
+          std::strerror(errno));
   return got;
 }
 
@@ -45,8 +46,10 @@ class PlainStream final : public ByteStream {
 
 class GzipStream final : public ByteStream {
  public:
-  GzipStream(std::string path, File file) : path_(std::move(path)), file_(std::move(file)), input_(kChunkBytes) {
-    require(::inflateInit2(&state_, 16 + MAX_WBITS) == Z_OK, "prepare", "zlib cannot start on {}", path_);
+  GzipStream(std::string path, File file)
+      : path_(std::move(path)), file_(std::move(file)), input_(kChunkBytes) {
+    require(::inflateInit2(&state_, 16 + MAX_WBITS) == Z_OK, "prepare", "zlib cannot start on {}",
+            path_);
   }
   ~GzipStream() override { ::inflateEnd(&state_); }
 
@@ -57,14 +60,15 @@ class GzipStream final : public ByteStream {
     state_.avail_out = static_cast<uInt>(most_bytes);
     while (state_.avail_out > 0) {
       if (state_.avail_in == 0 && !refill()) {
-        require(between_members_, "prepare", "{} ends in the middle of its gzip data; it was cut off, fetch it again",
-                path_);
+        require(between_members_, "prepare",
+                "{} ends in the middle of its gzip data; it was cut off, fetch it again", path_);
         break;
       }
       if (between_members_ && !begin_member()) break;
       const int rc = ::inflate(&state_, Z_NO_FLUSH);
       require(rc == Z_OK || rc == Z_STREAM_END || rc == Z_BUF_ERROR, "prepare",
-              "{} has damaged gzip data ({}); fetch it again", path_, state_.msg ? state_.msg : "no reason given");
+              "{} has damaged gzip data ({}); fetch it again", path_,
+              state_.msg ? state_.msg : "no reason given");
       between_members_ = rc == Z_STREAM_END;
     }
     const size_t got = most_bytes - state_.avail_out;
@@ -75,7 +79,8 @@ class GzipStream final : public ByteStream {
  private:
   bool refill() {
     state_.next_in = input_.data();
-    state_.avail_in = static_cast<uInt>(read_file_chunk(path_, file_.get(), input_.data(), input_.size()));
+    state_.avail_in =
+        static_cast<uInt>(read_file_chunk(path_, file_.get(), input_.data(), input_.size()));
     return state_.avail_in > 0;
   }
   /// Zeros after the last member are padding, as gzip itself takes them.
@@ -101,7 +106,10 @@ class GzipStream final : public ByteStream {
 class ZstdStream final : public ByteStream {
  public:
   ZstdStream(std::string path, File file)
-      : path_(std::move(path)), file_(std::move(file)), bytes_(kChunkBytes), state_(ZSTD_createDCtx()) {
+      : path_(std::move(path)),
+        file_(std::move(file)),
+        bytes_(kChunkBytes),
+        state_(ZSTD_createDCtx()) {
     require(state_ != nullptr, "prepare", "zstd cannot start on {}", path_);
   }
   ~ZstdStream() override { ZSTD_freeDCtx(state_); }
@@ -114,8 +122,8 @@ class ZstdStream final : public ByteStream {
       if (input_.pos == input_.size) {
         const size_t got = read_file_chunk(path_, file_.get(), bytes_.data(), bytes_.size());
         if (got == 0) {
-          require(frame_done_, "prepare", "{} ends in the middle of its zstd data; it was cut off, fetch it again",
-                  path_);
+          require(frame_done_, "prepare",
+                  "{} ends in the middle of its zstd data; it was cut off, fetch it again", path_);
           break;
         }
         input_ = {bytes_.data(), got, 0};
@@ -142,15 +150,16 @@ class ZstdStream final : public ByteStream {
 
 std::unique_ptr<ByteStream> open_bytes(const std::string& path) {
   std::error_code ignored;
-  require(!std::filesystem::is_directory(path, ignored), "prepare", "{} is a directory; name files in it, as in {}/*",
-          path, path);
+  require(!std::filesystem::is_directory(path, ignored), "prepare",
+          "{} is a directory; name files in it, as in {}/*", path, path);
   File file(std::fopen(path.c_str(), "rbe"));
   require(file != nullptr, "prepare", "cannot open {}: {}", path, std::strerror(errno));
   unsigned char head[4] = {};
   const size_t got = read_file_chunk(path, file.get(), head, sizeof head);
   std::rewind(file.get());
   const bool gzip = got >= 2 && head[0] == 0x1f && head[1] == 0x8b;
-  const bool zstd = got >= 4 && head[0] == 0x28 && head[1] == 0xb5 && head[2] == 0x2f && head[3] == 0xfd;
+  const bool zstd =
+      got >= 4 && head[0] == 0x28 && head[1] == 0xb5 && head[2] == 0x2f && head[3] == 0xfd;
   require(gzip || !(path.ends_with(".gz") || path.ends_with(".dz")), "prepare",
           "{} is named as gzip but does not begin as gzip does; rename it or fetch it again", path);
   require(zstd || !path.ends_with(".zst"), "prepare",

@@ -1,9 +1,10 @@
 #pragma once
-// Batches as functions of the step. Documents of a source are laid end to end in an order shuffled anew
-// every epoch, cut into windows of sequence_len + 1 tokens (a window's last token is only a target and
-// begins the next one), and the windows are shuffled too; sources are mixed by weight. Sample n of a run is
-// therefore a function of (seed, n), and row r of a step is sample step * global_rows + r, whoever reads
-// it: nothing depends on the number of ranks, and there is no state to save.
+// Batches as functions of the step. Documents of a source are laid end to end in an order shuffled
+// anew every epoch, cut into windows of sequence_len + 1 tokens (a window's last token is only a
+// target and begins the next one), and the windows are shuffled too; sources are mixed by weight.
+// Sample n of a run is therefore a function of (seed, n), and row r of a step is sample step *
+// global_rows + r, whoever reads it: nothing depends on the number of ranks, and there is no state
+// to save.
 
 #include <array>
 #include <cstdint>
@@ -20,8 +21,8 @@
 
 namespace osprey {
 
-/// Views that a loader fills. document_start may be left undefined when attention crosses documents.
-/// Shapes: all (B, T), i32, contiguous.
+/// Views that a loader fills. document_start may be left undefined when attention crosses
+/// documents. Shapes: all (B, T), i32, contiguous.
 struct Batch {
   Tensor tokens;
   Tensor targets;         // the token after; -1 where there is nothing to predict
@@ -42,16 +43,16 @@ class BatchBuffer {
 
 /// A part of a document that a step read.
 struct DocumentUse {
-  int64_t row = 0;  // of the global batch
-  std::string file;  // without .bin
+  int64_t row = 0;       // of the global batch
+  std::string file;      // without .bin
   int64_t document = 0;  // within the file
   int64_t offset = 0, tokens = 0;
   bool operator==(const DocumentUse&) const = default;
 };
 
 /// Training batches.
-/// Errors: whatever is wrong with files, tokenizer, weights or sizes is found when the loader is made,
-/// except a token beyond what the side-car promised, which is found when it is read.
+/// Errors: whatever is wrong with files, tokenizer, weights or sizes is found when the loader is
+/// made, except a token beyond what the side-car promised, which is found when it is read.
 class Loader {
  public:
   struct Setup {
@@ -61,9 +62,10 @@ class Loader {
   };
   Loader(const DataSpec& spec, const Tokenizer& tokenizer, const Setup& setup);
 
-  /// Fills the B rows that `rank` of `ranks` trains on in micro step `micro_step` of `step`; over all ranks
-  /// and micro steps these are the global_rows rows of the step, each once. Allocates nothing. At the first
-  /// use of an epoch its order is worked out, in time linear in the number of documents.
+  /// Fills the B rows that `rank` of `ranks` trains on in micro step `micro_step` of `step`; over
+  /// all ranks and micro steps these are the global_rows rows of the step, each once. Allocates
+  /// nothing. At the first use of an epoch its order is worked out, in time linear in the number of
+  /// documents.
   void batch(int64_t step, int64_t micro_step, int64_t rank, int64_t ranks, Batch& batch);
   /// What `step` reads, row by row.
   std::vector<DocumentUse> documents(int64_t step);
@@ -84,8 +86,8 @@ class Loader {
     Source(const Source&) = delete;
     Source& operator=(const Source&) = delete;
     TokenStream stream;
-    std::array<Epoch, 2> epochs;  // a step may lie across the end of one
-    uint64_t windows = 0;         // in an epoch
+    std::array<Epoch, 2> epochs;                        // a step may lie across the end of one
+    uint64_t windows = 0;                               // in an epoch
     uint64_t document_shuffle = 0, window_shuffle = 0;  // random streams
   };
   struct Window {
@@ -102,9 +104,9 @@ class Loader {
   std::vector<int32_t> scratch_;  // T + 1 tokens
 };
 
-/// The validation sources in file order, cut into rows without overlap of targets: every token but the
-/// very first is a target once (without attention across documents, the first of each document is none).
-/// The last row is filled up with tokens that are not targets.
+/// The validation sources in file order, cut into rows without overlap of targets: every token but
+/// the very first is a target once (without attention across documents, the first of each document
+/// is none). The last row is filled up with tokens that are not targets.
 class ValidationLoader {
  public:
   ValidationLoader(const DataSpec& spec, const Tokenizer& tokenizer, int64_t vocab_size);

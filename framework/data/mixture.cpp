@@ -9,23 +9,29 @@
 
 namespace osprey {
 
-Mixture::Mixture(std::span<const double> weights, uint64_t seed) : seed_(seed), stream_(stream_of("data mixture")) {
+Mixture::Mixture(std::span<const double> weights, uint64_t seed)
+    : seed_(seed), stream_(stream_of("data mixture")) {
   const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
   edges_.push_back(0);
   double below = 0;
   for (size_t s = 0; s < weights.size(); ++s) {
-    // One sequence in a block at least: otherwise rounding could give a source a negative share of one.
+    // One sequence in a block at least: otherwise rounding could give a source a negative share of
+    // one.
     require(weights[s] / total * kBlock >= 1, "data",
-            "data.train[{}].weight is {} of a total of {}, less than one sequence in {}; raise it or leave the source "
-            "out", s, weights[s], total, kBlock);
+            "data.train[{}].weight is {} of a total of {}, less than one sequence in {}; raise it "
+            "or leave the source "
+            "out",
+            s, weights[s], total, kBlock);
     below += weights[s];
-    edges_.push_back(s + 1 == weights.size() ? uint64_t{1} << 32
-                                             : static_cast<uint64_t>(std::llround(below / total * 0x1p32)));
+    edges_.push_back(s + 1 == weights.size()
+                         ? uint64_t{1} << 32
+                         : static_cast<uint64_t>(std::llround(below / total * 0x1p32)));
   }
 }
 
 uint64_t Mixture::given_below(size_t source, uint64_t blocks) const {
-  return static_cast<uint64_t>((static_cast<unsigned __int128>(blocks) * kBlock * edges_[source]) >> 32);
+  return static_cast<uint64_t>((static_cast<unsigned __int128>(blocks) * kBlock * edges_[source]) >>
+                               32);
 }
 
 Mixture::Pick Mixture::operator()(uint64_t sample) const {

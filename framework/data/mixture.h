@@ -7,9 +7,10 @@
 
 namespace osprey {
 
-/// Mixes sources by weight: within every block of kBlock sequences each source has its exact share (to
-/// within one), in an order that a permutation chooses; shares that do not come out even carry over, so
-/// counts never drift from the weights. A function of (seed, sample): nothing is remembered.
+/// Mixes sources by weight: within every block of kBlock sequences each source has its exact share
+/// (to within one), in an order that a permutation chooses; shares that do not come out even carry
+/// over, so counts never drift from the weights. A function of (seed, sample): nothing is
+/// remembered.
 class Mixture {
  public:
   static constexpr uint64_t kBlock = 4096;

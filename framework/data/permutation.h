@@ -7,9 +7,10 @@
 
 namespace osprey {
 
-/// A bijection of [0, n) chosen by (seed, stream, index). The same on every machine, standard library and rank.
-/// Reference: a Feistel network over the bits of n (Luby and Rackoff, 1988), walked until it lands below n
-/// (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+/// A bijection of [0, n) chosen by (seed, stream, index). The same on every machine, standard
+/// library and rank. Reference: a Feistel network over the bits of n (Luby and Rackoff, 1988),
+/// walked until it lands below n (Black and Rogaway, "Ciphers with arbitrary finite domains",
+/// 2002).
 class Permutation {
  public:
   Permutation() = default;
@@ -34,8 +35,8 @@ class Permutation {
     x *= 0xc4ceb9fe1a85ec53ull;
     return x ^ (x >> 33);
   }
-  // A bijection of [0, 2^(low + high)), a domain less than twice n: each half is xored with a hash of the
-  // other, which can be undone.
+  // A bijection of [0, 2^(low + high)), a domain less than twice n: each half is xored with a hash
+  // of the other, which can be undone.
   uint64_t mix(uint64_t i) const {
     uint64_t a = i & low_mask_, b = i >> low_bits_;
     for (int r = 0; r < kRounds; ++r) {

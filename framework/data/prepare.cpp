@@ -31,7 +31,8 @@ std::vector<std::string> expand_inputs(const std::vector<std::string>& inputs) {
   std::vector<std::string> files;
   for (const std::string& input : inputs) {
     std::error_code ignored;
-    const auto found = fs::exists(input, ignored) ? std::vector<std::string>{input} : glob_paths(input);
+    const auto found =
+        fs::exists(input, ignored) ? std::vector<std::string>{input} : glob_paths(input);
     require(!found.empty(), "prepare", "no file matches {}; check the path", input);
     files.insert(files.end(), found.begin(), found.end());
   }
@@ -56,7 +57,8 @@ ordered_json settings_of(const PrepareOptions& options, const std::vector<std::s
   json["bad"] = static_cast<int>(text.bad);
   json["tokenizer"] = fingerprint;
   if (options.training) {
-    json["tokenizer_kind"] = options.training->kind == SentencepieceTraining::Kind::bpe ? "bpe" : "unigram";
+    json["tokenizer_kind"] =
+        options.training->kind == SentencepieceTraining::Kind::bpe ? "bpe" : "unigram";
     json["vocab_size"] = options.training->vocab_size;
     json["tokenizer_lines"] = options.tokenizer_lines;
   }
@@ -81,25 +83,34 @@ ordered_json summary_json(const PrepareSummary& summary) {
 }
 
 /// The summary of an output that is there already, or nothing when there is none.
-std::optional<PrepareSummary> existing_output(const PrepareOptions& options, const ordered_json& settings) {
+std::optional<PrepareSummary> existing_output(const PrepareOptions& options,
+                                              const ordered_json& settings) {
   std::error_code ignored;
   if (!fs::exists(options.output, ignored)) return {};
   require(options.existing == PrepareOptions::Existing::keep, "prepare",
-          "{} exists; remove it, choose another --output, or give --if-missing to keep it", options.output);
+          "{} exists; remove it, choose another --output, or give --if-missing to keep it",
+          options.output);
   const std::string path = options.output + "/prepare.json";
-  require(fs::exists(path, ignored), "prepare",
-          "{} exists, but was not written by osprey prepare (no prepare.json); choose another --output", options.output);
+  require(
+      fs::exists(path, ignored), "prepare",
+      "{} exists, but was not written by osprey prepare (no prepare.json); choose another --output",
+      options.output);
   const nlohmann::json there = read_json(path, int64_t{1} << 26, /*most_depth=*/8);
   try {
     for (const auto& [key, value] : settings.items())
-      require(there.at("settings").contains(key) && nlohmann::json(value) == there["settings"][key], "prepare",
-              "{} was prepared with another `{}`; remove it or choose another --output", options.output, key);
+      require(there.at("settings").contains(key) && nlohmann::json(value) == there["settings"][key],
+              "prepare", "{} was prepared with another `{}`; remove it or choose another --output",
+              options.output, key);
     require(there.at("settings").size() == settings.size(), "prepare",
-            "{} was prepared with other settings; remove it or choose another --output", options.output);
+            "{} was prepared with other settings; remove it or choose another --output",
+            options.output);
     for (const auto& file : there.at("files")) {
       const std::string name = options.output + "/" + file.at("name").get<std::string>();
-      require(fs::exists(name, ignored) && fs::file_size(name, ignored) == file.at("bytes").get<uintmax_t>(),
-              "prepare", "{} is missing or of another size than when it was written; remove {} and prepare it again",
+      require(fs::exists(name, ignored) &&
+                  fs::file_size(name, ignored) == file.at("bytes").get<uintmax_t>(),
+              "prepare",
+              "{} is missing or of another size than when it was written; remove {} and prepare it "
+              "again",
               name, options.output);
     }
     const auto& found = there.at("summary");
@@ -109,8 +120,8 @@ std::optional<PrepareSummary> existing_output(const PrepareOptions& options, con
     summary.skipped = found.at("skipped");
     summary.first_skipped = found.at("first_skipped");
     for (const auto& split : found.at("splits"))
-      summary.splits.push_back({split.at("name"), split.at("shards"), split.at("documents"), split.at("tokens"),
-                                split.at("text_bytes")});
+      summary.splits.push_back({split.at("name"), split.at("shards"), split.at("documents"),
+                                split.at("tokens"), split.at("text_bytes")});
     summary.already_there = true;
     return summary;
   } catch (const nlohmann::json::exception&) {
@@ -127,7 +138,8 @@ class Workplace {
     require(lock_ >= 0, "prepare", "cannot write into {}; choose another --output", path_);
     if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
       ::close(lock_);
-      fail("prepare", "another osprey prepare is writing {}; wait for it or choose another --output", output);
+      fail("prepare",
+           "another osprey prepare is writing {}; wait for it or choose another --output", output);
     }
     // What a run that was killed left behind.
     for (const auto& entry : fs::directory_iterator(path_))
@@ -161,7 +173,8 @@ class Workplace {
 /// One split: shards that are closed when they are full.
 class SplitWriter {
  public:
-  SplitWriter(std::string directory, std::string name, const Tokenizer& tokenizer, int64_t shard_tokens)
+  SplitWriter(std::string directory, std::string name, const Tokenizer& tokenizer,
+              int64_t shard_tokens)
       : directory_(std::move(directory)), tokenizer_(tokenizer), shard_tokens_(shard_tokens) {
     summary_.name = std::move(name);
   }
@@ -198,7 +211,8 @@ class SplitWriter {
 
 class Preparation {
  public:
-  Preparation(const PrepareOptions& options, const std::function<void(const PrepareProgress&)>& progress,
+  Preparation(const PrepareOptions& options,
+              const std::function<void(const PrepareProgress&)>& progress,
               std::vector<std::string> files)
       : options_(options), progress_(progress), files_(std::move(files)) {}
 
@@ -260,7 +274,8 @@ class Preparation {
  private:
   /// A function of the document's number alone, so that both passes agree.
   bool is_validation(int64_t document) const {
-    const uint64_t bits = random_u64(options_.seed, stream_of("validation split"), static_cast<uint64_t>(document));
+    const uint64_t bits =
+        random_u64(options_.seed, stream_of("validation split"), static_cast<uint64_t>(document));
     return static_cast<double>(bits >> 11) * 0x1p-53 < options_.validation_fraction;
   }
 
@@ -301,11 +316,15 @@ class Preparation {
     require(documents > 0, "prepare", "{} {} no text; nothing to prepare", files_.front(),
             files_.size() > 1 ? fmt::format("and {} more files hold", files_.size() - 1) : "holds");
     require(train.documents > 0, "prepare",
-            "all {} documents fell to validation; lower --validation-fraction, or split the text into more documents "
-            "with --documents", documents);
+            "all {} documents fell to validation; lower --validation-fraction, or split the text "
+            "into more documents "
+            "with --documents",
+            documents);
     require(options_.validation_fraction == 0 || validation.documents > 0, "prepare",
-            "none of {} documents fell to validation; raise --validation-fraction (0 for none at all), or split the "
-            "text into more documents with --documents", documents);
+            "none of {} documents fell to validation; raise --validation-fraction (0 for none at "
+            "all), or split the "
+            "text into more documents with --documents",
+            documents);
   }
 
   const PrepareOptions& options_;
@@ -324,19 +343,22 @@ void check_options(const PrepareOptions& options) {
           "give one of --tokenizer and --train-tokenizer");
   require(options.validation_fraction >= 0 && options.validation_fraction < 1, "prepare",
           "--validation-fraction must be from 0 to below 1, got {}", options.validation_fraction);
-  require(options.shard_tokens > 0, "prepare", "--shard-tokens must be positive, got {}", options.shard_tokens);
+  require(options.shard_tokens > 0, "prepare", "--shard-tokens must be positive, got {}",
+          options.shard_tokens);
   require(options.tokenizer_lines > 0, "prepare", "--tokenizer-lines must be positive, got {}",
           options.tokenizer_lines);
 }
 
 }  // namespace
 
-PrepareSummary prepare(const PrepareOptions& options, const std::function<void(const PrepareProgress&)>& progress) {
+PrepareSummary prepare(const PrepareOptions& options,
+                       const std::function<void(const PrepareProgress&)>& progress) {
   check_options(options);
   const auto files = expand_inputs(options.inputs);
   std::unique_ptr<Tokenizer> tokenizer;
   if (!options.training) tokenizer = load_tokenizer(options.tokenizer);
-  const ordered_json settings = settings_of(options, files, tokenizer ? tokenizer->fingerprint() : "trained here");
+  const ordered_json settings =
+      settings_of(options, files, tokenizer ? tokenizer->fingerprint() : "trained here");
   if (auto there = existing_output(options, settings)) return *there;
 
   Workplace workplace(options.output);
@@ -353,37 +375,11 @@ PrepareSummary prepare(const PrepareOptions& options, const std::function<void(c
       names.push_back(fs::relative(entry.path(), workplace.path()).string());
   std::sort(names.begin(), names.end());
   for (const std::string& name : names)
-    record["files"].push_back({{"name", name}, {"bytes", fs::file_size(workplace.path() + "/" + name)}});
+    record["files"].push_back(
+        {{"name", name}, {"bytes", fs::file_size(workplace.path() + "/" + name)}});
   write_file(workplace.path() + "/prepare.json", record.dump(2) + "\n");
   workplace.publish();
   return summary;
-}
-
-std::vector<std::string> adopt_shards(const std::vector<std::string>& patterns, const Tokenizer& tokenizer) {
-  std::vector<std::string> adopted;
-  for (const std::string& pattern : patterns)
-    for (const std::string& prefix : find_shards(pattern)) {
-      require(!fs::exists(prefix + ".json"), "prepare", "{}.json exists: this shard has its side-car already", prefix);
-      const IdxReader shard(prefix);
-      ShardLabel label = make_label(tokenizer);
-      std::vector<int32_t> tokens;
-      for (int64_t d = 0; d < shard.documents(); ++d) {
-        tokens.resize(static_cast<size_t>(shard.length(d)));
-        const uint32_t most = shard.read(shard.begin(d), tokens);
-        require(most < tokenizer.vocab_size(), "prepare",
-                "{}.bin holds token {}, but the tokenizer has {}; it was made with another one", prefix,
-                static_cast<int32_t>(most), tokenizer.vocab_size());
-        require(tokens.empty() || tokens.back() == tokenizer.eos_id(), "prepare",
-                "document {} of {}.bin ends with token {}, expected the end of text, {}; write the shard with one "
-                "after every document", d, prefix, tokens.empty() ? -1 : tokens.back(), tokenizer.eos_id());
-        label.max_token = std::max<int64_t>(label.max_token, most);
-      }
-      label.tokens = shard.tokens();
-      label.documents = shard.documents();
-      write_label(prefix, label);
-      adopted.push_back(prefix);
-    }
-  return adopted;
 }
 
 }  // namespace osprey

@@ -1,6 +1,6 @@
-// The sentencepiece library behind the Tokenizer interface. It encodes a text in one go, so long documents
-// are cut here at line ends; that gives the same tokens wherever a model keeps lines apart, which is tried
-// out on loading.
+// The sentencepiece library behind the Tokenizer interface. It encodes a text in one go, so long
+// documents are cut here at line ends; that gives the same tokens wherever a model keeps lines
+// apart, which is tried out on loading.
 
 #include <sentencepiece_processor.h>
 #include <sentencepiece_trainer.h>
@@ -23,11 +23,15 @@ class SentencepieceTokenizer final : public Tokenizer {
   SentencepieceTokenizer(std::string model, const std::string& name) : model_(std::move(model)) {
     const auto status = processor_.LoadFromSerializedProto(model_);
     require(status.ok() && processor_.GetPieceSize() > 0, "tokenizer",
-            "{} is not a sentencepiece model; give the tokenizer.model of a Llama-style tokenizer, or train one "
+            "{} is not a sentencepiece model; give the tokenizer.model of a Llama-style tokenizer, "
+            "or train one "
             "with osprey prepare --train-tokenizer bpe",
             name);
-    require(processor_.eos_id() >= 0 && processor_.eos_id() < processor_.GetPieceSize(), "tokenizer",
-            "{} has no end-of-sentence piece, which ends every document in the shards; train it with one", name);
+    require(processor_.eos_id() >= 0 && processor_.eos_id() < processor_.GetPieceSize(),
+            "tokenizer",
+            "{} has no end-of-sentence piece, which ends every document in the shards; train it "
+            "with one",
+            name);
     newline_ = find_newline();
   }
 
@@ -45,8 +49,8 @@ class SentencepieceTokenizer final : public Tokenizer {
 
   std::string decode(std::span<const int32_t> tokens) const override {
     for (const int32_t token : tokens)
-      require(token >= 0 && token < vocab_size(), "tokenizer", "token {} is outside the vocabulary of {}", token,
-              vocab_size());
+      require(token >= 0 && token < vocab_size(), "tokenizer",
+              "token {} is outside the vocabulary of {}", token, vocab_size());
     std::string text;
     const auto status = processor_.Decode(std::vector<int>(tokens.begin(), tokens.end()), &text);
     require(status.ok(), "tokenizer", "decoding failed: {}", status.ToString());
@@ -66,12 +70,17 @@ class SentencepieceTokenizer final : public Tokenizer {
   void save(const std::string& directory) const override {
     const auto piece = [&](int id) { return id >= 0 ? processor_.IdToPiece(id) : std::string(); };
     nlohmann::ordered_json config = {
-        {"tokenizer_class", "LlamaTokenizer"},     {"add_bos_token", false},
-        {"add_eos_token", false},                  {"legacy", false},
-        {"clean_up_tokenization_spaces", false},   {"model_max_length", int64_t{1} << 30},
-        {"unk_token", piece(processor_.unk_id())}, {"eos_token", piece(eos_id())},
+        {"tokenizer_class", "LlamaTokenizer"},
+        {"add_bos_token", false},
+        {"add_eos_token", false},
+        {"legacy", false},
+        {"clean_up_tokenization_spaces", false},
+        {"model_max_length", int64_t{1} << 30},
+        {"unk_token", piece(processor_.unk_id())},
+        {"eos_token", piece(eos_id())},
     };
-    nlohmann::ordered_json special = {{"unk_token", piece(processor_.unk_id())}, {"eos_token", piece(eos_id())}};
+    nlohmann::ordered_json special = {{"unk_token", piece(processor_.unk_id())},
+                                      {"eos_token", piece(eos_id())}};
     if (bos_id()) config["bos_token"] = special["bos_token"] = piece(*bos_id());
     write_file(directory + "/tokenizer.model", model_);
     write_file(directory + "/tokenizer_config.json", config.dump(2) + "\n");
@@ -82,13 +91,14 @@ class SentencepieceTokenizer final : public Tokenizer {
  private:
   enum class Place { start, at_newline };
 
-  /// Encodes a part as if the library saw the whole document: the space that it puts before every text it is
-  /// given is dropped before a newline that continues one.
+  /// Encodes a part as if the library saw the whole document: the space that it puts before every
+  /// text it is given is dropped before a newline that continues one.
   void encode_part(std::string_view text, Place place, std::vector<int32_t>& tokens) const {
     std::vector<int> ids;
     const auto status = processor_.Encode(text, &ids);
     require(status.ok(), "tokenizer", "encoding failed: {}", status.ToString());
-    tokens.insert(tokens.end(), ids.begin() + (place == Place::at_newline ? space_before(ids, *newline_) : 0),
+    tokens.insert(tokens.end(),
+                  ids.begin() + (place == Place::at_newline ? space_before(ids, *newline_) : 0),
                   ids.end());
   }
 
@@ -104,7 +114,8 @@ class SentencepieceTokenizer final : public Tokenizer {
     const int newline = ids.back();
     for (int id = 0; id < processor_.GetPieceSize(); ++id)
       if (id != newline && processor_.IdToPiece(id).find('\n') != std::string::npos) return {};
-    // Normalisers may turn newlines into spaces or trim at ends; then parts would differ from the whole.
+    // Normalisers may turn newlines into spaces or trim at ends; then parts would differ from the
+    // whole.
     const std::string_view head = "one  \t two  ", tail = "\n\n  three \nfour";
     std::vector<int> whole, parts, rest;
     if (!processor_.Encode(std::string(head) + std::string(tail), &whole).ok() ||
@@ -142,26 +153,34 @@ std::optional<int64_t> number_after(const std::string& text, std::string_view ma
 
 [[noreturn]] void explain(const SentencepieceTraining& options, const std::string& said) {
   if (const auto most = number_after(said, "value <= "))
-    fail("tokenizer", "a vocabulary of {} is too large for this text; give more text or --vocab-size {} at most",
+    fail("tokenizer",
+         "a vocabulary of {} is too large for this text; give more text or --vocab-size {} at most",
          options.vocab_size, *most);
   if (const auto least = number_after(said, " vs "))
-    fail("tokenizer", "a vocabulary of {} cannot hold the bytes and characters of this text; give --vocab-size {} "
-         "or more", options.vocab_size, *least);
+    fail("tokenizer",
+         "a vocabulary of {} cannot hold the bytes and characters of this text; give --vocab-size "
+         "{} "
+         "or more",
+         options.vocab_size, *least);
   fail("tokenizer", "training failed: {}", said);
 }
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const std::string& name) {
+std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model,
+                                                        const std::string& name) {
   return std::make_unique<SentencepieceTokenizer>(std::move(model), name);
 }
 
 std::unique_ptr<Tokenizer> train_sentencepiece(const SentencepieceTraining& options,
                                                std::vector<std::string> lines) {
-  require(!lines.empty(), "tokenizer", "there is no text to train a tokenizer on; give an input with text in it");
+  require(!lines.empty(), "tokenizer",
+          "there is no text to train a tokenizer on; give an input with text in it");
   require(options.vocab_size > 259, "tokenizer",
-          "a vocabulary of {} is too small, 256 pieces are bytes and 3 are special; give a larger --vocab-size, or "
-          "--tokenizer bytes", options.vocab_size);
+          "a vocabulary of {} is too small, 256 pieces are bytes and 3 are special; give a larger "
+          "--vocab-size, or "
+          "--tokenizer bytes",
+          options.vocab_size);
   const std::unordered_map<std::string, std::string> settings = {
       {"model_type", options.kind == SentencepieceTraining::Kind::bpe ? "bpe" : "unigram"},
       {"vocab_size", std::to_string(options.vocab_size)},
@@ -171,8 +190,8 @@ std::unique_ptr<Tokenizer> train_sentencepiece(const SentencepieceTraining& opti
       {"allow_whitespace_only_pieces", "true"},
       {"split_digits", "true"},
       {"character_coverage", "0.9999"},
-      {"shuffle_input_sentence", "false"},           // the library's shuffle depends on its standard library
-      {"num_threads", "2"},                          // unigram sums per thread: a constant keeps the sums
+      {"shuffle_input_sentence", "false"},  // the library's shuffle depends on its standard library
+      {"num_threads", "2"},                 // unigram sums per thread: a constant keeps the sums
       {"max_sentence_length", std::to_string(kMaxTrainingLineBytes + 1)},
       {"minloglevel", "2"},
   };

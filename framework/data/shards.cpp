@@ -19,11 +19,13 @@ ShardLabel make_label(const Tokenizer& tokenizer) {
 }
 
 void write_label(const std::string& prefix, const ShardLabel& label) {
-  const nlohmann::ordered_json json = {
-      {"tokenizer_kind", label.tokenizer_kind}, {"fingerprint", label.fingerprint},
-      {"vocab_size", label.vocab_size},         {"eos_id", label.eos_id},
-      {"tokens", label.tokens},                 {"documents", label.documents},
-      {"max_token", label.max_token}};
+  const nlohmann::ordered_json json = {{"tokenizer_kind", label.tokenizer_kind},
+                                       {"fingerprint", label.fingerprint},
+                                       {"vocab_size", label.vocab_size},
+                                       {"eos_id", label.eos_id},
+                                       {"tokens", label.tokens},
+                                       {"documents", label.documents},
+                                       {"max_token", label.max_token}};
   write_file(prefix + ".json", json.dump(2) + "\n");
 }
 
@@ -31,13 +33,17 @@ ShardLabel read_label(const std::string& prefix) {
   const std::string path = prefix + ".json";
   std::error_code ignored;
   require(std::filesystem::exists(path, ignored), "data",
-          "{} is missing, which says what tokenizer made the shard; osprey prepare writes it with the shard, and "
+          "{} is missing, which says what tokenizer made the shard; osprey prepare writes it with "
+          "the shard, and "
           "osprey prepare --adopt beside shards from elsewhere",
           path);
   const auto json = read_json(path, 1 << 16, /*most_depth=*/4);
   const auto check = [&](bool ok, const char* key) {
-    require(ok, "data", "{} is not a shard description (`{}` is missing or of the wrong type); write the shard again "
-            "with osprey prepare", path, key);
+    require(ok, "data",
+            "{} is not a shard description (`{}` is missing or of the wrong type); write the shard "
+            "again "
+            "with osprey prepare",
+            path, key);
   };
   const auto word = [&](const char* key) {
     check(json.is_object() && json.contains(key) && json[key].is_string(), key);
@@ -62,15 +68,16 @@ std::vector<std::string> find_shards(const std::string& pattern) {
   namespace fs = std::filesystem;
   std::error_code ignored;
   require(!fs::is_directory(pattern, ignored), "data",
-          "{} is a directory; name the shards in it, as in {}", pattern, (fs::path(pattern) / "train-*").string());
+          "{} is a directory; name the shards in it, as in {}", pattern,
+          (fs::path(pattern) / "train-*").string());
   std::set<std::string> prefixes;
   // A prefix without its ending names a shard too, so it is tried with one.
   for (const std::string& shape : {pattern, pattern + ".idx", pattern + ".bin"})
     for (const std::string& path : glob_paths(shape))
       for (const char* ending : {".idx", ".bin"})
         if (path.ends_with(ending)) prefixes.insert(path.substr(0, path.size() - 4));
-  require(!prefixes.empty(), "data", "no token shard matches {}; write shards with osprey prepare, or mend the path",
-          pattern);
+  require(!prefixes.empty(), "data",
+          "no token shard matches {}; write shards with osprey prepare, or mend the path", pattern);
   return {prefixes.begin(), prefixes.end()};
 }
 

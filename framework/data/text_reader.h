@@ -10,7 +10,11 @@
 namespace osprey {
 
 struct TextOptions {
-  enum class Format { automatic, text, jsonl };  // automatic: by name, .jsonl and .ndjson are JSON lines
+  enum class Format {
+    automatic,
+    text,
+    jsonl
+  };  // automatic: by name, .jsonl and .ndjson are JSON lines
   enum class Documents {
     file,       // the whole file
     line,       // every line
@@ -23,14 +27,14 @@ struct TextOptions {
   Format format = Format::automatic;
   Documents documents = Documents::file;
   std::optional<std::string> separator = {};  // stands between documents, instead of `documents`
-  std::string text_key = "text";         // of JSON lines
+  std::string text_key = "text";              // of JSON lines
   Encoding encoding = Encoding::utf8;
   Bad bad = Bad::refuse;
 };
 
-/// Documents of one file in order, as valid UTF-8 with blank lines at both ends taken away; empty ones are
-/// left out.
-/// Errors: malformed UTF-8 or JSON names the file and line, unless bad is skip, which counts them.
+/// Documents of one file in order, as valid UTF-8 with blank lines at both ends taken away; empty
+/// ones are left out. Errors: malformed UTF-8 or JSON names the file and line, unless bad is skip,
+/// which counts them.
 class TextReader {
  public:
   TextReader(const std::string& path, const TextOptions& options);
@@ -63,8 +67,8 @@ class TextReader {
   std::string first_skipped_;
 };
 
-/// Where the first byte that is not UTF-8 stands; nullopt when `text` is valid (no overlong forms, no
-/// surrogates, nothing past U+10FFFF).
+/// Where the first byte that is not UTF-8 stands; nullopt when `text` is valid (no overlong forms,
+/// no surrogates, nothing past U+10FFFF).
 std::optional<size_t> find_malformed_utf8(std::string_view text);
 
 }  // namespace osprey

@@ -12,21 +12,25 @@ void check_label(const IdxReader& shard, const Tokenizer& tokenizer, int64_t voc
   const std::string& prefix = shard.prefix();
   const ShardLabel label = read_label(prefix);
   require(label.tokens == shard.tokens() && label.documents == shard.documents(), "data",
-          "{}.json speaks of {} tokens in {} documents, but {}.idx holds {} in {}; the files are of different "
+          "{}.json speaks of {} tokens in {} documents, but {}.idx holds {} in {}; the files are "
+          "of different "
           "shards, write them again with osprey prepare",
           prefix, label.tokens, label.documents, prefix, shard.tokens(), shard.documents());
   require(label.fingerprint == tokenizer.fingerprint(), "data",
-          "{}.bin was made with tokenizer {}, but data.tokenizer is {}; name the tokenizer directory that was "
+          "{}.bin was made with tokenizer {}, but data.tokenizer is {}; name the tokenizer "
+          "directory that was "
           "written with the shards",
           prefix, label.fingerprint, tokenizer.fingerprint());
   require(label.max_token < vocab_size, "data",
-          "model.vocab_size is {}, but {}.bin holds token {}; the tokenizer has {} tokens, so give at least that",
+          "model.vocab_size is {}, but {}.bin holds token {}; the tokenizer has {} tokens, so give "
+          "at least that",
           vocab_size, prefix, label.max_token, tokenizer.vocab_size());
 }
 
 }  // namespace
 
-TokenStream::TokenStream(const std::vector<std::string>& patterns, const Tokenizer& tokenizer, int64_t vocab_size)
+TokenStream::TokenStream(const std::vector<std::string>& patterns, const Tokenizer& tokenizer,
+                         int64_t vocab_size)
     : vocab_size_(vocab_size) {
   for (const std::string& pattern : patterns)
     for (const std::string& prefix : find_shards(pattern)) {
@@ -54,13 +58,15 @@ int64_t TokenStream::length(int64_t document) const {
 void TokenStream::read(int64_t document, int64_t offset, std::span<int32_t> out) const {
   const Place at = place(document);
   const uint32_t most = at.shard->read(at.shard->begin(at.document) + offset, out);
-  require(most < vocab_size_, "data", "{}.bin holds token {}, but model.vocab_size is {}; give the model the "
-          "vocabulary of the tokenizer that made the shard", at.shard->prefix(), static_cast<int32_t>(most),
-          vocab_size_);
+  require(most < vocab_size_, "data",
+          "{}.bin holds token {}, but model.vocab_size is {}; give the model the "
+          "vocabulary of the tokenizer that made the shard",
+          at.shard->prefix(), static_cast<int32_t>(most), vocab_size_);
 }
 
 DocumentOrder::DocumentOrder(const TokenStream& stream)
-    : stream_(&stream), starts_(static_cast<size_t>((stream.documents() + kStride - 1) / kStride)) {}
+    : stream_(&stream),
+      starts_(static_cast<size_t>((stream.documents() + kStride - 1) / kStride)) {}
 
 void DocumentOrder::build(const std::optional<Permutation>& order) {
   order_ = order;

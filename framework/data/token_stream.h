@@ -13,13 +13,14 @@
 
 namespace osprey {
 
-/// The documents of several shards under one numbering. Documents carry their own end-of-text token.
-/// Errors: shards of another tokenizer, a side-car that does not fit its shard, and tokens that the model's
-/// vocabulary does not hold are named before anything is read; see also read().
+/// The documents of several shards under one numbering. Documents carry their own end-of-text
+/// token. Errors: shards of another tokenizer, a side-car that does not fit its shard, and tokens
+/// that the model's vocabulary does not hold are named before anything is read; see also read().
 class TokenStream {
  public:
   /// Every pattern is expanded by find_shards; a shard named twice is read twice.
-  TokenStream(const std::vector<std::string>& patterns, const Tokenizer& tokenizer, int64_t vocab_size);
+  TokenStream(const std::vector<std::string>& patterns, const Tokenizer& tokenizer,
+              int64_t vocab_size);
 
   int64_t documents() const { return first_document_.back(); }
   int64_t tokens() const { return tokens_; }
@@ -40,8 +41,8 @@ class TokenStream {
   int64_t tokens_ = 0, vocab_size_ = 0;
 };
 
-/// An order of a stream's documents, laid end to end. Holds one number for every kStride documents, so the
-/// index of a billion documents is a hundred megabytes.
+/// An order of a stream's documents, laid end to end. Holds one number for every kStride documents,
+/// so the index of a billion documents is a hundred megabytes.
 class DocumentOrder {
  public:
   /// Storage for a stream is taken here; build() allocates nothing.
@@ -49,15 +50,16 @@ class DocumentOrder {
   /// nullopt is file order.
   void build(const std::optional<Permutation>& order);
 
-  /// Calls visit(document, offset in it, tokens) for the pieces that make up [begin, begin + tokens), which
-  /// must lie inside the stream.
+  /// Calls visit(document, offset in it, tokens) for the pieces that make up [begin, begin +
+  /// tokens), which must lie inside the stream.
   template <class Visit>
   void pieces(int64_t begin, int64_t tokens, const Visit& visit) const {
     auto [index, at] = seek(begin);
     while (tokens > 0) {
       const int64_t document = document_at(index++), length = stream_->length(document);
       if (begin < at + length) {
-        const int64_t offset = begin - at, take = length - offset < tokens ? length - offset : tokens;
+        const int64_t offset = begin - at,
+                      take = length - offset < tokens ? length - offset : tokens;
         visit(document, offset, take);
         begin += take;
         tokens -= take;
@@ -78,7 +80,8 @@ class DocumentOrder {
 
   const TokenStream* stream_;
   std::optional<Permutation> order_;
-  std::vector<int64_t> starts_;  // first token of documents 0, kStride, 2 kStride, ... of this order
+  std::vector<int64_t>
+      starts_;  // first token of documents 0, kStride, 2 kStride, ... of this order
 };
 
 }  // namespace osprey

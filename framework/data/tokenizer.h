@@ -1,7 +1,8 @@
 #pragma once
-// Text to tokens and back. A tokenizer directory holds `osprey_tokenizer.json` (kind, fingerprint, sizes)
-// and, for sentencepiece, `tokenizer.model` plus the two files a Hugging Face directory wants beside it
-// (tokenizer_config.json, special_tokens_map.json). A checkpoint directory is also a tokenizer directory.
+// Text to tokens and back. A tokenizer directory holds `osprey_tokenizer.json` (kind, fingerprint,
+// sizes) and, for sentencepiece, `tokenizer.model` plus the two files a Hugging Face directory
+// wants beside it (tokenizer_config.json, special_tokens_map.json). A checkpoint directory is also
+// a tokenizer directory.
 
 #include <cstdint>
 #include <memory>
@@ -18,7 +19,8 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  /// Appends the tokens of `text`, which must be valid UTF-8 unless kind is "bytes"; adds no special token.
+  /// Appends the tokens of `text`, which must be valid UTF-8 unless kind is "bytes"; adds no
+  /// special token.
   virtual void encode(std::string_view text, std::vector<int32_t>& tokens) const = 0;
   /// Special tokens give no text. Errors: a token outside the vocabulary.
   virtual std::string decode(std::span<const int32_t> tokens) const = 0;
@@ -55,11 +57,12 @@ struct SentencepieceTraining {
   Kind kind = Kind::bpe;
   int64_t vocab_size = 8192;
 };
-/// Learns pieces from `lines` (valid UTF-8, none longer than kMaxTrainingLineBytes). Text is kept as it is:
-/// no normalisation, runs of spaces survive, unknown characters become byte pieces.
+/// Learns pieces from `lines` (valid UTF-8, none longer than kMaxTrainingLineBytes). Text is kept
+/// as it is: no normalisation, runs of spaces survive, unknown characters become byte pieces.
 /// Deterministic: the same lines give the same model on any number of cores.
 /// Errors: a vocabulary that is too large or too small for the text says what would fit.
-std::unique_ptr<Tokenizer> train_sentencepiece(const SentencepieceTraining& options, std::vector<std::string> lines);
+std::unique_ptr<Tokenizer> train_sentencepiece(const SentencepieceTraining& options,
+                                               std::vector<std::string> lines);
 inline constexpr int64_t kMaxTrainingLineBytes = 4000;
 
 }  // namespace osprey

@@ -16,7 +16,6 @@
 namespace osprey {
 namespace {
 
-
 void write_two(const std::string& prefix, int64_t vocab_size = 100) {
   IdxWriter writer(prefix, vocab_size);
   writer.add(std::vector<int32_t>{1, 2, 3});
@@ -34,9 +33,18 @@ TEST(Idx, BytesAreThoseOfMegatron) {
   test::TempDir dir;
   write_two((dir / "two").string());
   EXPECT_EQ(hex(slurp((dir / "two.idx").string())),
-            "4d4d49444944580000" "0100000000000000" "08" "0200000000000000" "0300000000000000"
-            "03000000" "02000000" "0000000000000000" "0600000000000000"
-            "0000000000000000" "0100000000000000" "0200000000000000");
+            "4d4d49444944580000"
+            "0100000000000000"
+            "08"
+            "0200000000000000"
+            "0300000000000000"
+            "03000000"
+            "02000000"
+            "0000000000000000"
+            "0600000000000000"
+            "0000000000000000"
+            "0100000000000000"
+            "0200000000000000");
   EXPECT_EQ(hex(slurp((dir / "two.bin").string())), "01000200030004000500");
 }
 
@@ -78,7 +86,8 @@ TEST(Idx, DocumentsOfSeveralSequencesAreOne) {
   test::TempDir dir;
   write_two((dir / "two").string());
   std::string bytes = slurp((dir / "two.idx").string());
-  const int64_t boundaries[] = {0, 2};  // one document of both sequences, as Megatron writes sentences
+  const int64_t boundaries[] = {0,
+                                2};  // one document of both sequences, as Megatron writes sentences
   const int64_t count = 2;
   std::memcpy(bytes.data() + 26, &count, 8);
   bytes.resize(bytes.size() - 24);
@@ -103,14 +112,17 @@ TEST(Idx, MissingFilesAreNamedWithTheCure) {
   write_two((dir / "two").string());
   std::filesystem::remove((dir / "two.bin").string());
   const std::string what = error_of([&] { IdxReader((dir / "two").string()); });
-  EXPECT_TRUE(contains(what, "two.bin") && contains(what, "No such file") && contains(what, "osprey prepare")) << what;
+  EXPECT_TRUE(contains(what, "two.bin") && contains(what, "No such file") &&
+              contains(what, "osprey prepare"))
+      << what;
   EXPECT_TRUE(contains(error_of([&] { IdxReader((dir / "gone").string()); }), "gone.idx"));
 }
 
 TEST(Idx, TruncatedFilesNameTheFileAndTheSize) {
   test::TempDir dir;
   write_two((dir / "two").string());
-  const std::string idx = slurp((dir / "two.idx").string()), bin = slurp((dir / "two.bin").string());
+  const std::string idx = slurp((dir / "two.idx").string()),
+                    bin = slurp((dir / "two.bin").string());
   for (size_t size = 0; size < idx.size(); ++size) {
     spill((dir / "two.idx").string(), idx.substr(0, size));
     const std::string what = error_of([&] { IdxReader((dir / "two").string()); });
@@ -121,7 +133,8 @@ TEST(Idx, TruncatedFilesNameTheFileAndTheSize) {
   const std::string what = error_of([&] { IdxReader((dir / "two").string()); });
   EXPECT_TRUE(contains(what, "two.bin has 8 bytes")) << what;
   spill((dir / "two.bin").string(), bin + "xx");
-  EXPECT_TRUE(contains(error_of([&] { IdxReader((dir / "two").string()); }), "two.bin has 12 bytes"));
+  EXPECT_TRUE(
+      contains(error_of([&] { IdxReader((dir / "two").string()); }), "two.bin has 12 bytes"));
 }
 
 TEST(Idx, ForeignFilesAreRefusedByName) {
@@ -158,7 +171,8 @@ TEST(Idx, UnfinishedWritersLeaveNothing) {
   EXPECT_TRUE(std::filesystem::is_empty(dir.path().string()));
 }
 
-// A file-size limit fails a write as a full disk does; it is set in a child, for it cannot be lifted.
+// A file-size limit fails a write as a full disk does; it is set in a child, for it cannot be
+// lifted.
 TEST(Idx, FullDiskNamesTheFileAndLeavesNothing) {
   test::TempDir dir;
   const pid_t child = ::fork();
@@ -184,10 +198,12 @@ TEST(Idx, FullDiskNamesTheFileAndLeavesNothing) {
 // Any bytes must give either a reader whose every document can be read, or an osprey::Error.
 TEST(Idx, FuzzedFilesNeverCrash) {
   const char* asked = std::getenv("OSPREY_FUZZ_SECONDS");
-  const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(asked ? std::atof(asked) : 2.0);
+  const auto until = std::chrono::steady_clock::now() +
+                     std::chrono::duration<double>(asked ? std::atof(asked) : 2.0);
   test::TempDir dir;
   write_two((dir / "two").string());
-  const std::string idx = slurp((dir / "two.idx").string()), bin = slurp((dir / "two.bin").string());
+  const std::string idx = slurp((dir / "two.idx").string()),
+                    bin = slurp((dir / "two.bin").string());
   uint64_t rounds = 0, accepted = 0;
   for (; std::chrono::steady_clock::now() < until; ++rounds) {
     uint64_t draws = 0;
@@ -195,16 +211,25 @@ TEST(Idx, FuzzedFilesNeverCrash) {
     std::string bytes = idx, tokens = bin;
     for (uint64_t edits = draw(4); edits > 0; --edits) {
       switch (draw(5)) {
-        case 0: bytes[draw(bytes.size())] ^= static_cast<char>(1u << draw(8)); break;
-        case 1: bytes.resize(1 + draw(bytes.size())); break;
-        case 2: bytes.append(draw(40), static_cast<char>(draw(256))); break;
+        case 0:
+          bytes[draw(bytes.size())] ^= static_cast<char>(1u << draw(8));
+          break;
+        case 1:
+          bytes.resize(1 + draw(bytes.size()));
+          break;
+        case 2:
+          bytes.append(draw(40), static_cast<char>(draw(256)));
+          break;
         case 3: {  // whole fields at once, towards the ends of their range
-          const uint64_t extremes[] = {0, 1, 2, 3, ~0ull, 1ull << 63, (1ull << 61) + 1, 0x7fffffffull};
+          const uint64_t extremes[] = {
+              0, 1, 2, 3, ~0ull, 1ull << 63, (1ull << 61) + 1, 0x7fffffffull};
           const size_t at = 18 + draw(bytes.size() > 26 ? bytes.size() - 26 : 1);
           if (at + 8 <= bytes.size()) std::memcpy(bytes.data() + at, &extremes[draw(8)], 8);
           break;
         }
-        default: tokens.resize(draw(tokens.size() + 8)); break;
+        default:
+          tokens.resize(draw(tokens.size() + 8));
+          break;
       }
     }
     spill((dir / "two.idx").string(), bytes);

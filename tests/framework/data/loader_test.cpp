@@ -18,17 +18,19 @@ namespace {
 
 constexpr int32_t kEos = 256;
 
-/// Shards whose documents say where they come from: the tokens of a document count up from a drawn start
-/// and end with the end of text. Vocabulary of the bytes tokenizer.
+/// Shards whose documents say where they come from: the tokens of a document count up from a drawn
+/// start and end with the end of text. Vocabulary of the bytes tokenizer.
 class LoaderTest : public testing::Test {
  protected:
-  void write(const std::string& name, int64_t documents, int64_t longest, uint64_t seed, const Tokenizer& tokenizer) {
+  void write(const std::string& name, int64_t documents, int64_t longest, uint64_t seed,
+             const Tokenizer& tokenizer) {
     const std::string prefix = (dir_ / name).string();
     IdxWriter writer(prefix, tokenizer.vocab_size());
     for (int64_t d = 0; d < documents; ++d) {
       const uint64_t draw = random_u64(seed, 1, static_cast<uint64_t>(d));
       std::vector<int32_t> document(1 + draw % static_cast<uint64_t>(longest));
-      for (size_t i = 0; i < document.size(); ++i) document[i] = static_cast<int32_t>(((draw >> 32) + i) % 256);
+      for (size_t i = 0; i < document.size(); ++i)
+        document[i] = static_cast<int32_t>(((draw >> 32) + i) % 256);
       document.push_back(kEos);
       writer.add(document);
     }
@@ -53,8 +55,8 @@ class LoaderTest : public testing::Test {
     return Loader(data, *bytes_, {.seed = seed, .global_rows = global_rows, .vocab_size = 257});
   }
   /// All rows of a step's global batch, row by row, read by `ranks` ranks of `rows` rows.
-  std::vector<std::vector<int32_t>> step_rows(Loader& from, const DataSpec& data, int64_t step, int64_t ranks,
-                                              int64_t rows, int64_t global_rows) {
+  std::vector<std::vector<int32_t>> step_rows(Loader& from, const DataSpec& data, int64_t step,
+                                              int64_t ranks, int64_t rows, int64_t global_rows) {
     std::vector<std::vector<int32_t>> all;
     BatchBuffer buffer(data, rows);
     for (int64_t micro = 0; micro < global_rows / (ranks * rows); ++micro)
@@ -93,7 +95,8 @@ TEST_F(LoaderTest, ResumedEqualsContinuousPastTheFirstEpoch) {
   write("a-00000", 120, 40, 1);
   write("b-00000", 30, 90, 2);
   DataSpec data = spec("a-*");
-  data.train = {{.path = (dir_ / "a-*").string(), .weight = 0.5}, {.path = (dir_ / "b-*").string(), .weight = 0.5}};
+  data.train = {{.path = (dir_ / "a-*").string(), .weight = 0.5},
+                {.path = (dir_ / "b-*").string(), .weight = 0.5}};
   Loader continuous = loader(data, 4);
   std::vector<std::vector<std::vector<int32_t>>> rows;
   std::vector<std::vector<DocumentUse>> documents;
@@ -122,7 +125,7 @@ TEST_F(LoaderTest, AnEpochReadsEveryTokenOnceAndTheNextInAnotherOrder) {
       (epoch ? second : first).push_back(uses);
       int64_t left = 16;  // the last token of a window is the first of another
       for (const DocumentUse& use : uses)
-        for (int64_t i = 0; i < std::min(use.tokens, left) ; ++i)
+        for (int64_t i = 0; i < std::min(use.tokens, left); ++i)
           ++seen[static_cast<size_t>(shard.begin(use.document) + use.offset + i)];
       int64_t total = 0;
       for (const DocumentUse& use : uses) total += use.tokens;
@@ -176,7 +179,8 @@ TEST_F(LoaderTest, PackedDocumentsDoNotSeeEachOtherWhenAttentionStaysInside) {
     for (int64_t r = 0; r < 6; ++r) {
       const auto at = [&](const Tensor& t, int64_t i) { return t.as<int32_t>()[r * 48 + i]; };
       for (int64_t i = 0; i < 48; ++i) {
-        const int32_t token = at(buffer.batch.tokens, i), start = at(buffer.batch.document_start, i);
+        const int32_t token = at(buffer.batch.tokens, i),
+                      start = at(buffer.batch.document_start, i);
         EXPECT_EQ(at(buffer.batch.positions, i), i - start);
         // A document starts where the one before ended, and only there.
         const bool begins = i > 0 && at(buffer.batch.tokens, i - 1) == kEos;
@@ -221,7 +225,8 @@ TEST_F(LoaderTest, WeightsAreRespected) {
   write("a", 300, 30, 1);
   write("b", 300, 30, 2);
   DataSpec data = spec("a");
-  data.train = {{.path = (dir_ / "a").string(), .weight = 3}, {.path = (dir_ / "b").string(), .weight = 1}};
+  data.train = {{.path = (dir_ / "a").string(), .weight = 3},
+                {.path = (dir_ / "b").string(), .weight = 1}};
   Loader from = loader(data, 64);
   int64_t from_a = 0, total = 0;
   for (int64_t step = 0; step < 64; ++step) {
@@ -269,20 +274,27 @@ TEST_F(LoaderTest, ValidationReadsEveryTokenOnceInOrder) {
 TEST_F(LoaderTest, OtherTokenizersAreFound) {
   test::TempDir tok;
   const auto other = train_sentencepiece(
-      {.vocab_size = 300}, {"the osprey catches fish in the river", "some other words for training", "a b c d e f"});
+      {.vocab_size = 300},
+      {"the osprey catches fish in the river", "some other words for training", "a b c d e f"});
   write("train", 30, 30, 1, *other);
   const std::string what = error_of([&] { loader(spec("train"), 2); });
-  EXPECT_TRUE(contains(what, "train.bin") && contains(what, other->fingerprint()) && contains(what, "is bytes")) << what;
+  EXPECT_TRUE(contains(what, "train.bin") && contains(what, other->fingerprint()) &&
+              contains(what, "is bytes"))
+      << what;
 }
 
 TEST_F(LoaderTest, VocabulariesSmallerThanTheDataAreFound) {
   write("train", 30, 30, 1);
   const auto with = [&](int64_t vocab) {
-    return error_of([&] { Loader(spec("train"), *bytes_, {.seed = 1, .global_rows = 2, .vocab_size = vocab}); });
+    return error_of([&] {
+      Loader(spec("train"), *bytes_, {.seed = 1, .global_rows = 2, .vocab_size = vocab});
+    });
   };
   EXPECT_EQ(with(257), "no error");
   const std::string what = with(256);
-  EXPECT_TRUE(contains(what, "vocab_size is 256") && contains(what, "token 256") && contains(what, "train.bin")) << what;
+  EXPECT_TRUE(contains(what, "vocab_size is 256") && contains(what, "token 256") &&
+              contains(what, "train.bin"))
+      << what;
 
   // A side-car that promises less than the shard holds is found when the token is read.
   std::string label = slurp((dir_ / "train.json").string());
@@ -292,12 +304,16 @@ TEST_F(LoaderTest, VocabulariesSmallerThanTheDataAreFound) {
   Loader from(data, *bytes_, {.seed = 1, .global_rows = 2, .vocab_size = 256});
   BatchBuffer buffer(data, 2);
   EXPECT_TRUE(contains(error_of([&] {
-    for (int64_t step = 0; step < 20; ++step) from.batch(step, 0, 0, 1, buffer.batch);
-  }), "train.bin holds token 256"));
+                         for (int64_t step = 0; step < 20; ++step)
+                           from.batch(step, 0, 0, 1, buffer.batch);
+                       }),
+                       "train.bin holds token 256"));
 }
 
 TEST_F(LoaderTest, MissingAndMismatchedFilesAreNamed) {
-  const auto what = [&](const std::string& pattern) { return error_of([&] { loader(spec(pattern), 2); }); };
+  const auto what = [&](const std::string& pattern) {
+    return error_of([&] { loader(spec(pattern), 2); });
+  };
   EXPECT_TRUE(contains(what("none-*"), "no token shard matches"));
   EXPECT_TRUE(contains(what("."), "is a directory"));
   write("train", 30, 30, 1);
@@ -310,7 +326,8 @@ TEST_F(LoaderTest, MissingAndMismatchedFilesAreNamed) {
   std::filesystem::rename(dir_ / "train.bin", dir_ / "train.idx");
   std::filesystem::rename(dir_ / "kept", dir_ / "train.bin");
   write("other", 31, 30, 1);
-  std::filesystem::copy_file(dir_ / "other.json", dir_ / "train.json", std::filesystem::copy_options::overwrite_existing);
+  std::filesystem::copy_file(dir_ / "other.json", dir_ / "train.json",
+                             std::filesystem::copy_options::overwrite_existing);
   EXPECT_TRUE(contains(what("train"), "train.json speaks of"));
   spill((dir_ / "train.json").string(), "{\"tokens\": \"many\"}");
   EXPECT_TRUE(contains(what("train"), "train.json is not a shard description"));
@@ -331,8 +348,8 @@ TEST_F(LoaderTest, StepsMustDivideIntoBatches) {
   EXPECT_TRUE(contains(error_of([&] { from.batch(0, 0, 2, 2, four.batch); }), "no such batch"));
 }
 
-// Not a timed test of the machine: a bound two orders above what was measured, so that an accidental
-// linear search or allocation shows.
+// Not a timed test of the machine: a bound two orders above what was measured, so that an
+// accidental linear search or allocation shows.
 TEST_F(LoaderTest, BatchesAreCheap) {
   write("train", 20000, 200, 1);
   const DataSpec data = spec("train", 512);

@@ -17,13 +17,16 @@ TEST(Mixture, SharesFollowTheWeights) {
   for (uint64_t n = 0; n < 200000; ++n) {
     ++count[mixture(n).source];
     if (n != 9999) continue;
-    for (size_t s = 0; s < 3; ++s) EXPECT_NEAR(count[s] / 10000.0, weights[s], 0.01) << s;  // early counts too
+    for (size_t s = 0; s < 3; ++s)
+      EXPECT_NEAR(count[s] / 10000.0, weights[s], 0.01) << s;  // early counts too
   }
-  for (size_t s = 0; s < 3; ++s) EXPECT_NEAR(count[s] / 200000.0, weights[s], 0.01 * weights[s]) << s;
+  for (size_t s = 0; s < 3; ++s)
+    EXPECT_NEAR(count[s] / 200000.0, weights[s], 0.01 * weights[s]) << s;
 }
 
 TEST(Mixture, EverySourceGivesItsSequencesOnceAndInBlocks) {
-  // Weights that do not divide a block: what is left over must carry to later blocks, not repeat or vanish.
+  // Weights that do not divide a block: what is left over must carry to later blocks, not repeat or
+  // vanish.
   const std::vector<double> weights = {1, 1, 1, 1.0 / 700};
   const Mixture mixture(weights, 7);
   std::vector<std::set<uint64_t>> seen(4);
