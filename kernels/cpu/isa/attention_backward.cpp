@@ -81,13 +81,21 @@ struct BackwardTask {
     return static_cast<const T*>(m.data) + (b * a.tokens + t) * m.stride + column;
   }
 
+  void foresee(const RowsIn& m, int64_t block, int64_t head) const {
+    if (block < blocks)
+      prefetch_rows<0>(row_of(m, block * tile, head * head_size), m.stride, valid(block),
+                       head_size);
+  }
+
   /// dO = dY * gate, row terms, gate gradients and panels of every query block.
   void prepare(int64_t head) {
     alignas(64) float dy[256] = {}, y[256] = {}, gate[256] = {};
+    const RowsIn* query_side[] = {&a.q, &a.dy, &a.o};
     for (int64_t i = 0; i < blocks; ++i) {
       pack_rows<W>(rows, row_of(a.q, i * tile, head * head_size), a.q.stride, valid(i), head_size);
       rows_to_transposed_panel<W>(q_transposed + i * words * tile, rows, head_size);
       rows_to_panel<W>(q_panel + i * tile_words * padded, rows, head_size, padded);
+      for (const RowsIn* m : query_side) foresee(*m, i + 1, head);
       for (int r = 0; r < tile; ++r) {
         const int64_t t = i * tile + r;
         if (t >= a.tokens) {  // rows that do not exist have probability 0 everywhere
@@ -306,6 +314,8 @@ struct BackwardTask {
         float *dk_tile = dk + (heads > 1 ? j : 0) * tile * padded,
               *dv_tile = dv + (heads > 1 ? j : 0) * tile * padded;
         load_key_block(j);
+        foresee(a.k, j + 1, g);
+        foresee(a.v, j + 1, g);
         for (int64_t i = j; i < blocks; ++i) {
           const Sight seen = sight(i, j);
           if (seen.any) one_tile(i, j, seen.all, dk_tile, dv_tile);

@@ -93,6 +93,13 @@ struct Task {
         pack_rows<W>(rows, row_of(a.v, j * tile, g * head_size), a.v.stride, valid(j), head_size);
         rows_to_panel<W>(values, rows, head_size, padded);
       }
+      if (j + 1 < first_block + blocks) {
+        prefetch_rows<0>(row_of(a.k, (j + 1) * tile, g * head_size), a.k.stride, valid(j + 1),
+                         head_size);
+        if constexpr (sweep != Sweep::measure)
+          prefetch_rows<0>(row_of(a.v, (j + 1) * tile, g * head_size), a.v.stride, valid(j + 1),
+                           head_size);
+      }
       for (int64_t h = 0; h < heads; ++h)
         for (int64_t i = j > first_block ? j - first_block : 0; i < blocks; ++i)
           for (int r = 0; r < valid(first_block + i); r += strip)
@@ -143,14 +150,16 @@ struct Task {
   template <bool gather>
   void online_probabilities(float* m, float* l, float* out, int columns) {
     const float factor = a.scale * log2e;
-    alignas(64) float shift[strip], decay[strip];
+    alignas(64) float shift[strip], decay[strip], total[strip];
+    Vec rows_of[strip];
     for (int n = 0; n < strip; ++n) {
       Vec most = load(scores + n * tile);
       for (int c = lanes; c < columns; c += lanes) most = max_of(most, load(scores + n * tile + c));
-      shift[n] = max_lane(most) * factor;
+      rows_of[n] = most;
     }
+    reduce_rows<MaxOf>(shift, rows_of);
     for (int n = 0; n < strip; n += lanes) {
-      const Vec old = load(m + n), next = max_of(load(shift + n), old);
+      const Vec old = load(m + n), next = max_of(load(shift + n) * factor, old);
       // While a row has seen nothing its maximum is -infinity; shifting by 0 keeps exponents
       // defined.
       const Vec safe = next == splat(-INFINITY) ? splat(0.0f) : next;
@@ -160,18 +169,21 @@ struct Task {
     }
     for (int n = 0; n < strip; ++n) {
       const Vec minus = splat(-shift[n]);
-      Vec total = {};
+      Vec sums = {};
       for (int c = 0; c < columns; c += lanes) {
         const Vec p = exp2_of(load(scores + n * tile + c) * factor + minus);
-        total += p;
+        sums += p;
         if constexpr (gather) W::put_row(probs + n * tile / W::per_word, c, p);
       }
-      l[n] = l[n] * decay[n] + sum_lanes(total);
-      if constexpr (gather)
-        if (decay[n] != 1.0f)
-          for (int d = 0; d < padded; d += lanes)
-            store(out + n * padded + d, load(out + n * padded + d) * decay[n]);
+      rows_of[n] = sums;
     }
+    reduce_rows<SumOf>(total, rows_of);
+    for (int n = 0; n < strip; n += lanes)
+      store(l + n, load(l + n) * load(decay + n) + load(total + n));
+    for (int n = 0; gather && n < strip; ++n)
+      if (decay[n] != 1.0f)
+        for (int d = 0; d < padded; d += lanes)
+          store(out + n * padded + d, load(out + n * padded + d) * decay[n]);
   }
 
   /// `log_sum`: base-2 logarithm of each row's sum.

@@ -137,6 +137,15 @@ static void transpose(float* to, int64_t to_stride, const float* from, int64_t f
           reinterpret_cast<const Word*>(from)[r * from_stride + c];
 }
 
+/// Asks for rows that will be read (or written) soon: they lie a whole row of the fused buffer
+/// apart, which hardware does not foresee.
+template <int write, class T>
+static void prefetch_rows(const T* from, int64_t stride, int valid, int head_size) {
+  for (int r = 0; r < valid; ++r)
+    for (int d = 0; d < head_size; d += static_cast<int>(64 / sizeof(T)))
+      __builtin_prefetch(from + r * stride + d, write, 2);
+}
+
 /// Left operand from `valid` rows of a matrix; the rest of the 64 rows is zero.
 template <class W, class T>
 static void pack_rows(float* rows, const T* from, int64_t stride, int valid, int head_size) {

@@ -65,6 +65,20 @@ void read_angle(Halves& angle, const RopeRows& m, int64_t row, int half) {
   widen(angle.high, m.sines + at, half);
 }
 
+/// Without a norm and with halves of whole vectors there is no need for a copy in fp32.
+bool turns_directly(const RopeRows& m) { return !m.weight && m.head_size % (2 * lanes) == 0; }
+
+template <class T>
+void turn_directly(T* to, const T* from, const float* cosines, const float* sines, int half,
+                   float sign) {
+  for (int i = 0; i < half; i += lanes) {
+    const Vec c = load(cosines + i), s = load(sines + i) * sign;
+    const Vec a = load(from + i), b = load(from + half + i);
+    store(to + i, a * c - b * s);
+    store(to + half + i, b * c + a * s);
+  }
+}
+
 template <class T>
 void forward(const RopeRows& m) {
   const int half = static_cast<int>(m.head_size / 2);
@@ -77,6 +91,11 @@ void forward(const RopeRows& m) {
       if (m.saved)
         memcpy(static_cast<T*>(m.saved) + r * m.saved_stride + h * m.head_size, at,
                static_cast<size_t>(m.head_size) * sizeof(T));
+      if (turns_directly(m)) {
+        const int64_t angles = static_cast<int64_t>(m.positions[r]) * half;
+        turn_directly(at, at, m.cosines + angles, m.sines + angles, half, 1.0f);
+        continue;
+      }
       read(x, at, half);
       if (m.weight) {
         const float rstd = inverse_rms(x, half, m.eps);
@@ -128,7 +147,15 @@ void backward(const RopeRows& m) {
   for (int64_t r = 0; r < m.rows; ++r) {
     read_angle(angle, m, r, half);
     for (int64_t h = 0; h < m.heads; ++h) {
-      read(g, static_cast<const T*>(m.dy) + r * m.dy_stride + h * m.head_size, half);
+      const T* dy = static_cast<const T*>(m.dy) + r * m.dy_stride + h * m.head_size;
+      if (turns_directly(m)) {
+        const int64_t angles = static_cast<int64_t>(m.positions[r]) * half;
+        if (m.x)
+          turn_directly(static_cast<T*>(m.x) + r * m.x_stride + h * m.head_size, dy,
+                        m.cosines + angles, m.sines + angles, half, -1.0f);
+        continue;
+      }
+      read(g, dy, half);
       turn(g, angle, half, -1.0f);
       if (m.weight) {
         read(x, static_cast<const T*>(m.saved) + r * m.saved_stride + h * m.head_size, half);

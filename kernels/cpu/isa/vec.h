@@ -130,6 +130,41 @@ OSPREY_INLINE float sum_lanes(Vec v) {
 #endif
 }
 
+/// out[i] = the maximum (or sum) of the lanes of v[i], for 16 vectors at once: a tree over all of
+/// them takes fewer steps than 16 trees.
+struct MaxOf {
+  OSPREY_INLINE Vec of(Vec a, Vec b) { return max_of(a, b); }
+  OSPREY_INLINE float lane(Vec v) { return max_lane(v); }
+};
+struct SumOf {
+  OSPREY_INLINE Vec of(Vec a, Vec b) { return a + b; }
+  OSPREY_INLINE float lane(Vec v) { return sum_lanes(v); }
+};
+template <class Op>
+OSPREY_INLINE void reduce_rows(float* out, const Vec* v) {
+#if defined(__AVX512F__)
+  const auto quarters = [](Vec a, Vec b) {  // two quarters of a, then two of b
+    return Op::of((Vec)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x44),
+                  (Vec)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xee));
+  };
+  Vec one[4];
+  for (int i = 0; i < 4; ++i) {
+    const Vec a = quarters(v[i], v[i + 4]), b = quarters(v[i + 8], v[i + 12]);
+    one[i] = Op::of((Vec)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x88),
+                    (Vec)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xdd));
+  }
+  const auto pairs = [](Vec a, Vec b) {
+    return Op::of((Vec)_mm512_unpacklo_pd((__m512d)a, (__m512d)b),
+                  (Vec)_mm512_unpackhi_pd((__m512d)a, (__m512d)b));
+  };
+  const Vec a = pairs(one[0], one[1]), b = pairs(one[2], one[3]);
+  store(out, Op::of((Vec)_mm512_shuffle_ps((__m512)a, (__m512)b, 0x88),
+                    (Vec)_mm512_shuffle_ps((__m512)a, (__m512)b, 0xdd)));
+#else
+  for (int i = 0; i < 16; ++i) out[i] = Op::lane(v[i]);
+#endif
+}
+
 /// 2^x. Numerics: relative error below 2e-7; exactly 0 below -126, infinity from 127.5; NaN stays
 /// NaN. 2^x = 2^n p(x - n) with n the nearest integer and p of degree 6 interpolating at Chebyshev
 /// nodes.
