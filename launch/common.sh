@@ -71,11 +71,9 @@ export OMPI_MCA_rmaps_base_oversubscribe=1
 export OMPI_MCA_btl_vader_single_copy_mechanism=none
 export OMPI_MCA_btl_base_warn_component_unused=0
 
-# on_ranks N COMMAND...: runs on N ranks of this machine, the cores shared out evenly as threads.
+# on_ranks N COMMAND...: runs on N ranks of this machine. Unbound ranks share the cores evenly as threads.
 on_ranks() {
-  local ranks=$1 threads
+  local ranks=$1
   shift
-  threads=$(($(nproc) / ranks))
-  ((threads < 1)) && threads=1
-  OMP_NUM_THREADS=$threads mpirun -np "$ranks" --bind-to none "$@"
+  mpirun -np "$ranks" --bind-to none "$@"
 }

@@ -83,7 +83,7 @@ TEST(Recipes, SmokeRecipesRunOnOneTwoAndFourRanks) {
 TEST(Recipes, ImpossibleCombinationsNameLineAndCure) {
   const std::string osp = recipe_path("quickstart/osp.yaml");
   const std::string heads = error("quickstart/osp.yaml", {"model.heads=5"});
-  EXPECT_EQ(heads.find("--set model.heads=5: model.heads: 5 heads do not divide hidden_size 384"), 0u) << heads;
+  EXPECT_EQ(heads.find("--set model.heads=5: model.heads: 5 heads do not divide hidden_size 256"), 0u) << heads;
   const std::string both = error("quickstart/osp.yaml", {"train.steps=5"});
   EXPECT_NE(both.find("train.tokens: give exactly one of tokens and steps"), std::string::npos) << both;
   const std::string ranks = error("quickstart/osp.yaml", {}, 3);
