@@ -1,7 +1,11 @@
 #include <csignal>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 
+#include "framework/telemetry/gemm_rate.h"
+#include "framework/telemetry/run_watch.h"
+#include "kernels/cpu/isa.h"
 #include "launch/checkpoints.h"
 #include "launch/commands/command.h"
 #include "launch/data_source.h"
@@ -22,6 +26,39 @@ void stop_on_signals() {
   action.sa_handler = [](int) { Trainer::request_stop(); };
   sigaction(SIGTERM, &action, nullptr);
   sigaction(SIGUSR1, &action, nullptr);
+}
+
+/// The hook that writes down what happens. Collective.
+std::unique_ptr<RunWatch> watch_run(const Recipe& recipe, const Session& session, const Trainer& trainer, Communicator& world,
+                                    std::optional<int64_t> resumed) {
+  const std::filesystem::path directory = std::filesystem::path(recipe.run.output_dir) / recipe.run.name;
+  RunWatchOptions options;
+  options.directory = directory;
+  options.name = recipe.run.name;
+  options.version = OSPREY_VERSION;
+  options.isa = cpu::name(cpu::active_isa());
+  options.telemetry = recipe.telemetry;
+  options.resumed_step = resumed;
+  options.learning_rate = recipe.optim.front().learning_rate;
+  options.gemm_flops_per_second = measure_gemm_rate(session.queue, world, 0.25);
+  options.memory_bytes = [&] {
+    std::map<std::string, int64_t> bytes;
+    for (const MemoryCategory& c : session.memory(&trainer)) bytes[c.name] = c.bytes;
+    return bytes;
+  };
+  std::unique_ptr<RunWatch> watch;
+  together(world, [&] {
+    if (world.rank() == 0) {
+      std::error_code error;
+      std::filesystem::create_directories(directory, error);
+      std::ofstream out(directory / "recipe.yaml", std::ios::binary);
+      out << dump_recipe(recipe);
+      out.flush();
+      require(out.good(), "train", "cannot write {}; check run.output_dir", (directory / "recipe.yaml").string());
+    }
+    watch = std::make_unique<RunWatch>(options, world, session.queue);
+  });
+  return watch;
 }
 
 void train(const Options& options, Communicator& world) {
@@ -59,10 +96,13 @@ void train(const Options& options, Communicator& world) {
     parts.validation_sequences = validation->rows();
   }
   Trainer trainer(recipe.train, parts);
+  std::unique_ptr<RunWatch> watch;
   const auto saver = make_checkpoint_hook(recipe, tokenizer, trainer, [&](const SaveReport& r) {
-    if (world.rank() == 0 && r.failure) fmt::print(stderr, "checkpoint of step {} failed: {}\n", r.step, *r.failure);
+    watch->checkpoint(r.step, r.path.string(), r.failure, r.blocked_ms, r.write_ms);
   });
   const std::optional<int64_t> resumed = resume_run(*saver, world);
+  watch = watch_run(recipe, *session, trainer, world, resumed);
+  trainer.add_hook(watch.get());  // first: the train entry of a step stands before its checkpoint
   trainer.add_hook(saver.get());
   stop_on_signals();
   trainer.run(resumed.value_or(0));

@@ -144,7 +144,7 @@ function lineChart(parent, title, series, options) {
     }
     for (const t of xs.ticks(xs.back(fx0), xs.back(fx1), Math.floor(iw / 85))) {
       const x = X(t);
-      if (x < M.l - 1 || x > M.l + iw + 1) continue;
+      if (x < M.l - 1 || x > M.l + iw + 1 || !Number.isInteger(t)) continue;
       svg("line", {x1: x, x2: x, y1: M.t, y2: M.t + ih}, axis);
       svg("text", {x: Math.min(x, W - 14), y: M.t + ih + 15, "text-anchor": "middle"}, axis, short(t));
     }
@@ -172,7 +172,7 @@ function lineChart(parent, title, series, options) {
         ++points;
       });
       svg("path", {class: "series", d, stroke: s.colour, "stroke-width": s.width || 2, "stroke-dasharray": s.dash || "none", opacity: s.opacity || 1}, box);
-      if ((s.dots && points <= 60) || points === 1)
+      if ((s.dots && points <= 60) || points <= 12)  // a line needs two neighbours to be seen
         s.y.forEach((v, i) => { if (v !== null && ys.ok(v) && xs.ok(x[i])) svg("circle", {cx: X(x[i]), cy: Y(v), r: 2.6, fill: s.colour}, box); });
     }
     const cross = svg("line", {class: "cross", y1: M.t, y2: M.t + ih, visibility: "hidden"}, box);
@@ -291,7 +291,7 @@ choice(controls, "Horizontal axis", [["step", "steps"], ["tokens", "tokens"]], s
 choice(controls, "Scale", [["linear", "linear"], ["log", "logarithmic"]], state.xscale, v => { state.xscale = v; redraw(); });
 const lines = node("div", {class: "grid"}, training);
 const validation = runs.flatMap((run, i) => [Object.assign({label: run.name + ", validation", colour: colour(i), width: 2.2, dots: true}, run.validation)]);
-const trainLoss = runs.flatMap((run, i) => run.train.loss ? [Object.assign({label: run.name + ", training", colour: colour(i), width: 1.2, opacity: 0.55}, run.train.loss)] : []);
+const trainLoss = runs.flatMap((run, i) => run.train.loss ? [Object.assign({label: run.name + ", training", colour: colour(i), width: 1.2, opacity: run.validation.y.length ? 0.55 : 1}, run.train.loss)] : []);
 let any = [
   lineChart(lines, "Loss, nats per token", trainLoss.concat(validation), {marks}),
   lineChart(lines, "Validation loss, nats per token", validation, {}),
@@ -375,12 +375,17 @@ if (measured) {
         if (at >= -0.5 && at <= 100.5) node("span", {style: "left:" + at.toFixed(1) + "%"}, ticks, short(t));
       }
       node("div", {}, bar, metric.label + (metric.scale === "linear" ? "" : ", log colour") + ", one scale for all maps");
-      const grid = node("div", {class: "heat"}, host);
-      grid.style.setProperty("--columns", String(Math.min(3, runs.length)));
-      for (const row of rows) row.grids.forEach((g, i) => {
-        if (g) heatMap(grid, row.label + ", " + runs[i].name, g, metric, domain);
-        else { const card = node("div", {class: "card"}, grid); node("h3", {}, card, row.label + ", " + runs[i].name); node("p", {class: "quiet"}, card, "not measured"); }
-      });
+      for (const row of rows) {
+        const grid = node("div", {class: "heat"}, host);
+        grid.style.setProperty("--columns", String(Math.min(4, runs.length)));
+        row.grids.forEach((g, i) => {
+          const title = row.label + ", " + runs[i].name;
+          if (g) return heatMap(grid, title, g, metric, domain);
+          const card = node("div", {class: "card"}, grid);
+          node("h3", {}, card, title);
+          node("p", {class: "quiet"}, card, "not measured");
+        });
+      }
     };
     redraws.push(drawHeat);
   }

@@ -41,7 +41,7 @@ summary{cursor:pointer;margin:6px 0}
 .controls label{display:inline-flex;gap:6px;align-items:center;color:var(--quiet)}
 select{font:inherit;color:var(--ink);background:var(--card);border:1px solid var(--line);border-radius:4px;padding:2px 6px;max-width:100%}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:16px}
-.heat{display:grid;gap:16px;grid-template-columns:repeat(var(--columns),minmax(0,1fr))}
+.heat{display:grid;gap:16px;margin-bottom:16px;grid-template-columns:repeat(var(--columns),minmax(0,1fr))}
 @media (max-width:760px){header,main{padding:0 12px}.heat{grid-template-columns:1fr}th,td{padding:4px 8px}}
 .card{position:relative;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 12px 6px;min-width:0}
 .card svg{display:block;width:100%;overflow:visible}

@@ -1,0 +1,223 @@
+#include "framework/telemetry/run_watch.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+namespace osprey {
+namespace {
+
+double now_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// One line of this rank, to be gathered: fields that hold no tab or newline.
+std::string pack_host(const HostInfo& h) {
+  return fmt::format("{}\t{}\t{}\t{}\t{}", h.name, h.cpu, h.isa, h.cores, h.memory_bytes);
+}
+
+std::vector<std::string> fields_of(const std::string& line, char at) {
+  std::vector<std::string> out{""};
+  for (const char c : line) {
+    if (c == at) out.emplace_back();
+    else out.back() += c;
+  }
+  return out;
+}
+
+/// Every host once, in rank order.
+std::vector<HostInfo> hosts_of(const std::vector<std::string>& packed) {
+  std::vector<HostInfo> hosts;
+  for (const std::string& text : packed) {
+    const auto f = fields_of(text, '\t');
+    require(f.size() == 5, "telemetry", "a rank describes its host as '{}'", text);
+    if (std::any_of(hosts.begin(), hosts.end(), [&](const HostInfo& h) { return h.name == f[0]; })) continue;
+    hosts.push_back({f[0], f[1], f[2], std::stoll(f[3]), std::stoll(f[4])});
+  }
+  return hosts;
+}
+
+/// The categories of the rank that holds most.
+std::map<std::string, int64_t> largest_memory(Communicator& world, const std::map<std::string, int64_t>& mine) {
+  std::string text;
+  for (const auto& [name, bytes] : mine) text += fmt::format("{}\t{}\n", name, bytes);
+  std::map<std::string, int64_t> largest;
+  int64_t most = -1;
+  for (const std::string& packed : world.gather_strings(text)) {
+    std::map<std::string, int64_t> one;
+    int64_t total = 0;
+    for (const std::string& line : fields_of(packed, '\n'))
+      if (const auto f = fields_of(line, '\t'); f.size() == 2) total += one[f[0]] = std::stoll(f[1]);
+    if (total > most) most = total, largest = std::move(one);
+  }
+  return largest;
+}
+
+}  // namespace
+
+RunWatch::RunWatch(RunWatchOptions options, Communicator& world, const Queue& queue)
+    : options_(std::move(options)), world_(world), queue_(queue), observer_(options_.telemetry, queue), start_s_(now_s()) {
+  summary_.name = options_.name;
+  summary_.version = options_.version;
+  if (world_.rank() != 0) return;
+  log_ = std::make_unique<MetricsLog>(options_.directory / "metrics.jsonl", options_.resumed_step);
+  if (options_.telemetry.tensorboard)
+    events_ = std::make_unique<TfEventsWriter>(options_.directory / "tensorboard",
+                                               options_.resumed_step ? *options_.resumed_step + 1 : 0);
+  progress_ = std::make_unique<Progress>(options_.progress_descriptor, Progress::style_of(options_.progress_descriptor),
+                                         options_.telemetry.progress_every_seconds);
+}
+
+RunWatch::~RunWatch() {
+  if (!started_ || ended_ || world_.rank() != 0) return;
+  try {
+    summary_.status = "failed";
+    summary_.wall_s = now_s() - start_s_;
+    write_summary(options_.directory / "summary.json", summary_);
+  } catch (const std::exception&) {
+    // The error that ends the run matters more than this file.
+  }
+}
+
+void RunWatch::on_start(Trainer& trainer) {
+  HostInfo host = this_host();
+  host.isa = options_.isa;
+  for (std::string* s : {&host.name, &host.cpu, &host.isa})
+    std::replace_if(s->begin(), s->end(), [](char c) { return c == '\t' || c == '\n'; }, ' ');
+  summary_.hosts = hosts_of(world_.gather_strings(pack_host(host)));
+  summary_.ranks = world_.size();
+  summary_.threads_per_rank = queue_.threads;
+  summary_.parameters = trainer.parts().params->numel();
+  summary_.steps = trainer.spec().total_steps();
+  summary_.step = options_.resumed_step.value_or(0);
+  summary_.tokens = trainer.tokens_after(summary_.step);
+  summary_.status = "running";
+  flops_per_token_ = trainer.parts().model->flops_per_token(trainer.parts().sequence_len);
+  step_tokens_ = static_cast<double>(trainer.tokens_after(1));
+  started_ = true;
+  if (!log_) return;
+  MetricsEntry e("start", summary_.step, summary_.tokens);
+  e.add("ranks", summary_.ranks).add("threads_per_rank", summary_.threads_per_rank);
+  e.add("parameters", summary_.parameters).add("version", options_.version);
+  if (options_.gemm_flops_per_second) e.add("gemm_tflops_per_second", *options_.gemm_flops_per_second * 1e-12);
+  log_->write(e);
+  write_summary(options_.directory / "summary.json", summary_);
+}
+
+void RunWatch::write_train(const StepResult& r) {
+  const double rate = r.seconds > 0 ? step_tokens_ / r.seconds : 0;
+  std::optional<double> percent;
+  if (options_.gemm_flops_per_second) percent = 100.0 * rate * flops_per_token_ / *options_.gemm_flops_per_second;
+  const double learning_rate = options_.learning_rate * r.learning_rate_factor;
+  const bool last = r.step == r.total_steps || r.stopping;
+  if (last || r.step % options_.telemetry.train_every_steps == 0) {
+    MetricsEntry e("train", r.step, r.tokens);
+    e.add("loss", r.loss).add("grad_norm", r.grad_norm).add("learning_rate", learning_rate);
+    e.add("step_ms", r.seconds * 1e3).add("tokens_per_second", rate).add("gemm_percent", percent);
+    e.add("reduce_exposed_ms", r.reduce_exposed_ms).add("skipped_updates", r.skipped_total);
+    log_->write(e);
+    if (events_) {
+      std::vector<TfScalar> scalars{{"train/loss", r.loss}, {"train/grad_norm", r.grad_norm},
+                                    {"train/learning_rate", learning_rate}, {"train/tokens_per_second", rate}};
+      if (percent) scalars.push_back({"train/gemm_percent", *percent});
+      events_->scalars(r.step, scalars);
+    }
+  }
+  if (r.skipped)
+    log_->write(MetricsEntry("skipped_update", r.step, r.tokens)
+                    .add("reason", std::isfinite(r.loss) ? "the gradient is not finite" : "the loss is not finite")
+                    .add("skipped_updates", r.skipped_total));
+  ProgressSample p{.step = r.step, .steps = r.total_steps, .tokens = r.tokens, .tokens_total = 0, .loss = r.loss,
+                   .grad_norm = r.grad_norm, .tokens_per_second = rate, .gemm_percent = percent,
+                   .seconds_left = left_.update(now_s(), r.step, r.total_steps), .skipped_updates = r.skipped_total};
+  progress_->update(p, now_s());
+}
+
+void RunWatch::after_step(Trainer& trainer, const StepResult& r) {
+  if (!first_step_) {
+    counted_s_ += r.seconds;
+    counted_tokens_ += step_tokens_;
+  }
+  const bool first = std::exchange(first_step_, false) && !options_.resumed_step;
+  summary_.step = r.step;
+  summary_.tokens = r.tokens;
+  summary_.train_loss = r.loss;
+  summary_.skipped_updates = r.skipped_total;
+  if (log_) write_train(r);
+  const bool due = r.step % options_.telemetry.outliers_every_steps == 0 || r.step == r.total_steps || first;
+  if (options_.telemetry.outliers && due && !r.stopping) measure_outliers(trainer, r.step, r.tokens);
+}
+
+/// A forward pass over the step's last micro batch, and one over its first tokens as sequences of length
+/// one, with the tap set.
+void RunWatch::measure_outliers(Trainer& trainer, int64_t step, int64_t tokens) {
+  const TrainerParts& parts = trainer.parts();
+  Tape& tape = *parts.tape;
+  const BatchView& batch = trainer.last_batch();
+  observer_.reset();
+  tape.set_mode(Tape::Mode::evaluate);
+  tape.set_tap(&observer_);
+  observer_.begin(Protocol::context, batch.document_start);
+  parts.model->hidden(tape, batch);
+  tape.reset();
+  if (const int64_t n = std::min(options_.telemetry.osp_tokens, batch.tokens.numel()); n > 0) {
+    zeros_.assign(static_cast<size_t>(n), 0);
+    const Tensor zeros = make_tensor(zeros_.data(), {n, 1}, DType::i32, batch.tokens.device);
+    BatchView alone{.tokens = make_tensor(batch.tokens.data, {n, 1}, DType::i32, batch.tokens.device),
+                    .targets = make_tensor(batch.targets.data, {n, 1}, DType::i32, batch.targets.device),
+                    .positions = zeros, .document_start = {}};
+    observer_.begin(Protocol::osp);
+    parts.model->hidden(tape, alone);
+    tape.reset();
+  }
+  tape.set_tap(nullptr);
+  observer_.merge(world_);
+  if (!log_) return;
+  const std::vector<OutlierRow> rows = observer_.result();
+  for (const OutlierRow& row : rows) log_->write(outlier_entry(row, step, tokens));
+  if (events_) write_outliers(*events_, step, rows);
+}
+
+void RunWatch::after_eval(Trainer&, const EvalResult& r) {
+  summary_.validation_loss = r.loss;
+  if (!log_) return;
+  log_->write(MetricsEntry("eval", r.step, r.tokens).add("quantization", "none").add("loss", r.loss)
+                  .add("perplexity", std::exp(r.loss)).add("tokens_evaluated", r.counted_tokens).add("eval_ms", r.seconds * 1e3));
+  if (events_) {
+    const std::vector<TfScalar> scalars{{"eval/loss", r.loss}, {"eval/perplexity", std::exp(r.loss)}};
+    events_->scalars(r.step, scalars);
+  }
+  note(fmt::format("step {}: validation loss {:.4f}, perplexity {:.2f}", r.step, r.loss, std::exp(r.loss)));
+}
+
+void RunWatch::checkpoint(int64_t step, const std::string& path, const std::optional<std::string>& failure,
+                          double blocked_ms, double write_ms) {
+  if (!log_) return;
+  MetricsEntry e("checkpoint", step, step * static_cast<int64_t>(step_tokens_));
+  if (!failure) e.add("path", path);
+  e.add("failure", failure).add("blocked_ms", blocked_ms).add("write_ms", write_ms);
+  log_->write(e);
+  if (failure) note(fmt::format("step {}: the checkpoint was not saved: {}", step, *failure));
+}
+
+void RunWatch::note(const std::string& text) {
+  if (progress_) progress_->note(text);
+}
+
+void RunWatch::on_end(Trainer&, const StepResult& r) {
+  if (options_.memory_bytes) summary_.memory_peak_bytes = largest_memory(world_, options_.memory_bytes());
+  ended_ = true;
+  if (!log_) return;
+  summary_.status = r.step == r.total_steps ? "finished" : "stopped";
+  summary_.wall_s = now_s() - start_s_;
+  if (counted_s_ > 0) {
+    summary_.tokens_per_second = counted_tokens_ / counted_s_;
+    if (options_.gemm_flops_per_second)
+      summary_.gemm_percent = 100.0 * *summary_.tokens_per_second * flops_per_token_ / *options_.gemm_flops_per_second;
+  }
+  log_->write(MetricsEntry("end", summary_.step, summary_.tokens).add("status", summary_.status).add("wall_s", summary_.wall_s));
+  write_summary(options_.directory / "summary.json", summary_);
+  progress_->finish();
+}
+
+}  // namespace osprey

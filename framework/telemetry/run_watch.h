@@ -1,0 +1,73 @@
+#pragma once
+// Everything a run says about itself, as one step hook: metrics.jsonl, tensorboard/, the console line,
+// outlier measurements and summary.json.
+
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "framework/telemetry/metrics_log.h"
+#include "framework/telemetry/outlier_observer.h"
+#include "framework/telemetry/progress.h"
+#include "framework/telemetry/summary.h"
+#include "framework/telemetry/tfevents.h"
+#include "framework/train/trainer.h"
+
+namespace osprey {
+
+struct RunWatchOptions {
+  std::filesystem::path directory;  // of the run
+  std::string name, version, isa;
+  TelemetrySpec telemetry;
+  std::optional<int64_t> resumed_step;         // of the checkpoint the run goes on from
+  double learning_rate = 1;                    // of the first optimizer group, at a schedule factor of 1
+  std::optional<double> gemm_flops_per_second;  // over all ranks, see gemm_rate.h
+  std::function<std::map<std::string, int64_t>()> memory_bytes;  // this rank's high-water marks by category
+  int progress_descriptor = 2;
+};
+
+/// Made on every rank: outlier figures are summed over ranks. Files and the console belong to rank 0.
+/// A run that is never told on_end leaves "failed" in summary.json when it is destroyed, and "running"
+/// when it is killed.
+class RunWatch final : public StepHook {
+ public:
+  /// Errors: throws when the directory cannot be written.
+  RunWatch(RunWatchOptions options, Communicator& world, const Queue& queue);
+  ~RunWatch() override;
+
+  void on_start(Trainer& trainer) override;
+  void after_step(Trainer& trainer, const StepResult& result) override;
+  void after_eval(Trainer& trainer, const EvalResult& result) override;
+  void on_end(Trainer& trainer, const StepResult& result) override;
+
+  /// A save came to an end: `path` has become visible, or `failure` says why not. Ranks but 0 ignore it.
+  /// Units: the loop waited blocked_ms, the background thread took write_ms.
+  void checkpoint(int64_t step, const std::string& path, const std::optional<std::string>& failure, double blocked_ms,
+                  double write_ms);
+  /// A line for people, above the progress line; from rank 0.
+  void note(const std::string& text);
+
+ private:
+  void measure_outliers(Trainer& trainer, int64_t step, int64_t tokens);
+  void write_train(const StepResult& result);
+
+  RunWatchOptions options_;
+  Communicator& world_;
+  Queue queue_;
+  OutlierObserver observer_;
+  std::unique_ptr<MetricsLog> log_;
+  std::unique_ptr<TfEventsWriter> events_;
+  std::unique_ptr<Progress> progress_;
+  TimeLeft left_;
+  RunSummary summary_;
+  std::vector<int32_t> zeros_;  // positions of sequences of length one
+  double start_s_ = 0;
+  double flops_per_token_ = 0, step_tokens_ = 0;
+  double counted_s_ = 0, counted_tokens_ = 0;  // without the first step of this process
+  bool first_step_ = true, started_ = false, ended_ = false;
+};
+
+}  // namespace osprey
