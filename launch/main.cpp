@@ -27,6 +27,9 @@ int main(int argc, char** argv) {
   osprey::add_check(app);
   osprey::add_plan(app);
   osprey::add_prepare(app);
+  osprey::add_eval(app);
+  osprey::add_inspect(app);
+  osprey::add_generate(app);
   osprey::add_export(app);
   osprey::add_report(app);
   osprey::add_fields(app);

@@ -53,7 +53,7 @@ Var linear(Tape& t, Var x, std::span<Parameter* const> weights) {
     w.params[w.count] = p;
     w.leaves[w.count++] = t.leaf(*p);
   }
-  const Tensor in = t.value(x);  // (N, in)
+  const Tensor in = t.linear_input(weights[0]->name, t.value(x));  // (N, in)
   const Tensor y = t.alloc({in.rows(), out}, in.dtype);
   const auto values = w.values();
   kernels::linear_forward(t.queue(), {.y = y, .x = in, .weights = {values.data(), w.count},

@@ -2,9 +2,13 @@
 // Event interfaces with empty defaults: ZeRO, telemetry, fine-tuning and profiles attach here, never by
 // friendship.
 
+#include <string>
+
 #include "kernels/core/tensor.h"
 
 namespace osprey {
+
+class Tape;
 
 class LayerHook {
  public:
@@ -29,6 +33,14 @@ class Tap {
     float scale;
   };
   virtual void observe_attention(int /*layer*/, const AttentionView&) {}
+};
+
+/// Replaces what linear layers read: simulated quantization of activations in evaluation.
+class LinearInput {
+ public:
+  virtual ~LinearInput() = default;
+  /// The tensor to use instead of x (N, in); `weight` is the name of the (first) parameter it meets.
+  virtual Tensor linear_input(Tape& t, const std::string& weight, const Tensor& x) = 0;
 };
 
 class Profiler {

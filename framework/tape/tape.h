@@ -59,6 +59,8 @@ class Tape {
   void set_recompute(Recompute recompute) { recompute_ = recompute; }
   void set_layer_hook(LayerHook* hook) { hook_ = hook; }
   void set_tap(Tap* tap) { tap_ = tap; }
+  /// Only while evaluating: training quantizes through its own ops.
+  void set_linear_input(LinearInput* hook) { linear_input_ = hook; }
 
   const Queue& queue() const { return queue_; }
   Arena& arena() { return arena_; }
@@ -103,6 +105,10 @@ class Tape {
   /// Hands a named activation to the telemetry tap, if one is set.
   void observe(const char* tensor, const Tensor& t) {
     if (tap_ && !replaying_) tap_->observe(layer_, tensor, t);
+  }
+  /// What a linear layer should read in place of x.
+  Tensor linear_input(const std::string& weight, const Tensor& x) {
+    return linear_input_ && !recording_ ? linear_input_->linear_input(*this, weight, x) : x;
   }
   Tap* tap() const { return replaying_ ? nullptr : tap_; }
 
@@ -151,6 +157,7 @@ class Tape {
   Pool& pool_;
   LayerHook* hook_ = nullptr;
   Tap* tap_ = nullptr;
+  LinearInput* linear_input_ = nullptr;
   Profiler* profiler_ = nullptr;
   Recompute recompute_ = Recompute::none;
   bool recording_ = false;

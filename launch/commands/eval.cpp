@@ -1,0 +1,125 @@
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+#include "framework/eval/round_to_nearest.h"
+#include "framework/telemetry/metrics_log.h"
+#include "framework/telemetry/outlier_observer.h"
+#include "launch/commands/command.h"
+#include "launch/loaded_model.h"
+#include "launch/outlier_tables.h"
+
+namespace osprey {
+
+namespace {
+
+struct Options {
+  std::string checkpoint;
+  std::vector<std::string> data;
+  std::vector<std::string> formats = {"w8a8", "w4a16", "w4a4"};
+  int64_t tokens = 65536;
+  int64_t batch = 8;
+  int64_t sequence_len = 0;
+  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  bool clip_search = false;
+};
+
+struct Result {
+  double loss = 0;
+  int64_t tokens = 0;
+  double seconds = 0;
+};
+
+/// Mean loss over the first `options.tokens` validation tokens.
+Result evaluate(LoadedModel& m, ValidationLoader& data, const BatchView& view, int64_t rows) {
+  const auto start = std::chrono::steady_clock::now();
+  LossSum sum;
+  for (int64_t first = 0; first < rows; first += view.batch()) {
+    Batch batch{.tokens = view.tokens, .targets = view.targets, .positions = view.positions, .document_start = view.document_start};
+    data.batch(first, batch);
+    for (int64_t row = rows - first; row < view.batch(); ++row) {
+      int32_t* targets = view.targets.as<int32_t>() + row * view.sequence();
+      std::fill(targets, targets + view.sequence(), -1);
+    }
+    m.model->loss(m.tape, view, 1.0f, sum, {});
+    m.tape.reset();
+  }
+  require(sum.tokens > 0, "eval", "the validation data hold no token to predict");
+  return {sum.loss / static_cast<double>(sum.tokens), sum.tokens,
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()};
+}
+
+void report(const std::string& name, const Result& r, const Result& plain) {
+  fmt::print("{:<28} {:>9.4f} {:>12.2f}", name, r.loss, std::exp(r.loss));
+  if (name != "as trained") fmt::print(" {:>+10.4f}", r.loss - plain.loss);
+  fmt::print("\n");
+}
+
+void append(const std::filesystem::path& run, const std::filesystem::path& checkpoint, const std::string& format, const Result& r) {
+  if (run.empty()) return;
+  int64_t step = 0, tokens = 0;
+  if (std::filesystem::exists(checkpoint / "state.yaml")) {
+    const CheckpointState state = read_checkpoint_state(checkpoint);
+    step = state.step;
+    tokens = state.tokens;
+  }
+  MetricsLog log(run / "metrics.jsonl", INT64_MAX);
+  log.write(MetricsEntry("eval", step, tokens)
+                .add("loss", r.loss)
+                .add("perplexity", std::exp(r.loss))
+                .add("quantization", format)
+                .add("tokens_evaluated", r.tokens)
+                .add("eval_ms", r.seconds * 1e3));
+}
+
+void run(const Options& options) {
+  std::vector<IntegerFormat> formats;
+  for (const std::string& f : options.formats) formats.push_back(parse_integer_format(f));
+  LoadedModel m(options.checkpoint, options.threads);
+  const int64_t length = options.sequence_len ? options.sequence_len : m.hub.context().sequence_len;
+  const auto data = validation_data(m, options.data, length);
+  const int64_t rows = std::min(data->rows(), (options.tokens + length - 1) / length);
+  Arena buffers("token buffers", m.queue.device, int64_t{64} << 20);
+  const BatchView view = make_batch(buffers, options.batch, length);
+
+  const Result plain = evaluate(m, *data, view, rows);
+  fmt::print("{}\n{} tokens of validation data in sequences of {}, {:.1f} s\n\n", m.path.string(), plain.tokens, length, plain.seconds);
+  fmt::print("{:<28} {:>9} {:>12} {:>10}\n", "round to nearest", "loss", "perplexity", "added loss");
+  report("as trained", plain, plain);
+  const std::filesystem::path home = run_of(m.path);
+  append(home, m.path, "none", plain);
+  for (const IntegerFormat& format : formats) {
+    const auto clip = options.clip_search ? kernels::ClipSearch::osp : kernels::ClipSearch::none;
+    const QuantizedScope quantized(m.tape, m.params, format, clip);
+    const Result r = evaluate(m, *data, view, rows);
+    report(format.name + (options.clip_search ? " (clip search)" : ""), r, plain);
+    if (!options.clip_search) append(home, m.path, format.name, r);
+  }
+  fmt::print("\nWeights per output row, symmetric; activations per token, asymmetric; linear layers inside the blocks only.\n\n");
+  print_outliers(measure_outliers_of(m, *data, view, std::min(rows, options.batch)), OutlierDetail::over_layers);
+  if (!home.empty()) fmt::print("\nadded to {}\n", (home / "metrics.jsonl").string());
+}
+
+}  // namespace
+
+void add_eval(CLI::App& app) {
+  const auto o = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand(
+      "eval", "loss, perplexity and outlier figures of a checkpoint, and the same after rounding it to integers");
+  command->add_option("checkpoint", o->checkpoint, "a checkpoint, or a run (its newest checkpoint)")->required();
+  command->add_option("--data", o->data, "token shards (glob) instead of the recipe's validation data");
+  command->add_option("--tokens", o->tokens, "validation tokens")->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--quantize", o->formats, "formats such as w4a4, comma separated")->delimiter(',')->capture_default_str();
+  command->add_flag("--clip-search", o->clip_search, "search each weight row's clipping (80 candidates, |error|^2.4)");
+  command->add_option("--sequence-len", o->sequence_len, "length of a sequence; the checkpoint's if absent")->check(CLI::PositiveNumber);
+  command->add_option("--batch", o->batch, "sequences at a time")->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--threads", o->threads, "CPU threads")->check(CLI::PositiveNumber)->capture_default_str();
+  command->footer("Example:\n  osprey eval runs/quickstart_osp --tokens 100000 --quantize w8a8,w4a4 --clip-search");
+  command->callback([o] { run(*o); });
+}
+
+}  // namespace osprey

@@ -1,0 +1,111 @@
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <thread>
+
+#include "framework/eval/sampler.h"
+#include "launch/commands/command.h"
+#include "launch/loaded_model.h"
+
+namespace osprey {
+
+namespace {
+
+struct Options {
+  std::string checkpoint, prompt;
+  int64_t max_tokens = 64, samples = 1;
+  SamplerSpec sampler{.temperature = 0.8, .top_k = {}, .top_p = {}, .seed = 42};
+  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+};
+
+/// Prints text as it grows; a character that is still incomplete waits.
+class Printer {
+ public:
+  void show(const std::string& text) {
+    const size_t whole = complete(text);
+    if (whole > shown_) std::fwrite(text.data() + shown_, 1, whole - shown_, stdout);
+    shown_ = std::max(shown_, whole);
+    std::fflush(stdout);
+  }
+
+ private:
+  static size_t complete(const std::string& text) {
+    size_t end = text.size();
+    for (size_t back = 1; back <= 3 && back <= text.size(); ++back) {
+      const unsigned char c = static_cast<unsigned char>(text[text.size() - back]);
+      if ((c & 0xc0) == 0x80) continue;
+      const size_t length = c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : c >= 0xc0 ? 2 : 1;
+      if (length > back) end = text.size() - back;
+      break;
+    }
+    return end;
+  }
+  size_t shown_ = 0;
+};
+
+void generate(LoadedModel& m, const Options& o, uint64_t sample, const std::vector<int32_t>& prompt) {
+  const int64_t capacity = static_cast<int64_t>(prompt.size()) + o.max_tokens;
+  Arena memory("cache", m.queue.device, int64_t{16} << 30);
+  DecodeCache cache = m.model->make_cache(memory, 1, capacity);
+  const Tensor token = memory.alloc({1}, DType::i32), position = memory.alloc({1}, DType::i32);
+  Sampler sampler(o.sampler);
+  Printer printer;
+  std::vector<int32_t> text = prompt;
+  const auto start = std::chrono::steady_clock::now();
+  for (int64_t i = 0; i < capacity; ++i) {
+    token.as<int32_t>()[0] = text[static_cast<size_t>(i)];
+    position.as<int32_t>()[0] = static_cast<int32_t>(i);
+    cache.lengths.as<int32_t>()[0] = static_cast<int32_t>(i + 1);
+    const Tensor logits = m.model->decode(m.tape, token, position, cache);
+    if (i + 1 >= static_cast<int64_t>(prompt.size())) {
+      const std::span<const float> row(logits.as<float>(), static_cast<size_t>(m.tokenizer->vocab_size()));
+      const int32_t next = sampler.sample(row, sample, static_cast<uint64_t>(i));
+      if (next == m.tokenizer->eos_id()) break;
+      text.push_back(next);
+      printer.show(m.tokenizer->decode(text));
+    }
+    m.tape.reset();
+    if (static_cast<int64_t>(text.size()) >= capacity) break;
+  }
+  m.tape.reset();
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::printf("\n");
+  std::fflush(stdout);
+  fmt::print(stderr, "[{} tokens, {:.1f} tokens/s]\n", text.size() - prompt.size(), static_cast<double>(text.size()) / seconds);
+}
+
+void run(const Options& o) {
+  LoadedModel m(o.checkpoint, o.threads);
+  std::vector<int32_t> prompt;
+  // Documents are separated by the end token, so a text begins after one.
+  prompt.push_back(m.tokenizer->bos_id().value_or(m.tokenizer->eos_id()));
+  m.tokenizer->encode(o.prompt, prompt);
+  require(m.tokenizer->vocab_size() <= m.hub.spec().vocab_size, "generate", "the tokenizer has {} tokens but the model only {}",
+          m.tokenizer->vocab_size(), m.hub.spec().vocab_size);
+  const int64_t trained = m.hub.context().sequence_len;
+  if (static_cast<int64_t>(prompt.size()) + o.max_tokens > trained)
+    fmt::print(stderr, "note: the model was trained on {} tokens; text beyond that degrades\n", trained);
+  for (int64_t i = 0; i < o.samples; ++i) generate(m, o, static_cast<uint64_t>(i), prompt);
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app) {
+  const auto o = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("generate", "continue a text with a checkpoint");
+  command->add_option("checkpoint", o->checkpoint, "a checkpoint, or a run (its newest checkpoint)")->required();
+  command->add_option("--prompt", o->prompt, "the text to continue; empty: a new document");
+  command->add_option("--max-tokens", o->max_tokens, "tokens to add at most")->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--samples", o->samples, "continuations")->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--temperature", o->sampler.temperature, "0: always the most likely token")->capture_default_str();
+  command->add_option("--top-k", o->sampler.top_k, "only the k most likely tokens");
+  command->add_option("--top-p", o->sampler.top_p, "only the most likely tokens that together have probability p");
+  command->add_option("--seed", o->sampler.seed, "of the draws")->capture_default_str();
+  command->add_option("--threads", o->threads, "CPU threads")->check(CLI::PositiveNumber)->capture_default_str();
+  command->footer("Example:\n  osprey generate runs/quickstart_osp --prompt \"Osprey\" --temperature 0.7 --top-p 0.9");
+  command->callback([o] { run(*o); });
+}
+
+}  // namespace osprey

@@ -1,0 +1,45 @@
+#pragma once
+// A checkpoint opened for evaluation, inspection or generation.
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "framework/data/loader.h"
+#include "framework/data/tokenizer.h"
+#include "framework/model.h"
+#include "launch/recipe.h"
+#include "models/llama/hf.h"
+
+namespace osprey {
+
+/// A checkpoint directory, or a run directory whose newest checkpoint is meant.
+/// Errors: throws when there is neither.
+std::filesystem::path checkpoint_of(const std::filesystem::path& checkpoint_or_run);
+/// The run directory that a checkpoint stands in, or an empty path when it stands elsewhere.
+std::filesystem::path run_of(const std::filesystem::path& checkpoint);
+
+struct LoadedModel {
+  /// Errors: throws when files are damaged or the model is one that Osprey does not compute.
+  LoadedModel(const std::filesystem::path& checkpoint_or_run, int threads);
+
+  std::filesystem::path path;
+  HubModel hub;
+  Queue queue;
+  std::unique_ptr<LanguageModel> model;
+  ParamStore params;
+  Arena activations;
+  Pool pool;
+  Tape tape;
+  std::unique_ptr<Tokenizer> tokenizer;
+};
+
+/// The validation data of the checkpoint's recipe, or the shards that `data` names instead.
+/// Errors: throws when there is neither, or when the tokenizer does not match.
+std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded, const std::vector<std::string>& data,
+                                                  int64_t sequence_len);
+
+/// Token buffers of one batch.
+BatchView make_batch(Arena& arena, int64_t rows, int64_t sequence_len);
+
+}  // namespace osprey
