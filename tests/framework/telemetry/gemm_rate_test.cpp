@@ -2,12 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <mutex>
-#include <thread>
-#include <vector>
 
-#include "framework/parallel/thread_comm.h"
 
 namespace osprey {
 namespace {
