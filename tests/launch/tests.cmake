@@ -9,6 +9,7 @@ if(TARGET osprey)
       $<TARGET_FILE:osprey> ${PROJECT_SOURCE_DIR} ${MPIEXEC_EXECUTABLE})
     set_tests_properties(mpi:${name} PROPERTIES LABELS "mpi;e2e" TIMEOUT 300 PROCESSORS 2 SKIP_RETURN_CODE 77)
   endforeach()
+endif()
 # What a run survives: kill -9, signals, a second run, damaged files, a full disk.
 if(TARGET osprey)
   add_test(NAME e2e:survive COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/launch/survive.sh $<TARGET_FILE:osprey> ${PROJECT_SOURCE_DIR})
