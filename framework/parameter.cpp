@@ -112,7 +112,7 @@ void ParamStore::initial_value(const Queue& queue, const Parameter& p, uint64_t 
       });
       return;
     case Init::Kind::orthogonal:
-      require(p.shape.rank == 2, "parameters", "{} cannot be orthogonal: its shape is {}", p.name, p.shape.str());
+      require(p.shape.rank == 2, "parameters", "{} cannot be orthogonal: its shape is {}", p.name, p.shape);
       orthogonal(p, seed, out);
       return;
   }

@@ -4,8 +4,8 @@ namespace osprey::kernels {
 
 static void check(const Tensor& t, const char* what, int64_t numel, const Queue& queue) {
   if (t.numel() == numel && t.contiguous() && t.device == queue.device) return;  // formats nothing
-  require(t.numel() == numel, "adamw", "{} must have {} elements like master, got {}", what, numel, t.str());
-  require(t.contiguous(), "adamw", "{} must be contiguous, got {}", what, t.str());
+  require(t.numel() == numel, "adamw", "{} must have {} elements like master, got {}", what, numel, t);
+  require(t.contiguous(), "adamw", "{} must be contiguous, got {}", what, t);
   require(t.device == queue.device, "adamw", "{} is on {}, the queue on {}", what, name(t.device.kind),
           name(queue.device.kind));
 }

@@ -16,9 +16,9 @@ struct Check {
     require(head_size >= 8 && head_size <= 256 && head_size % 8 == 0, where,
             "head size must be a multiple of 8 from 8 to 256, got {}", head_size);
     require(q.shape.rank == 2 && q.cols() > 0 && q.cols() % head_size == 0, where,
-            "q must be (N, heads * {}), got {}", head_size, q.str());
+            "q must be (N, heads * {}), got {}", head_size, q);
     require(dtype == DType::bf16 || dtype == DType::f32, where, "q must be bf16 or f32, got {}",
-            q.str());
+            q);
     heads = q.cols() / head_size;
     device("q", q);
   }
@@ -28,16 +28,16 @@ struct Check {
   }
   void matrix(const char* what, const Tensor& t, int64_t cols) const {
     require_shape(where, what, t, {rows, cols});
-    require(t.dtype == dtype, where, "{} must be {} like q, got {}", what, name(dtype), t.str());
+    require(t.dtype == dtype, where, "{} must be {} like q, got {}", what, name(dtype), t);
     device(what, t);
   }
   void kv(const char* what, const Tensor& t, const Tensor& other) const {
     require(t.cols() > 0 && t.cols() % head_size == 0 && heads % (t.cols() / head_size) == 0, where,
             "{} must have kv heads * {} columns, with kv heads dividing {}; got {}", what,
-            head_size, heads, t.str());
-    require(t.shape == other.shape, where, "k and v must have one shape, got {} and {}", t.str(),
-            other.str());
-    require(t.dtype == dtype, where, "{} must be {} like q, got {}", what, name(dtype), t.str());
+            head_size, heads, t);
+    require(t.shape == other.shape, where, "k and v must have one shape, got {} and {}", t,
+            other);
+    require(t.dtype == dtype, where, "{} must be {} like q, got {}", what, name(dtype), t);
     device(what, t);
   }
   void sequences(int64_t batch) const {
@@ -47,13 +47,13 @@ struct Check {
   void lse(const Tensor& t, int64_t batch) const {
     require_shape(where, "lse", t, {batch, heads, rows / batch});
     require(t.dtype == DType::f32 && t.contiguous(), where, "lse must be contiguous f32, got {}",
-            t.str());
+            t);
     device("lse", t);
   }
   void starts(const Tensor& t) const {
     if (!t.defined()) return;
     require_shape(where, "document_start", t, {rows});
-    require(t.dtype == DType::i32, where, "document_start must be i32, got {}", t.str());
+    require(t.dtype == DType::i32, where, "document_start must be i32, got {}", t);
     device("document_start", t);
   }
   void options(const std::optional<float>& scale, const std::optional<Clip>& clip,
@@ -65,13 +65,13 @@ struct Check {
     if (sink.defined()) {
       require_shape(where, "sink", sink, {heads});
       require(sink.dtype == DType::f32 || sink.dtype == dtype, where,
-              "sink must be f32 or {}, got {}", name(dtype), sink.str());
+              "sink must be f32 or {}, got {}", name(dtype), sink);
       device("sink", sink);
     }
     if (gate.defined()) {
       require(gate.cols() == heads || gate.cols() == heads * head_size, where,
               "gate must have {} (headwise) or {} (elementwise) columns, got {}", heads,
-              heads * head_size, gate.str());
+              heads * head_size, gate);
       matrix("gate", gate, gate.cols());
     }
   }
@@ -85,7 +85,7 @@ void attention_forward(const Queue& queue, const AttentionForward& a) {
   check.kv("k", a.k, a.v);
   check.kv("v", a.v, a.k);
   require(a.k.rows() == check.rows, "attention", "k must have {} rows like q, got {}", check.rows,
-          a.k.str());
+          a.k);
   check.matrix("o", a.o, a.q.cols());
   check.lse(a.lse, a.batch);
   check.starts(a.document_start);
@@ -106,7 +106,7 @@ void attention_backward(const Queue& queue, const AttentionBackward& a) {
   check.kv("k", a.k, a.v);
   check.kv("v", a.v, a.k);
   require(a.k.rows() == check.rows, "attention backward", "k must have {} rows like q, got {}",
-          check.rows, a.k.str());
+          check.rows, a.k);
   check.matrix("o", a.o, a.q.cols());
   check.matrix("dy", a.dy, a.q.cols());
   check.lse(a.lse, a.batch);
@@ -123,7 +123,7 @@ void attention_backward(const Queue& queue, const AttentionBackward& a) {
     require(a.sink.defined(), "attention backward", "dsink is wanted, but there is no sink");
     require_shape("attention backward", "dsink", a.dsink.tensor, {check.heads});
     require(a.dsink.tensor.dtype == DType::f32, "attention backward", "dsink must be f32, got {}",
-            a.dsink.tensor.str());
+            a.dsink.tensor);
     check.device("dsink", a.dsink.tensor);
   }
   switch (queue.device.kind) {
@@ -140,13 +140,13 @@ void attention_decode(const Queue& queue, const AttentionDecode& a) {
   const Check check("attention decode", queue, a.q, a.head_size);
   require(a.k_cache.shape.rank == 3 && a.k_cache.shape[0] == check.rows && a.k_cache.shape[1] > 0,
           "attention decode", "k_cache must be ({}, capacity, kv heads * {}), got {}", check.rows,
-          a.head_size, a.k_cache.str());
+          a.head_size, a.k_cache);
   check.kv("k_cache", a.k_cache, a.v_cache);
   check.kv("v_cache", a.v_cache, a.k_cache);
   check.matrix("o", a.o, a.q.cols());
   require_shape("attention decode", "lengths", a.lengths, {check.rows});
   require(a.lengths.dtype == DType::i32, "attention decode", "lengths must be i32, got {}",
-          a.lengths.str());
+          a.lengths);
   check.device("lengths", a.lengths);
   check.options(a.scale, a.clip, a.sink, a.gate);
   switch (queue.device.kind) {

@@ -12,24 +12,24 @@ static void check(const Queue& queue, const Classifier& a) {
   const int64_t n = a.x.rows(), c = a.x.cols(), v = a.weight.rows();
   const auto here = [&](const Tensor& t) { return t.device == queue.device; };
   require(a.weight.shape.rank == 2 && a.weight.cols() == c && a.weight.dtype == a.x.dtype && v > 0, "cross_entropy",
-          "weight must be (V, {}) of x's dtype, got {}; x is {}", c, a.weight.str(), a.x.str());
+          "weight must be (V, {}) of x's dtype, got {}; x is {}", c, a.weight, a.x);
   require(a.targets.numel() == n && a.targets.dtype == DType::i32 && a.targets.contiguous(), "cross_entropy",
-          "targets must be i32 ({}), got {}", n, a.targets.str());
+          "targets must be i32 ({}), got {}", n, a.targets);
   if (a.dx.defined())
     require(a.dx.rows() == n && a.dx.cols() == c && a.dx.dtype == a.x.dtype && here(a.dx), "cross_entropy",
-            "dx must be like x {}, got {}", a.x.str(), a.dx.str());
+            "dx must be like x {}, got {}", a.x, a.dx);
   if (a.dweight) {
     require_shape("cross_entropy", "dweight", a.dweight.tensor, a.weight.shape);
     require(a.dweight.tensor.dtype == DType::f32, "cross_entropy", "dweight must be f32");
   }
   if (a.token_losses.defined())
     require(a.token_losses.numel() == n && a.token_losses.dtype == DType::f32 && a.token_losses.contiguous(),
-            "cross_entropy", "token_losses must be f32 ({}), got {}", n, a.token_losses.str());
+            "cross_entropy", "token_losses must be f32 ({}), got {}", n, a.token_losses);
   const Gradients gradients = a.dx.defined() || a.dweight ? Gradients::wanted : Gradients::none;
   require(a.scratch.numel() >= classifier_scratch(n, v, a.x.dtype, gradients) && a.scratch.dtype == DType::f32 &&
               a.scratch.contiguous(),
           "cross_entropy", "scratch must be f32 ({}), got {}", classifier_scratch(n, v, a.x.dtype, gradients),
-          a.scratch.str());
+          a.scratch);
   require(here(a.x) && here(a.weight) && here(a.targets) && here(a.scratch), "cross_entropy",
           "operands must be on the queue's device, {}", name(queue.device.kind));
 }

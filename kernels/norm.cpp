@@ -12,19 +12,19 @@ int64_t norm_partials(int64_t rows) { return std::clamp<int64_t>(rows / 64, 1, 6
 
 static void check_norm(const char* op, const Tensor& x, const Tensor& other, const char* what) {
   require(other.rows() == x.rows() && other.cols() == x.cols() && other.dtype == x.dtype, op,
-          "{} must be like x {}, got {}", what, x.str(), other.str());
+          "{} must be like x {}, got {}", what, x, other);
 }
 
 static void check_weight(const char* op, const Tensor& x, const Tensor& weight) {
   require(weight.shape == Shape{x.cols()} && weight.dtype == x.dtype, op, "weight must be {} ({}), got {}; x is {}",
-          name(x.dtype), x.cols(), weight.str(), x.str());
+          name(x.dtype), x.cols(), weight, x);
 }
 
 void rmsnorm_forward(const Queue& queue, const RmsnormForward& f) {
   check_norm("rmsnorm", f.x, f.y, "y");
   require((f.weight.shape == Shape{f.x.cols()} || f.weight.shape == Shape{1}) && f.weight.dtype == f.x.dtype,
           "rmsnorm", "weight must be {} ({}) or (1), got {}; x is {}", name(f.x.dtype), f.x.cols(),
-          f.weight.str(), f.x.str());
+          f.weight, f.x);
   require_shape("rmsnorm", "rstd", f.rstd, {f.x.rows()});
   dispatch(queue, f, cpu::rmsnorm_forward, cuda::rmsnorm_forward);
 }

@@ -8,12 +8,12 @@ namespace osprey::kernels {
 
 static void same(const char* op, const char* what, const Tensor& t, const Tensor& like) {
   require(t.rows() == like.rows() && t.cols() == like.cols() && t.dtype == like.dtype, op, "{} must be {}, got {}",
-          what, like.str(), t.str());
+          what, like, t);
 }
 
 void copy(const Queue& queue, const Copy& c) {
-  require(c.y.rows() == c.x.rows() && c.y.cols() == c.x.cols(), "copy", "y must be {}, got {}", c.x.shape.str(),
-          c.y.shape.str());
+  require(c.y.rows() == c.x.rows() && c.y.cols() == c.x.cols(), "copy", "y must be {}, got {}", c.x.shape,
+          c.y.shape);
   require(c.x.dtype != DType::i32 || c.y.dtype == DType::i32, "copy", "no conversion from {} to {}", name(c.x.dtype),
           name(c.y.dtype));
   dispatch(queue, c, cpu::copy, cuda::copy);
@@ -28,7 +28,7 @@ void add(const Queue& queue, const Add& a) {
 void add_bias(const Queue& queue, const AddBias& a) {
   same("add_bias", "y", a.y, a.x);
   require(a.bias.numel() == a.x.cols() && a.bias.dtype == a.x.dtype, "add_bias", "bias must be {} ({}), got {}",
-          name(a.x.dtype), a.x.cols(), a.bias.str());
+          name(a.x.dtype), a.x.cols(), a.bias);
   dispatch(queue, a, cpu::add_bias, cuda::add_bias);
 }
 
@@ -40,7 +40,7 @@ void bias_backward(const Queue& queue, const BiasBackward& b) {
 
 static void check_swiglu(const Tensor& h, const Tensor& gate_up) {
   require(gate_up.rows() == h.rows() && gate_up.cols() == 2 * h.cols() && gate_up.dtype == h.dtype, "swiglu",
-          "gate_up must be {} ({}, {}), got {}", name(h.dtype), h.rows(), 2 * h.cols(), gate_up.str());
+          "gate_up must be {} ({}, {}), got {}", name(h.dtype), h.rows(), 2 * h.cols(), gate_up);
 }
 
 void swiglu_forward(const Queue& queue, const SwigluForward& f) {
@@ -58,16 +58,16 @@ void swiglu_backward(const Queue& queue, const SwigluBackward& b) {
 
 void embedding_forward(const Queue& queue, const EmbeddingForward& f) {
   require(f.weight.cols() == f.y.cols() && f.weight.dtype == f.y.dtype, "embedding", "weight must be {} (V, {}), got {}",
-          name(f.y.dtype), f.y.cols(), f.weight.str());
+          name(f.y.dtype), f.y.cols(), f.weight);
   require(f.tokens.numel() == f.y.rows() && f.tokens.dtype == DType::i32, "embedding", "tokens must be i32 ({}), got {}",
-          f.y.rows(), f.tokens.str());
+          f.y.rows(), f.tokens);
   dispatch(queue, f, cpu::embedding_forward, cuda::embedding_forward);
 }
 
 void embedding_backward(const Queue& queue, const EmbeddingBackward& b) {
   if (!b.dweight) return;
   require(b.tokens.numel() == b.dy.rows() && b.dweight.tensor.cols() == b.dy.cols(), "embedding",
-          "dy must be ({}, {}), got {}", b.tokens.numel(), b.dweight.tensor.cols(), b.dy.str());
+          "dy must be ({}, {}), got {}", b.tokens.numel(), b.dweight.tensor.cols(), b.dy);
   dispatch(queue, b, cpu::embedding_backward, cuda::embedding_backward);
 }
 

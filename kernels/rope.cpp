@@ -12,13 +12,13 @@ struct Check {
 
   void tensor(const char* what, const Tensor& t, const Shape& shape, DType wanted) const {
     require(t.shape == shape && t.dtype == wanted, where, "{} must be {} {}, got {}", what,
-            name(wanted), shape.str(), t.str());
+            name(wanted), shape, t);
     require(t.device == queue.device, where, "{} must be on the queue's device, {}, but is on {}",
             what, name(queue.device.kind), name(t.device.kind));
   }
   void heads(const char* what, const Tensor& t) const {
     require(t.shape.rank == 2 && t.cols() > 0 && t.cols() % head_size == 0, where,
-            "{} must be ({}, heads * {}), got {}", what, rows, head_size, t.str());
+            "{} must be ({}, heads * {}), got {}", what, rows, head_size, t);
     tensor(what, t, {rows, t.cols()}, dtype);
   }
   void weight(const char* what, const Tensor& t) const {
@@ -32,7 +32,7 @@ Check check(const char* where, const Queue& queue, const Tensor& q, const Tensor
           "head size must be a multiple of 8 from 8 to 256, got {}", head_size);
   require(theta > 0, where, "theta must be positive, got {}", theta);
   require(q.dtype == DType::bf16 || q.dtype == DType::f32, where, "q must be bf16 or f32, got {}",
-          q.str());
+          q);
   const Check c{where, queue, q.rows(), head_size, q.dtype};
   c.heads("q", q);
   c.heads("k", k);

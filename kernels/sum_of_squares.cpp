@@ -4,7 +4,7 @@ namespace osprey::kernels {
 
 void sum_of_squares(const Queue& queue, const SumOfSquares& args) {
   require(args.x.dtype == DType::f32 && args.x.contiguous(), "sum_of_squares",
-          "x must be contiguous f32, got {}", args.x.str());
+          "x must be contiguous f32, got {}", args.x);
   require(args.sum != nullptr, "sum_of_squares", "sum must point to a double");
   switch (queue.device.kind) {
     case DeviceKind::cpu: return cpu::sum_of_squares(queue, args);

@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
   osprey::add_export(app);
   osprey::add_report(app);
   osprey::add_fields(app);
+  osprey::add_bench(app);
   try {
     return run(app, argc, argv);
   } catch (const osprey::Reported&) {

@@ -37,7 +37,7 @@ Arena::~Arena() {
 Tensor Arena::alloc(const Shape& shape, DType dtype) {
   const int64_t bytes = round_up(shape.numel() * size_bytes(dtype));
   require(device_.kind == DeviceKind::meta || top_ + bytes <= capacity_, "arena",
-          "{} needs {} more bytes for {} but only {} of {} are left", category_, bytes, shape.str(),
+          "{} needs {} more bytes for {} but only {} of {} are left", category_, bytes, shape,
           capacity_ - top_, capacity_);
   Tensor t = make_tensor(base_ ? base_ + top_ : nullptr, shape, dtype, device_);
   top_ += bytes;

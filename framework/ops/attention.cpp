@@ -17,7 +17,7 @@ Fused split(const Tensor& qkv, const AttentionArgs& a) {
   if (!qkv.defined()) return {};
   const int64_t h = a.heads * a.head_size, g = a.kv_heads * a.head_size;
   require(qkv.cols() == h + 2 * g, "attention", "qkv must have ({} + 2 * {}) * {} columns, got {}",
-          a.heads, a.kv_heads, a.head_size, qkv.str());
+          a.heads, a.kv_heads, a.head_size, qkv);
   return {qkv.columns(0, h), qkv.columns(h, h + g), qkv.columns(h + g, h + 2 * g)};
 }
 

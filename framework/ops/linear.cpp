@@ -48,7 +48,7 @@ Var linear(Tape& t, Var x, std::span<Parameter* const> weights) {
   Stacked w;
   int64_t out = 0;
   for (Parameter* p : weights) {
-    require(p->matrix(), "linear", "{} must be a matrix, got {}", p->name, p->shape.str());
+    require(p->matrix(), "linear", "{} must be a matrix, got {}", p->name, p->shape);
     out += p->shape[0];
     w.params[w.count] = p;
     w.leaves[w.count++] = t.leaf(*p);

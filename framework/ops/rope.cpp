@@ -13,7 +13,7 @@ struct Heads {
 Heads split(const Tensor& qkv, const RopeArgs& a) {
   const int64_t h = a.heads * a.head_size, g = a.kv_heads * a.head_size;
   require(qkv.cols() == h + 2 * g, "rope", "qkv must have ({} + 2 * {}) * {} columns, got {}",
-          a.heads, a.kv_heads, a.head_size, qkv.str());
+          a.heads, a.kv_heads, a.head_size, qkv);
   return {qkv.columns(0, h), qkv.columns(h, h + g)};
 }
 

@@ -78,9 +78,9 @@ Accum Tape::grad(Var v) {
 void Tape::pass_grad(Var v, const Tensor& d) {
   if (!needs_grad(v)) return;
   Slot& s = slot(v);
-  require(!s.param, "tape", "a gradient cannot be passed straight into parameter {}", s.param ? s.param->name : "");
+  require(!s.param, "tape", "a gradient cannot be passed straight into parameter {}", s.param ? s.param->name.c_str() : "");
   require(d.numel() == s.value.numel() && d.dtype == s.value.dtype, "tape", "gradient {} passed to a value that is {}",
-          d.str(), s.value.str());
+          d, s.value);
   if (s.buffer < 0 && running_buffer_ >= 0 && d.data == pool_.data(running_buffer_)) {
     pool_.retain(running_buffer_);
     give_buffer(s, running_buffer_);
@@ -127,8 +127,8 @@ Var Tape::run_compact(Var x, RunBlock run, const void* block) {
   const int64_t mark = arena_.mark();
   const size_t slots = slots_.size();
   const Tensor out = value(run(block, *this, x));
-  require(out.shape == y.shape && out.dtype == y.dtype, "tape", "a layer must keep its shape {}, got {}", y.str(),
-          out.str());
+  require(out.shape == y.shape && out.dtype == y.dtype, "tape", "a layer must keep its shape {}, got {}", y,
+          out);
   kernels::copy(queue_, {.y = y, .x = out});
   arena_.rewind(mark);
   slots_.resize(slots);
@@ -217,7 +217,7 @@ void Tape::unwind(size_t first) {
 }
 
 void Tape::backward(Var loss) {
-  require(value(loss).numel() == 1, "tape", "backward starts from a scalar, got {}", value(loss).str());
+  require(value(loss).numel() == 1, "tape", "backward starts from a scalar, got {}", value(loss));
   static float one = 1.0f;
   backward_from(loss, make_tensor(queue_.meta() ? nullptr : &one, {1}, DType::f32, queue_.device));
 }

@@ -43,7 +43,7 @@ int64_t Tensor::row_stride() const {
   if (shape.rank <= 1) return cols();
   for (int i = 0; i + 2 < shape.rank; ++i)
     require(strides[static_cast<size_t>(i)] == strides[static_cast<size_t>(i) + 1] * shape[i + 1], "tensor",
-            "rows of {} do not have one stride", str());
+            "rows of {} do not have one stride", *this);
   return strides[static_cast<size_t>(shape.rank) - 2];
 }
 
@@ -57,8 +57,8 @@ bool Tensor::contiguous() const {
 }
 
 Tensor Tensor::view(const Shape& other) const {
-  require(contiguous() && other.numel() == numel(), "tensor", "{} cannot be viewed as {}", str(),
-          other.str());
+  require(contiguous() && other.numel() == numel(), "tensor", "{} cannot be viewed as {}", *this,
+          other);
   return make_tensor(data, other, dtype, device);
 }
 
@@ -68,7 +68,7 @@ static void* offset(const Tensor& t, int64_t elements) {
 
 Tensor Tensor::columns(int64_t begin, int64_t end) const {
   require(0 <= begin && begin <= end && end <= cols(), "tensor", "columns [{}, {}) of {}", begin, end,
-          str());
+          *this);
   Tensor t = make_tensor(offset(*this, begin), {rows(), end - begin}, dtype, device);
   t.strides[0] = row_stride();
   return t;
@@ -76,7 +76,7 @@ Tensor Tensor::columns(int64_t begin, int64_t end) const {
 
 Tensor Tensor::row_range(int64_t begin, int64_t end) const {
   require(0 <= begin && begin <= end && end <= rows(), "tensor", "rows [{}, {}) of {}", begin, end,
-          str());
+          *this);
   Tensor t = make_tensor(offset(*this, begin * row_stride()), {end - begin, cols()}, dtype, device);
   t.strides[0] = row_stride();
   return t;

@@ -4,6 +4,7 @@
 // Dimension legend, used everywhere: B batch, T tokens of a sequence, N = B*T, C width, H heads,
 // G kv heads, D head size, F mlp width, V vocabulary, L layers.
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <initializer_list>
@@ -93,7 +94,7 @@ struct DTypeOf<int32_t> {
 template <class T>
 T* Tensor::as() const {
   require(DTypeOf<T>::value == dtype, "tensor", "asked for {} of a tensor that is {}",
-          name(DTypeOf<T>::value), str());
+          name(DTypeOf<T>::value), *this);
   return static_cast<T*>(data);
 }
 
@@ -108,4 +109,20 @@ struct Accum {
 /// Throws unless `t` has this shape; `what` names it in the message.
 void require_shape(const char* where, const char* what, const Tensor& t, const Shape& shape);
 
+/// Formats by str().
+template <class T>
+struct FormatByStr {
+  constexpr auto parse(fmt::format_parse_context& context) { return context.begin(); }
+  auto format(const T& value, fmt::format_context& context) const {
+    const std::string text = value.str();
+    return std::copy(text.begin(), text.end(), context.out());
+  }
+};
+
 }  // namespace osprey
+
+// Messages name shapes and tensors: `require(ok, "where", "got {}", tensor)` makes text only when it fails.
+template <>
+struct fmt::formatter<osprey::Shape> : osprey::FormatByStr<osprey::Shape> {};
+template <>
+struct fmt::formatter<osprey::Tensor> : osprey::FormatByStr<osprey::Tensor> {};
