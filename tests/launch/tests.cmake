@@ -15,3 +15,10 @@ if(TARGET osprey)
   add_test(NAME e2e:survive COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/launch/survive.sh $<TARGET_FILE:osprey> ${PROJECT_SOURCE_DIR})
   set_tests_properties(e2e:survive PROPERTIES LABELS e2e TIMEOUT 600 PROCESSORS 2)
 endif()
+
+# The benchmark runs and says what it promises; its figures are read by people, not by tests.
+if(TARGET osprey)
+  add_test(NAME e2e:bench_train COMMAND osprey bench train --steps 1 --threads 2 --optimizer adamw)
+  set_tests_properties(e2e:bench_train PROPERTIES LABELS "e2e;slow" TIMEOUT 300 PROCESSORS 2
+    PASS_REGULAR_EXPRESSION "fraction +[0-9]")
+endif()
