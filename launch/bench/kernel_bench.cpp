@@ -111,7 +111,7 @@ class OpBench {
       tape_.reset();
     }
     const double share = flops / (forward + backward) / gemm_rate_;
-    fmt::print("  {:<26}{:>10.2f}{:>11.2f}{:>10}\n", name, forward * 1e3, backward * 1e3,
+    fmt::print("  {:<26}{:>11.2f}{:>13.2f}{:>10}\n", name, forward * 1e3, backward * 1e3,
                flops > 0 ? fmt::format("{:.2f}", share) : "");
   }
 
@@ -152,7 +152,7 @@ void bench_ops(int threads) {
   for (int i = 0; i < 8; ++i) rate = std::max(rate, yardstick.sample());
   fmt::print("bench ops: 4096 rows of the bench model, {} thread{}; of GEMM: FLOP/s of both directions over oneDNN's {:.0f} GFLOP/s\n",
              threads, threads == 1 ? "" : "s", rate / 1e9);
-  fmt::print("  {:<26}{:>10}{:>11}{:>10}\n", "op", "forward ms", "backward ms", "of GEMM");
+  fmt::print("  {:<26}{:>11}{:>13}{:>10}\n", "op", "forward ms", "backward ms", "of GEMM");
   OpBench b(queue, rate);
   Parameter& norm = b.parameter("norm", {width});
   Parameter& embed = b.parameter("embed", {vocabulary, width});
