@@ -20,8 +20,8 @@ struct BatchView {
 
 /// Summed, not averaged: sums over micro steps and ranks stay exact in meaning.
 struct LossSum {
-  double loss = 0;    // nats
-  int64_t tokens = 0; // counted targets
+  double loss = 0;     // nats
+  int64_t tokens = 0;  // counted targets
 };
 
 /// Keys and values of every layer, for generation one token at a time.
@@ -40,7 +40,8 @@ class LanguageModel {
   virtual Var hidden(Tape& t, const BatchView& batch) = 0;
   /// Adds this batch's loss to `sum`; the Var's backward gives gradients of grad_scale * (summed loss).
   /// `token_losses` (B*T) f32, if defined, receives each token's loss.
-  virtual Var loss(Tape& t, const BatchView& batch, float grad_scale, LossSum& sum, const Tensor& token_losses) = 0;
+  virtual Var loss(Tape& t, const BatchView& batch, float grad_scale, LossSum& sum,
+                   const Tensor& token_losses) = 0;
   /// Feeds one token per sequence, appends to the cache. tokens, positions (B) i32 -> logits (B, V) f32.
   virtual Tensor decode(Tape& t, const Tensor& tokens, const Tensor& positions, DecodeCache& cache) = 0;
   /// Cache tensors for B sequences of up to `capacity` tokens, out of `arena`.

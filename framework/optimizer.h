@@ -26,14 +26,14 @@ inline constexpr int max_states = 4;
 
 /// What one rank updates: a whole parameter, or a flat range of one.
 struct ParamPiece {
-  std::string_view name;   // of the parameter
-  Shape full_shape;        // of the parameter
-  int64_t begin = 0;       // flat range [begin, end) of the parameter this piece covers
+  std::string_view name;  // of the parameter
+  Shape full_shape;       // of the parameter
+  int64_t begin = 0;      // flat range [begin, end) of the parameter this piece covers
   int64_t end = 0;
   // All four below have shape full_shape for matrix optimizers and (end - begin) for element ones.
-  Tensor value;            // compute dtype: written
-  Tensor master;           // f32: read and written; the same memory as `value` when that is f32
-  Tensor grad;             // f32: read
+  Tensor value;                          // compute dtype: written
+  Tensor master;                         // f32: read and written; the same memory as `value` when that is f32
+  Tensor grad;                           // f32: read
   std::array<Tensor, max_states> state;  // as declared by states()
 };
 
@@ -42,7 +42,7 @@ struct StepInfo {
   double learning_rate = 0;  // after the schedule
   double grad_scale = 1;     // multiplied into gradients (global-norm clipping)
   uint64_t seed = 0;
-  Tensor workspace{};          // f32 (workspace_bytes / 4), shared by all optimizers of a rank
+  Tensor workspace{};  // f32 (workspace_bytes / 4), shared by all optimizers of a rank
 };
 
 class Optimizer {

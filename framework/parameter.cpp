@@ -43,13 +43,17 @@ void ParamStore::materialize(Device device, DType dtype, Gradients gradients) {
   require(!values_, "parameters", "materialized twice");
   dtype_ = dtype;
   for (const auto& p : params_) {
-    auto it = std::find_if(buckets_.begin(), buckets_.end(), [&](const Bucket& b) { return b.layer == p->layer; });
-    if (it == buckets_.end()) it = buckets_.insert(buckets_.end(), Bucket{.layer = p->layer, .params = {}, .numel = 0, .values = {}, .grads = {}});
+    auto it =
+        std::find_if(buckets_.begin(), buckets_.end(), [&](const Bucket& b) { return b.layer == p->layer; });
+    if (it == buckets_.end())
+      it = buckets_.insert(buckets_.end(),
+                           Bucket{.layer = p->layer, .params = {}, .numel = 0, .values = {}, .grads = {}});
     p->offset = it->numel;
     it->numel += (p->shape.numel() + 31) / 32 * 32;
     it->params.push_back(p.get());
   }
-  std::sort(buckets_.begin(), buckets_.end(), [](const Bucket& a, const Bucket& b) { return a.layer < b.layer; });
+  std::sort(buckets_.begin(), buckets_.end(),
+            [](const Bucket& a, const Bucket& b) { return a.layer < b.layer; });
   int64_t total = 0;
   for (const Bucket& b : buckets_) total += b.numel;
   values_ = std::make_unique<Arena>("parameters", device, total * size_bytes(dtype));
@@ -78,7 +82,8 @@ static void orthogonal(const Parameter& p, uint64_t seed, float* out) {
   const int64_t m = std::min(p.shape[0], p.shape[1]), n = std::max(p.shape[0], p.shape[1]);
   std::vector<double> q(static_cast<size_t>(m * n));
   const uint64_t stream = stream_of(p.name);
-  for (int64_t i = 0; i < m * n; ++i) q[static_cast<size_t>(i)] = random_normal(seed, stream, static_cast<uint64_t>(i));
+  for (int64_t i = 0; i < m * n; ++i)
+    q[static_cast<size_t>(i)] = random_normal(seed, stream, static_cast<uint64_t>(i));
   for (int64_t i = 0; i < m; ++i) {
     double* row = q.data() + i * n;
     for (int pass = 0; pass < 2; ++pass) {

@@ -22,15 +22,15 @@ struct Init {
 class PackCache;
 
 struct Parameter {
-  std::string name;   // "layers.3.attn.q.weight"
-  int layer = -1;     // -1: embedding, final norm, head
-  Shape shape;        // (out, in) for matrices
+  std::string name;  // "layers.3.attn.q.weight"
+  int layer = -1;    // -1: embedding, final norm, head
+  Shape shape;       // (out, in) for matrices
   Init init;
   bool trainable = true;
 
-  Tensor value;       // compute dtype; a view into its bucket
-  Tensor grad;        // f32; a view into its bucket
-  int64_t offset = 0; // of its first element in the bucket's flat buffers
+  Tensor value;               // compute dtype; a view into its bucket
+  Tensor grad;                // f32; a view into its bucket
+  int64_t offset = 0;         // of its first element in the bucket's flat buffers
   bool grad_written = false;  // false: the next writer overwrites
   uint64_t version = 1;       // bumped by whoever writes `value`; caches of packed weights compare it
 

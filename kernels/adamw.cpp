@@ -25,9 +25,12 @@ void adamw(const Queue& queue, const AdamW& args) {
   require(0 <= args.beta1 && args.beta1 < 1 && 0 <= args.beta2 && args.beta2 < 1, "adamw",
           "betas must lie in [0, 1), got {} and {}", args.beta1, args.beta2);
   switch (queue.device.kind) {
-    case DeviceKind::cpu: return cpu::adamw(queue, args);
-    case DeviceKind::cuda: return cuda::adamw(queue, args);
-    case DeviceKind::meta: return;
+    case DeviceKind::cpu:
+      return cpu::adamw(queue, args);
+    case DeviceKind::cuda:
+      return cuda::adamw(queue, args);
+    case DeviceKind::meta:
+      return;
   }
 }
 

@@ -7,7 +7,8 @@ namespace osprey::kernels {
 
 /// One step of Adam with decoupled weight decay on a flat range of a parameter:
 ///   g = grad_scale * grad,  m += (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g^2,
-///   p -= learning_rate * (weight_decay p + m / (1 - beta1^t) / (sqrt(v) / sqrt(1 - beta2^t) + eps)),  t = step + 1.
+///   p -= learning_rate * (weight_decay p + m / (1 - beta1^t) / (sqrt(v) / sqrt(1 - beta2^t) + eps)),  t =
+///   step + 1.
 /// Shapes: all tensors have one element count and are contiguous.
 /// Aliasing: `value` is `master` itself when it is f32, and never overlaps it when it is bf16.
 /// Numerics: fp32; the bias corrections are formed in double. eps stands beside the corrected root, as in

@@ -17,14 +17,13 @@ struct Check {
             "head size must be a multiple of 8 from 8 to 256, got {}", head_size);
     require(q.shape.rank == 2 && q.cols() > 0 && q.cols() % head_size == 0, where,
             "q must be (N, heads * {}), got {}", head_size, q);
-    require(dtype == DType::bf16 || dtype == DType::f32, where, "q must be bf16 or f32, got {}",
-            q);
+    require(dtype == DType::bf16 || dtype == DType::f32, where, "q must be bf16 or f32, got {}", q);
     heads = q.cols() / head_size;
     device("q", q);
   }
   void device(const char* what, const Tensor& t) const {
-    require(t.device == queue.device, where, "{} must be on the queue's device, {}, but is on {}",
-            what, name(queue.device.kind), name(t.device.kind));
+    require(t.device == queue.device, where, "{} must be on the queue's device, {}, but is on {}", what,
+            name(queue.device.kind), name(t.device.kind));
   }
   void matrix(const char* what, const Tensor& t, int64_t cols) const {
     require_shape(where, what, t, {rows, cols});
@@ -33,21 +32,18 @@ struct Check {
   }
   void kv(const char* what, const Tensor& t, const Tensor& other) const {
     require(t.cols() > 0 && t.cols() % head_size == 0 && heads % (t.cols() / head_size) == 0, where,
-            "{} must have kv heads * {} columns, with kv heads dividing {}; got {}", what,
-            head_size, heads, t);
-    require(t.shape == other.shape, where, "k and v must have one shape, got {} and {}", t,
-            other);
+            "{} must have kv heads * {} columns, with kv heads dividing {}; got {}", what, head_size, heads,
+            t);
+    require(t.shape == other.shape, where, "k and v must have one shape, got {} and {}", t, other);
     require(t.dtype == dtype, where, "{} must be {} like q, got {}", what, name(dtype), t);
     device(what, t);
   }
   void sequences(int64_t batch) const {
-    require(batch > 0 && rows % batch == 0, where, "{} rows are not {} equal sequences", rows,
-            batch);
+    require(batch > 0 && rows % batch == 0, where, "{} rows are not {} equal sequences", rows, batch);
   }
   void lse(const Tensor& t, int64_t batch) const {
     require_shape(where, "lse", t, {batch, heads, rows / batch});
-    require(t.dtype == DType::f32 && t.contiguous(), where, "lse must be contiguous f32, got {}",
-            t);
+    require(t.dtype == DType::f32 && t.contiguous(), where, "lse must be contiguous f32, got {}", t);
     device("lse", t);
   }
   void starts(const Tensor& t) const {
@@ -56,22 +52,22 @@ struct Check {
     require(t.dtype == DType::i32, where, "document_start must be i32, got {}", t);
     device("document_start", t);
   }
-  void options(const std::optional<float>& scale, const std::optional<Clip>& clip,
-               const Tensor& sink, const Tensor& gate) const {
+  void options(const std::optional<float>& scale, const std::optional<Clip>& clip, const Tensor& sink,
+               const Tensor& gate) const {
     require(!scale || *scale > 0, where, "scale must be positive, got {}", scale.value_or(0));
     require(!clip || (clip->gamma <= 0 && clip->zeta >= 1), where,
             "clipped softmax needs gamma <= 0 and zeta >= 1, got gamma {} and zeta {}",
             clip ? clip->gamma : 0, clip ? clip->zeta : 0);
     if (sink.defined()) {
       require_shape(where, "sink", sink, {heads});
-      require(sink.dtype == DType::f32 || sink.dtype == dtype, where,
-              "sink must be f32 or {}, got {}", name(dtype), sink);
+      require(sink.dtype == DType::f32 || sink.dtype == dtype, where, "sink must be f32 or {}, got {}",
+              name(dtype), sink);
       device("sink", sink);
     }
     if (gate.defined()) {
       require(gate.cols() == heads || gate.cols() == heads * head_size, where,
-              "gate must have {} (headwise) or {} (elementwise) columns, got {}", heads,
-              heads * head_size, gate);
+              "gate must have {} (headwise) or {} (elementwise) columns, got {}", heads, heads * head_size,
+              gate);
       matrix("gate", gate, gate.cols());
     }
   }
@@ -84,8 +80,7 @@ void attention_forward(const Queue& queue, const AttentionForward& a) {
   check.sequences(a.batch);
   check.kv("k", a.k, a.v);
   check.kv("v", a.v, a.k);
-  require(a.k.rows() == check.rows, "attention", "k must have {} rows like q, got {}", check.rows,
-          a.k);
+  require(a.k.rows() == check.rows, "attention", "k must have {} rows like q, got {}", check.rows, a.k);
   check.matrix("o", a.o, a.q.cols());
   check.lse(a.lse, a.batch);
   check.starts(a.document_start);
@@ -105,8 +100,8 @@ void attention_backward(const Queue& queue, const AttentionBackward& a) {
   check.sequences(a.batch);
   check.kv("k", a.k, a.v);
   check.kv("v", a.v, a.k);
-  require(a.k.rows() == check.rows, "attention backward", "k must have {} rows like q, got {}",
-          check.rows, a.k);
+  require(a.k.rows() == check.rows, "attention backward", "k must have {} rows like q, got {}", check.rows,
+          a.k);
   check.matrix("o", a.o, a.q.cols());
   check.matrix("dy", a.dy, a.q.cols());
   check.lse(a.lse, a.batch);
@@ -145,8 +140,7 @@ void attention_decode(const Queue& queue, const AttentionDecode& a) {
   check.kv("v_cache", a.v_cache, a.k_cache);
   check.matrix("o", a.o, a.q.cols());
   require_shape("attention decode", "lengths", a.lengths, {check.rows});
-  require(a.lengths.dtype == DType::i32, "attention decode", "lengths must be i32, got {}",
-          a.lengths);
+  require(a.lengths.dtype == DType::i32, "attention decode", "lengths must be i32, got {}", a.lengths);
   check.device("lengths", a.lengths);
   check.options(a.scale, a.clip, a.sink, a.gate);
   switch (queue.device.kind) {

@@ -18,14 +18,14 @@ struct Clip {
 };
 
 struct AttentionForward {
-  Tensor o;    // (N, H*D), out
-  Tensor lse;  // (B, H, T) f32, out: natural logarithm of each row's sum of exponentials, sink
-               // included
-  Tensor q;    // (N, H*D)
-  Tensor k;    // (N, G*D)
-  Tensor v;    // (N, G*D)
-  int64_t batch = 1;                // B; N = B*T
-  int64_t head_size = 0;            // D
+  Tensor o;               // (N, H*D), out
+  Tensor lse;             // (B, H, T) f32, out: natural logarithm of each row's sum of exponentials, sink
+                          // included
+  Tensor q;               // (N, H*D)
+  Tensor k;               // (N, G*D)
+  Tensor v;               // (N, G*D)
+  int64_t batch = 1;      // B; N = B*T
+  int64_t head_size = 0;  // D
   Tensor document_start = {};       // (N) i32: first key this row sees, counted within its sequence
   std::optional<float> scale = {};  // of the scores; 1/sqrt(D) unless given
   std::optional<Clip> clip = {};

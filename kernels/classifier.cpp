@@ -11,8 +11,8 @@ int64_t classifier_scratch(int64_t rows, int64_t vocabulary, DType dtype, Gradie
 static void check(const Queue& queue, const Classifier& a) {
   const int64_t n = a.x.rows(), c = a.x.cols(), v = a.weight.rows();
   const auto here = [&](const Tensor& t) { return t.device == queue.device; };
-  require(a.weight.shape.rank == 2 && a.weight.cols() == c && a.weight.dtype == a.x.dtype && v > 0, "cross_entropy",
-          "weight must be (V, {}) of x's dtype, got {}; x is {}", c, a.weight, a.x);
+  require(a.weight.shape.rank == 2 && a.weight.cols() == c && a.weight.dtype == a.x.dtype && v > 0,
+          "cross_entropy", "weight must be (V, {}) of x's dtype, got {}; x is {}", c, a.weight, a.x);
   require(a.targets.numel() == n && a.targets.dtype == DType::i32 && a.targets.contiguous(), "cross_entropy",
           "targets must be i32 ({}), got {}", n, a.targets);
   if (a.dx.defined())
@@ -26,8 +26,8 @@ static void check(const Queue& queue, const Classifier& a) {
     require(a.token_losses.numel() == n && a.token_losses.dtype == DType::f32 && a.token_losses.contiguous(),
             "cross_entropy", "token_losses must be f32 ({}), got {}", n, a.token_losses);
   const Gradients gradients = a.dx.defined() || a.dweight ? Gradients::wanted : Gradients::none;
-  require(a.scratch.numel() >= classifier_scratch(n, v, a.x.dtype, gradients) && a.scratch.dtype == DType::f32 &&
-              a.scratch.contiguous(),
+  require(a.scratch.numel() >= classifier_scratch(n, v, a.x.dtype, gradients) &&
+              a.scratch.dtype == DType::f32 && a.scratch.contiguous(),
           "cross_entropy", "scratch must be f32 ({}), got {}", classifier_scratch(n, v, a.x.dtype, gradients),
           a.scratch);
   require(here(a.x) && here(a.weight) && here(a.targets) && here(a.scratch), "cross_entropy",
@@ -37,9 +37,12 @@ static void check(const Queue& queue, const Classifier& a) {
 ClassifierLoss classifier(const Queue& queue, const Classifier& args) {
   check(queue, args);
   switch (queue.device.kind) {
-    case DeviceKind::cpu: return cpu::classifier(queue, args);
-    case DeviceKind::cuda: return cuda::classifier(queue, args);
-    case DeviceKind::meta: break;
+    case DeviceKind::cpu:
+      return cpu::classifier(queue, args);
+    case DeviceKind::cuda:
+      return cuda::classifier(queue, args);
+    case DeviceKind::meta:
+      break;
   }
   return {};
 }

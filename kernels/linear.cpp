@@ -10,10 +10,9 @@ int64_t check_weights(const Queue& queue, Weights weights) {
   require(!weights.empty(), "linear", "no weights");
   int64_t out = 0;
   for (const Tensor& w : weights) {
-    require(w.shape.rank == 2 && w.shape[1] == weights[0].shape[1] && w.dtype == weights[0].dtype &&
-                is_float(w),
-            "linear", "weights must be matrices of one width and float type, got {} beside {}",
-            w, weights[0]);
+    require(
+        w.shape.rank == 2 && w.shape[1] == weights[0].shape[1] && w.dtype == weights[0].dtype && is_float(w),
+        "linear", "weights must be matrices of one width and float type, got {} beside {}", w, weights[0]);
     require(w.device == queue.device, "linear", "weight {} is not on the queue's device", w);
     out += w.shape[0];
   }
@@ -21,10 +20,8 @@ int64_t check_weights(const Queue& queue, Weights weights) {
   return out;
 }
 
-void check_activation(const Queue& queue, const char* what, const Tensor& t, int64_t rows,
-                      int64_t cols) {
-  require(t.rows() == rows && t.cols() == cols, "linear", "{} must be ({}, {}), got {}", what, rows,
-          cols, t);
+void check_activation(const Queue& queue, const char* what, const Tensor& t, int64_t rows, int64_t cols) {
+  require(t.rows() == rows && t.cols() == cols, "linear", "{} must be ({}, {}), got {}", what, rows, cols, t);
   require(is_float(t) && t.device == queue.device, "linear",
           "{} must be f32 or bf16 on the queue's device, got {}", what, t);
 }
@@ -62,12 +59,12 @@ void linear_forward(const Queue& queue, const LinearForward& args) {
   const int64_t out = check_weights(queue, args.weights), rows = args.x.rows();
   check_activation(queue, "x", args.x, rows, args.weights[0].shape[1]);
   check_activation(queue, "y", args.y, rows, out);
-  require(args.x.dtype == args.weights[0].dtype, "linear", "x {} and weight {} must have one dtype",
-          args.x, args.weights[0]);
+  require(args.x.dtype == args.weights[0].dtype, "linear", "x {} and weight {} must have one dtype", args.x,
+          args.weights[0]);
   if (args.residual.defined()) {
     check_activation(queue, "residual", args.residual, rows, out);
-    require(args.residual.dtype == args.y.dtype, "linear",
-            "residual {} must have the dtype of y {}", args.residual, args.y);
+    require(args.residual.dtype == args.y.dtype, "linear", "residual {} must have the dtype of y {}",
+            args.residual, args.y);
   }
   check_pack(queue, args.pack, args.weights, PackFor::forward);
   if (rows == 0) return;
@@ -86,8 +83,8 @@ void linear_dgrad(const Queue& queue, const LinearDgrad& args) {
   const int64_t out = check_weights(queue, args.weights), rows = args.dy.rows();
   check_activation(queue, "dy", args.dy, rows, out);
   check_activation(queue, "dx", args.dx.tensor, rows, args.weights[0].shape[1]);
-  require(args.dy.dtype == args.weights[0].dtype, "linear",
-          "dy {} and weight {} must have one dtype", args.dy, args.weights[0]);
+  require(args.dy.dtype == args.weights[0].dtype, "linear", "dy {} and weight {} must have one dtype",
+          args.dy, args.weights[0]);
   check_pack(queue, args.pack, args.weights, PackFor::dgrad);
   if (rows == 0) return;
   switch (queue.device.kind) {
@@ -114,8 +111,7 @@ void linear_wgrad(const Queue& queue, const LinearWgrad& args) {
   }
   check_activation(queue, "x", args.x, args.x.rows(), args.x.cols());
   check_activation(queue, "dy", args.dy, args.x.rows(), out);
-  require(args.x.dtype == args.dy.dtype, "linear", "x {} and dy {} must have one dtype",
-          args.x, args.dy);
+  require(args.x.dtype == args.dy.dtype, "linear", "x {} and dy {} must have one dtype", args.x, args.dy);
   require(args.x.rows() > 0, "linear", "no rows to sum over: x is {}", args.x);
   switch (queue.device.kind) {
     case DeviceKind::cpu:

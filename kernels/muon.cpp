@@ -19,9 +19,12 @@ void muon_momentum(const Queue& queue, const MuonMomentum& args) {
   require_f32("muon_momentum", "grad", args.grad, args.momentum.shape);
   require(args.sum_of_squares != nullptr, "muon_momentum", "sum_of_squares must point to a double");
   switch (queue.device.kind) {
-    case DeviceKind::cpu: return cpu::muon_momentum(queue, args);
-    case DeviceKind::cuda: return cuda::muon_momentum(queue, args);
-    case DeviceKind::meta: return;
+    case DeviceKind::cpu:
+      return cpu::muon_momentum(queue, args);
+    case DeviceKind::cuda:
+      return cuda::muon_momentum(queue, args);
+    case DeviceKind::meta:
+      return;
   }
 }
 
@@ -30,9 +33,12 @@ void muon_direction(const Queue& queue, const MuonDirection& args) {
   require_f32("muon_direction", "grad", args.grad, args.momentum.shape);
   require_x("muon_direction", args.x, args.momentum.shape, args.layout);
   switch (queue.device.kind) {
-    case DeviceKind::cpu: return cpu::muon_direction(queue, args);
-    case DeviceKind::cuda: return cuda::muon_direction(queue, args);
-    case DeviceKind::meta: return;
+    case DeviceKind::cpu:
+      return cpu::muon_direction(queue, args);
+    case DeviceKind::cuda:
+      return cuda::muon_direction(queue, args);
+    case DeviceKind::meta:
+      return;
   }
 }
 
@@ -44,9 +50,12 @@ void muon_update(const Queue& queue, const MuonUpdate& args) {
     fail("muon_update", "value must be contiguous bf16, or the same f32 memory as master; got {}",
          args.value.str());
   switch (queue.device.kind) {
-    case DeviceKind::cpu: return cpu::muon_update(queue, args);
-    case DeviceKind::cuda: return cuda::muon_update(queue, args);
-    case DeviceKind::meta: return;
+    case DeviceKind::cpu:
+      return cpu::muon_update(queue, args);
+    case DeviceKind::cuda:
+      return cuda::muon_update(queue, args);
+    case DeviceKind::meta:
+      return;
   }
 }
 

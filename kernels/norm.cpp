@@ -3,8 +3,6 @@
 #include <algorithm>
 
 #include "kernels/core/dispatch.h"
-#include "kernels/cpu/cpu.h"
-#include "kernels/cuda/cuda.h"
 
 namespace osprey::kernels {
 
@@ -16,15 +14,15 @@ static void check_norm(const char* op, const Tensor& x, const Tensor& other, con
 }
 
 static void check_weight(const char* op, const Tensor& x, const Tensor& weight) {
-  require(weight.shape == Shape{x.cols()} && weight.dtype == x.dtype, op, "weight must be {} ({}), got {}; x is {}",
-          name(x.dtype), x.cols(), weight, x);
+  require(weight.shape == Shape{x.cols()} && weight.dtype == x.dtype, op,
+          "weight must be {} ({}), got {}; x is {}", name(x.dtype), x.cols(), weight, x);
 }
 
 void rmsnorm_forward(const Queue& queue, const RmsnormForward& f) {
   check_norm("rmsnorm", f.x, f.y, "y");
   require((f.weight.shape == Shape{f.x.cols()} || f.weight.shape == Shape{1}) && f.weight.dtype == f.x.dtype,
-          "rmsnorm", "weight must be {} ({}) or (1), got {}; x is {}", name(f.x.dtype), f.x.cols(),
-          f.weight, f.x);
+          "rmsnorm", "weight must be {} ({}) or (1), got {}; x is {}", name(f.x.dtype), f.x.cols(), f.weight,
+          f.x);
   require_shape("rmsnorm", "rstd", f.rstd, {f.x.rows()});
   dispatch(queue, f, cpu::rmsnorm_forward, cuda::rmsnorm_forward);
 }

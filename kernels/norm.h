@@ -45,3 +45,16 @@ void layernorm_backward(const Queue& queue, const LayernormBackward& args);
 int64_t norm_partials(int64_t rows);
 
 }  // namespace osprey::kernels
+
+namespace osprey::cpu {
+void rmsnorm_forward(const Queue& queue, const kernels::RmsnormForward& args);
+void rmsnorm_backward(const Queue& queue, const kernels::RmsnormBackward& args);
+void layernorm_forward(const Queue& queue, const kernels::LayernormForward& args);
+void layernorm_backward(const Queue& queue, const kernels::LayernormBackward& args);
+}  // namespace osprey::cpu
+namespace osprey::cuda {
+void rmsnorm_forward(const Queue& queue, const kernels::RmsnormForward& args);
+void rmsnorm_backward(const Queue& queue, const kernels::RmsnormBackward& args);
+void layernorm_forward(const Queue& queue, const kernels::LayernormForward& args);
+void layernorm_backward(const Queue& queue, const kernels::LayernormBackward& args);
+}  // namespace osprey::cuda

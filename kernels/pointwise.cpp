@@ -1,21 +1,19 @@
 #include "kernels/pointwise.h"
 
 #include "kernels/core/dispatch.h"
-#include "kernels/cpu/cpu.h"
-#include "kernels/cuda/cuda.h"
 
 namespace osprey::kernels {
 
 static void same(const char* op, const char* what, const Tensor& t, const Tensor& like) {
-  require(t.rows() == like.rows() && t.cols() == like.cols() && t.dtype == like.dtype, op, "{} must be {}, got {}",
-          what, like, t);
+  require(t.rows() == like.rows() && t.cols() == like.cols() && t.dtype == like.dtype, op,
+          "{} must be {}, got {}", what, like, t);
 }
 
 void copy(const Queue& queue, const Copy& c) {
   require(c.y.rows() == c.x.rows() && c.y.cols() == c.x.cols(), "copy", "y must be {}, got {}", c.x.shape,
           c.y.shape);
-  require(c.x.dtype != DType::i32 || c.y.dtype == DType::i32, "copy", "no conversion from {} to {}", name(c.x.dtype),
-          name(c.y.dtype));
+  require(c.x.dtype != DType::i32 || c.y.dtype == DType::i32, "copy", "no conversion from {} to {}",
+          name(c.x.dtype), name(c.y.dtype));
   dispatch(queue, c, cpu::copy, cuda::copy);
 }
 
@@ -27,8 +25,8 @@ void add(const Queue& queue, const Add& a) {
 
 void add_bias(const Queue& queue, const AddBias& a) {
   same("add_bias", "y", a.y, a.x);
-  require(a.bias.numel() == a.x.cols() && a.bias.dtype == a.x.dtype, "add_bias", "bias must be {} ({}), got {}",
-          name(a.x.dtype), a.x.cols(), a.bias);
+  require(a.bias.numel() == a.x.cols() && a.bias.dtype == a.x.dtype, "add_bias",
+          "bias must be {} ({}), got {}", name(a.x.dtype), a.x.cols(), a.bias);
   dispatch(queue, a, cpu::add_bias, cuda::add_bias);
 }
 
@@ -57,10 +55,10 @@ void swiglu_backward(const Queue& queue, const SwigluBackward& b) {
 }
 
 void embedding_forward(const Queue& queue, const EmbeddingForward& f) {
-  require(f.weight.cols() == f.y.cols() && f.weight.dtype == f.y.dtype, "embedding", "weight must be {} (V, {}), got {}",
-          name(f.y.dtype), f.y.cols(), f.weight);
-  require(f.tokens.numel() == f.y.rows() && f.tokens.dtype == DType::i32, "embedding", "tokens must be i32 ({}), got {}",
-          f.y.rows(), f.tokens);
+  require(f.weight.cols() == f.y.cols() && f.weight.dtype == f.y.dtype, "embedding",
+          "weight must be {} (V, {}), got {}", name(f.y.dtype), f.y.cols(), f.weight);
+  require(f.tokens.numel() == f.y.rows() && f.tokens.dtype == DType::i32, "embedding",
+          "tokens must be i32 ({}), got {}", f.y.rows(), f.tokens);
   dispatch(queue, f, cpu::embedding_forward, cuda::embedding_forward);
 }
 

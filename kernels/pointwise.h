@@ -62,3 +62,24 @@ struct EmbeddingBackward {
 void embedding_backward(const Queue& queue, const EmbeddingBackward& args);
 
 }  // namespace osprey::kernels
+
+namespace osprey::cpu {
+void copy(const Queue& queue, const kernels::Copy& args);
+void add(const Queue& queue, const kernels::Add& args);
+void add_bias(const Queue& queue, const kernels::AddBias& args);
+void bias_backward(const Queue& queue, const kernels::BiasBackward& args);
+void swiglu_forward(const Queue& queue, const kernels::SwigluForward& args);
+void swiglu_backward(const Queue& queue, const kernels::SwigluBackward& args);
+void embedding_forward(const Queue& queue, const kernels::EmbeddingForward& args);
+void embedding_backward(const Queue& queue, const kernels::EmbeddingBackward& args);
+}  // namespace osprey::cpu
+namespace osprey::cuda {
+void copy(const Queue& queue, const kernels::Copy& args);
+void add(const Queue& queue, const kernels::Add& args);
+void add_bias(const Queue& queue, const kernels::AddBias& args);
+void bias_backward(const Queue& queue, const kernels::BiasBackward& args);
+void swiglu_forward(const Queue& queue, const kernels::SwigluForward& args);
+void swiglu_backward(const Queue& queue, const kernels::SwigluBackward& args);
+void embedding_forward(const Queue& queue, const kernels::EmbeddingForward& args);
+void embedding_backward(const Queue& queue, const kernels::EmbeddingBackward& args);
+}  // namespace osprey::cuda

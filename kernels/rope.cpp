@@ -11,10 +11,10 @@ struct Check {
   DType dtype;
 
   void tensor(const char* what, const Tensor& t, const Shape& shape, DType wanted) const {
-    require(t.shape == shape && t.dtype == wanted, where, "{} must be {} {}, got {}", what,
-            name(wanted), shape, t);
-    require(t.device == queue.device, where, "{} must be on the queue's device, {}, but is on {}",
-            what, name(queue.device.kind), name(t.device.kind));
+    require(t.shape == shape && t.dtype == wanted, where, "{} must be {} {}, got {}", what, name(wanted),
+            shape, t);
+    require(t.device == queue.device, where, "{} must be on the queue's device, {}, but is on {}", what,
+            name(queue.device.kind), name(t.device.kind));
   }
   void heads(const char* what, const Tensor& t) const {
     require(t.shape.rank == 2 && t.cols() > 0 && t.cols() % head_size == 0, where,
@@ -26,13 +26,12 @@ struct Check {
   }
 };
 
-Check check(const char* where, const Queue& queue, const Tensor& q, const Tensor& k,
-            const Tensor& positions, int64_t head_size, double theta) {
+Check check(const char* where, const Queue& queue, const Tensor& q, const Tensor& k, const Tensor& positions,
+            int64_t head_size, double theta) {
   require(head_size >= 8 && head_size <= 256 && head_size % 8 == 0, where,
           "head size must be a multiple of 8 from 8 to 256, got {}", head_size);
   require(theta > 0, where, "theta must be positive, got {}", theta);
-  require(q.dtype == DType::bf16 || q.dtype == DType::f32, where, "q must be bf16 or f32, got {}",
-          q);
+  require(q.dtype == DType::bf16 || q.dtype == DType::f32, where, "q must be bf16 or f32, got {}", q);
   const Check c{where, queue, q.rows(), head_size, q.dtype};
   c.heads("q", q);
   c.heads("k", k);
@@ -42,9 +41,7 @@ Check check(const char* where, const Queue& queue, const Tensor& q, const Tensor
 
 }  // namespace
 
-int64_t rope_partials(int64_t rows) {
-  return std::min<int64_t>(64, std::max<int64_t>(1, rows / 16));
-}
+int64_t rope_partials(int64_t rows) { return std::min<int64_t>(64, std::max<int64_t>(1, rows / 16)); }
 
 void rope_forward(const Queue& queue, const RopeForward& a) {
   const Check c = check("rope", queue, a.q, a.k, a.positions, a.head_size, a.theta);
@@ -67,10 +64,8 @@ void rope_backward(const Queue& queue, const RopeBackward& a) {
   c.weight("k_weight", a.k_weight);
   if (a.dx_q.defined()) c.tensor("dx_q", a.dx_q, a.dy_q.shape, c.dtype);
   if (a.dx_k.defined()) c.tensor("dx_k", a.dx_k, a.dy_k.shape, c.dtype);
-  require(a.q_weight.defined() || !a.dq_weight, c.where,
-          "dq_weight is wanted, but there is no q_weight");
-  require(a.k_weight.defined() || !a.dk_weight, c.where,
-          "dk_weight is wanted, but there is no k_weight");
+  require(a.q_weight.defined() || !a.dq_weight, c.where, "dq_weight is wanted, but there is no q_weight");
+  require(a.k_weight.defined() || !a.dk_weight, c.where, "dk_weight is wanted, but there is no k_weight");
   if (a.dq_weight) c.tensor("dq_weight", a.dq_weight.tensor, {a.head_size}, DType::f32);
   if (a.dk_weight) c.tensor("dk_weight", a.dk_weight.tensor, {a.head_size}, DType::f32);
   if (a.q_weight.defined() || a.k_weight.defined()) {

@@ -19,10 +19,9 @@ enum class ClipSearch {
 };
 
 /// y = grid(x), every row with its own scale.
-/// Shapes: y, x (N, C), one dtype. Aliasing: y may be x. Numerics: fp32; a row of zeros stays zero; a row with a
-/// non-finite value becomes NaN.
-/// Reference: evaluation code of Outlier-Safe Pre-Training (arXiv 2506.19697): symmetric weights per output row with
-/// clip search, asymmetric activations per token.
+/// Shapes: y, x (N, C), one dtype. Aliasing: y may be x. Numerics: fp32; a row of zeros stays zero; a row
+/// with a non-finite value becomes NaN. Reference: evaluation code of Outlier-Safe Pre-Training (arXiv
+/// 2506.19697): symmetric weights per output row with clip search, asymmetric activations per token.
 struct RoundToNearest {
   Tensor y, x;
   int bits = 8;

@@ -7,9 +7,12 @@ void sum_of_squares(const Queue& queue, const SumOfSquares& args) {
           "x must be contiguous f32, got {}", args.x);
   require(args.sum != nullptr, "sum_of_squares", "sum must point to a double");
   switch (queue.device.kind) {
-    case DeviceKind::cpu: return cpu::sum_of_squares(queue, args);
-    case DeviceKind::cuda: return cuda::sum_of_squares(queue, args);
-    case DeviceKind::meta: return;
+    case DeviceKind::cpu:
+      return cpu::sum_of_squares(queue, args);
+    case DeviceKind::cuda:
+      return cuda::sum_of_squares(queue, args);
+    case DeviceKind::meta:
+      return;
   }
 }
 

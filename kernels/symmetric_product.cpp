@@ -11,9 +11,12 @@ void symmetric_product(const Queue& queue, const SymmetricProduct& args) {
     fail(where, "a and c must both be f32 or both bf16, and c contiguous; got a {}, c {}", args.a.str(),
          args.c.str());
   switch (queue.device.kind) {
-    case DeviceKind::cpu: return cpu::symmetric_product(queue, args);
-    case DeviceKind::cuda: return cuda::symmetric_product(queue, args);
-    case DeviceKind::meta: return;
+    case DeviceKind::cpu:
+      return cpu::symmetric_product(queue, args);
+    case DeviceKind::cuda:
+      return cuda::symmetric_product(queue, args);
+    case DeviceKind::meta:
+      return;
   }
 }
 

@@ -20,10 +20,13 @@ std::unique_ptr<RunLock> lock_run(const Recipe& recipe, Communicator& world) {
   return lock;
 }
 
-std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe, std::shared_ptr<const Tokenizer> tokenizer,
-                                                     Trainer& trainer, std::function<void(const SaveReport&)> on_save) {
+std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
+                                                     std::shared_ptr<const Tokenizer> tokenizer,
+                                                     Trainer& trainer,
+                                                     std::function<void(const SaveReport&)> on_save) {
   const std::string text = dump_recipe(recipe);
-  HubContext context{.sequence_len = recipe.data.sequence_len, .dtype = recipe.train.precision, .bos_id = {}, .eos_id = {}};
+  HubContext context{
+      .sequence_len = recipe.data.sequence_len, .dtype = recipe.train.precision, .bos_id = {}, .eos_id = {}};
   if (tokenizer) {
     context.bos_id = tokenizer->bos_id();
     context.eos_id = tokenizer->eos_id();

@@ -3,7 +3,8 @@
 namespace osprey {
 
 static Batch as_batch(const BatchView& v) {
-  return {.tokens = v.tokens, .targets = v.targets, .positions = v.positions, .document_start = v.document_start};
+  return {
+      .tokens = v.tokens, .targets = v.targets, .positions = v.positions, .document_start = v.document_start};
 }
 
 void TrainSource::fill(int64_t step, int64_t micro_step, int64_t, const BatchView& into) {

@@ -10,8 +10,8 @@ fs::path checkpoint_of(const fs::path& given) {
   require(fs::is_directory(given), "checkpoint", "{} is not a directory", given.string());
   if (fs::exists(given / "config.json")) return given;
   const auto published = list_checkpoints(given / "checkpoints");
-  require(!published.empty(), "checkpoint", "{} is neither a checkpoint (no config.json) nor a run with a complete checkpoint",
-          given.string());
+  require(!published.empty(), "checkpoint",
+          "{} is neither a checkpoint (no config.json) nor a run with a complete checkpoint", given.string());
   return published.back().path;
 }
 
@@ -37,10 +37,12 @@ LoadedModel::LoadedModel(const fs::path& given, int threads)
   tokenizer = load_tokenizer(path.string());
 }
 
-std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded, const std::vector<std::string>& data,
+std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,
+                                                  const std::vector<std::string>& data,
                                                   int64_t sequence_len) {
   DataSpec spec;
-  if (fs::exists(loaded.path / "recipe.yaml")) spec = load_recipe((loaded.path / "recipe.yaml").string(), {}).data;
+  if (fs::exists(loaded.path / "recipe.yaml"))
+    spec = load_recipe((loaded.path / "recipe.yaml").string(), {}).data;
   if (!data.empty()) {
     spec.validation.clear();
     for (const std::string& path : data) {
@@ -49,7 +51,8 @@ std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded, con
       spec.validation.push_back(source);
     }
   }
-  require(!spec.validation.empty(), "eval", "{} names no validation data; give --data 'shards-*'", loaded.path.string());
+  require(!spec.validation.empty(), "eval", "{} names no validation data; give --data 'shards-*'",
+          loaded.path.string());
   spec.sequence_len = sequence_len;
   return std::make_unique<ValidationLoader>(spec, *loaded.tokenizer, loaded.hub.spec().vocab_size);
 }

@@ -36,8 +36,8 @@ struct LoadedModel {
 
 /// The validation data of the checkpoint's recipe, or the shards that `data` names instead.
 /// Errors: throws when there is neither, or when the tokenizer does not match.
-std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded, const std::vector<std::string>& data,
-                                                  int64_t sequence_len);
+std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,
+                                                  const std::vector<std::string>& data, int64_t sequence_len);
 
 /// Token buffers of one batch.
 BatchView make_batch(Arena& arena, int64_t rows, int64_t sequence_len);

@@ -28,7 +28,8 @@ void Recipe::fields(Fields& f) {
   f.section("model", model, "what is trained");
   f.section("data", data, "what it is trained on");
   f.list("optim", optim,
-         "which optimizer trains which parameter: the first group whose pattern matches takes it; a pattern that takes "
+         "which optimizer trains which parameter: the first group whose pattern matches takes it; a pattern "
+         "that takes "
          "nothing and a parameter that nothing takes are errors");
   f.section("schedule", schedule, "the learning rate over the run");
   f.section("train", train, "length, batch and precision");
@@ -36,7 +37,8 @@ void Recipe::fields(Fields& f) {
   f.section("checkpoint", checkpoint, "what is saved, and where a run begins again");
   f.section("telemetry", telemetry, "what of a run is written down");
 
-  f.rule(!optim.empty(), "optim", "names no optimizer; `- { match: \"*\", kind: adamw, learning_rate: 5.0e-4 }` is the least");
+  f.rule(!optim.empty(), "optim",
+         "names no optimizer; `- { match: \"*\", kind: adamw, learning_rate: 5.0e-4 }` is the least");
   const std::string problem = schedule_problem(schedule, train);
   f.rule(problem.empty(), "schedule", problem);
 }
@@ -44,13 +46,16 @@ void Recipe::fields(Fields& f) {
 void Recipe::rank_rules(Fields& f, int64_t ranks) const {
   const int64_t micro = train.micro_batch_size, length = data.sequence_len, batch = train.global_batch_tokens;
   // Divisions one by one: the product of three hostile numbers would overflow.
-  const bool divides = batch % micro == 0 && batch / micro % length == 0 && batch / micro / length % ranks == 0;
+  const bool divides =
+      batch % micro == 0 && batch / micro % length == 0 && batch / micro / length % ranks == 0;
   f.rule(divides, "train.global_batch_tokens",
-         fmt::format("{} is no multiple of micro_batch_size {} x sequence_len {} x {} rank{}; change one of them", batch, micro,
-                     length, ranks, ranks == 1 ? "" : "s"));
+         fmt::format(
+             "{} is no multiple of micro_batch_size {} x sequence_len {} x {} rank{}; change one of them",
+             batch, micro, length, ranks, ranks == 1 ? "" : "s"));
 }
 
-Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides, std::optional<int64_t> ranks) {
+Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides,
+                   std::optional<int64_t> ranks) {
   Recipe recipe;
   read_yaml(load_yaml_text(path), path, overrides, [&](Fields& f) {
     recipe.fields(f);

@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include "framework/checkpoint/shards.h"
 #include "framework/ops/pack_cache.h"
 
 namespace osprey {
@@ -16,22 +17,14 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, int64
       tape(q, activations, pool),
       recipe_(recipe) {
   model->declare(params);
-  std::vector<NamedShape> names;
-  for (const auto& p : params.all()) names.push_back({p->name, p->shape});
-  groups = assign_groups(recipe_.optim, names);
-  for (const OptimizerGroupSpec& spec : recipe_.optim) optimizers.push_back(make_optimizer(spec));
+  optimizers = std::make_unique<OptimizerGroups>(recipe_.optim, params);
   params.materialize(queue.device, recipe_.train.precision, ParamStore::Gradients::on);
-  auto of = [this](const Parameter& p) -> const Optimizer& { return optimizer_of(p); };
+  auto of = [this](const Parameter& p) -> const Optimizer& { return optimizers->of(p); };
   const std::vector<ShardParameter> sharded = shard_parameters(params, of);
   plan = make_shard_plan(sharded, params.buckets().size(), world.size(), recipe_.parallel);
   updater = std::make_unique<Updater>(queue, params, plan, sharded, world.rank(), of);
-  if (!queue.meta()) reducer = std::make_unique<Reducer>(world, plan, recipe_.parallel, reduce_buckets(params));
-}
-
-const Optimizer& Session::optimizer_of(const Parameter& parameter) const {
-  for (size_t i = 0; i < params.all().size(); ++i)
-    if (params.all()[i].get() == &parameter) return *optimizers[static_cast<size_t>(groups.group[i])];
-  fail("session", "{} is not of this model", parameter.name);
+  if (!queue.meta())
+    reducer = std::make_unique<Reducer>(world, plan, recipe_.parallel, reduce_buckets(params));
 }
 
 void Session::initialize() {
@@ -53,6 +46,18 @@ void Session::trace() {
   tape.reset();
 }
 
+/// Host memory in which a save keeps its copies: what this rank saves, and on rank 0 the parameters.
+static int64_t checkpoint_bytes(const Recipe& recipe, const Session& s) {
+  if (!recipe.checkpoint.every_steps && !recipe.checkpoint.save_final) return 0;
+  int64_t bytes = s.world.rank() == 0 ? s.params.value_bytes() : 0;
+  for (const Updater::Group& g : s.updater->groups()) {
+    const bool shared = recipe.parallel.zero == 0 && g.optimizer->granularity() == Granularity::element;
+    if (shared && s.world.rank() != 0) continue;  // rank 0 saves what all ranks hold
+    for (const NamedPiece& piece : named_pieces(g.pieces, g.states)) bytes += piece.data.bytes();
+  }
+  return bytes;
+}
+
 std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
   std::vector<MemoryCategory> all{
       {"parameters", params.value_bytes()},
@@ -62,6 +67,7 @@ std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
       {"activations", activations.high_water_bytes()},
       {"activation gradients", pool.high_water_bytes()},
       {"packed weights", packed_bytes(params)},
+      {"checkpoint copies", checkpoint_bytes(recipe_, *this)},
   };
   if (trainer) all.push_back({"token buffers", trainer->batch_bytes()});
   return all;
@@ -77,7 +83,8 @@ TrainerParts Session::parts() {
   p.plan = &plan;
   p.reducer = reducer.get();
   p.updater = updater.get();
-  p.documents = recipe_.data.attention_across_documents ? TrainerParts::Documents::joined : TrainerParts::Documents::apart;
+  p.documents = recipe_.data.attention_across_documents ? TrainerParts::Documents::joined
+                                                        : TrainerParts::Documents::apart;
   p.sequence_len = recipe_.data.sequence_len;
   p.seed = static_cast<uint64_t>(recipe_.run.seed);
   const Schedule schedule(recipe_.schedule, recipe_.train.total_steps(), recipe_.train.global_batch_tokens);
@@ -88,7 +95,8 @@ TrainerParts Session::parts() {
 int threads_for_rank(const RunSpec& spec, Communicator& world) {
   cpu_set_t set;
   CPU_ZERO(&set);
-  require(sched_getaffinity(0, sizeof set, &set) == 0, "threads", "the kernel does not say which cores are ours");
+  require(sched_getaffinity(0, sizeof set, &set) == 0, "threads",
+          "the kernel does not say which cores are ours");
   char host[256] = {};
   gethostname(host, sizeof host - 1);
   std::string mine = host;
@@ -101,7 +109,8 @@ int threads_for_rank(const RunSpec& spec, Communicator& world) {
 }
 
 Device device_for(const RunSpec& spec) {
-  require(spec.device != RunSpec::DeviceChoice::cuda, "run.device", "this build has no CUDA; set run.device: cpu");
+  require(spec.device != RunSpec::DeviceChoice::cuda, "run.device",
+          "this build has no CUDA; set run.device: cpu");
   return {DeviceKind::cpu, 0};
 }
 

@@ -9,7 +9,7 @@
 #include "framework/parallel/reducer.h"
 #include "framework/train/trainer.h"
 #include "launch/recipe.h"
-#include "optim/registry.h"
+#include "optim/groups.h"
 #include "optim/schedule.h"
 
 namespace osprey {
@@ -36,7 +36,6 @@ class Session {
   TrainerParts parts();
 
   const Recipe& recipe() const { return recipe_; }
-  const Optimizer& optimizer_of(const Parameter& p) const;
 
   Queue queue;
   Communicator& world;
@@ -45,8 +44,7 @@ class Session {
   Arena activations;
   Pool pool;
   Tape tape;
-  std::vector<std::unique_ptr<Optimizer>> optimizers;  // one for each group of the recipe
-  GroupAssignment groups;                              // of params.all(), in order
+  std::unique_ptr<OptimizerGroups> optimizers;
   ShardPlan plan;
   std::unique_ptr<Reducer> reducer;
   std::unique_ptr<Updater> updater;

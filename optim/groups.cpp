@@ -7,7 +7,8 @@
 namespace osprey {
 
 void OptimizerGroupSpec::fields(Fields& f) {
-  f("match", match, "pattern over parameter names: * any characters, ? one, {a,b} alternatives; first match wins");
+  f("match", match,
+    "pattern over parameter names: * any characters, ? one, {a,b} alternatives; first match wins");
   f.choice("kind", kind, {{"adamw", Kind::adamw}, {"muon", Kind::muon}},
            "adamw for any parameter, muon for hidden matrices");
   f("learning_rate", learning_rate, "peak rate; the schedule multiplies it", positive());
@@ -29,12 +30,13 @@ void OptimizerGroupSpec::fields(Fields& f) {
     f.when(newton_schulz == NewtonSchulz::keller, "newton_schulz is keller", [&] {
       f("ns_steps", ns_steps, "Newton-Schulz iterations (polar_express has exactly five)", between(1, 20));
     });
-    f.choice("scale", scale,
-             {{"match_rms_adamw", MuonScale::match_rms_adamw},
-              {"keller", MuonScale::keller},
-              {"spectral", MuonScale::spectral}},
-             "length of a step on an (out, in) matrix: 0.2 sqrt(max(out, in)), for learning rates like adamw's; "
-             "sqrt(max(1, out/in)) or sqrt(out/in), for rates near 0.02");
+    f.choice(
+        "scale", scale,
+        {{"match_rms_adamw", MuonScale::match_rms_adamw},
+         {"keller", MuonScale::keller},
+         {"spectral", MuonScale::spectral}},
+        "length of a step on an (out, in) matrix: 0.2 sqrt(max(out, in)), for learning rates like adamw's; "
+        "sqrt(max(1, out/in)) or sqrt(out/in), for rates near 0.02");
   });
 }
 
@@ -67,13 +69,16 @@ bool embedding_like(const std::string& name) { return name == "embed.weight" || 
 
 }  // namespace
 
-GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups, std::span<const NamedShape> parameters) {
+GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups,
+                              std::span<const NamedShape> parameters) {
   Problems problems;
   GroupAssignment result;
   result.group.assign(parameters.size(), -1);
   std::vector<std::string> names;
   for (const NamedShape& p : parameters) names.push_back(p.name);
-  if (groups.empty()) problems.add("the list is empty; add an entry such as {{match: \"*\", kind: adamw, learning_rate: 1e-3}}");
+  if (groups.empty())
+    problems.add(
+        "the list is empty; add an entry such as {{match: \"*\", kind: adamw, learning_rate: 1e-3}}");
 
   for (size_t g = 0; g < groups.size(); ++g) {
     const OptimizerGroupSpec& spec = groups[g];
@@ -88,10 +93,13 @@ GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups, std::s
         result.group[i] = static_cast<int>(g);
         ++taken;
         if (spec.kind != OptimizerGroupSpec::Kind::muon) continue;
-        if (parameters[i].shape.rank != 2) vectors.push_back(names[i] + " " + parameters[i].shape.str());
+        if (parameters[i].shape.rank != 2)
+          vectors.push_back(names[i] + " " + parameters[i].shape.str());
         else if (embedding_like(names[i]))
-          result.warnings.push_back(fmt::format("optim.{} trains {} by muon; embedding and head are usually left to "
-                                                "adamw, and orthogonalising them is slow", g, names[i]));
+          result.warnings.push_back(
+              fmt::format("optim.{} trains {} by muon; embedding and head are usually left to "
+                          "adamw, and orthogonalising them is slow",
+                          g, names[i]));
       }
     } catch (const Error& e) {
       problems.add("optim.{}: {}", g, e.what());
@@ -102,12 +110,14 @@ GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups, std::s
       problems.add("optim.{}: \"{}\" matches no parameter{}", g, spec.match,
                    near.empty() ? "; `osprey plan` lists their names" : "; did you mean " + near + "?");
     } else if (taken == 0) {
-      problems.add("optim.{}: all {} parameters that \"{}\" matches are taken by earlier entries; move it up", g,
-                   matched, spec.match);
+      problems.add("optim.{}: all {} parameters that \"{}\" matches are taken by earlier entries; move it up",
+                   g, matched, spec.match);
     }
     if (!vectors.empty())
-      problems.add("optim.{}: muon orthogonalises matrices and cannot train {}; add an adamw entry for them before "
-                   "this one", g, name_list(vectors));
+      problems.add(
+          "optim.{}: muon orthogonalises matrices and cannot train {}; add an adamw entry for them before "
+          "this one",
+          g, name_list(vectors));
   }
   std::vector<std::string> orphans;
   for (size_t i = 0; i < parameters.size(); ++i)
@@ -124,12 +134,14 @@ OptimizerGroups::OptimizerGroups(std::span<const OptimizerGroupSpec> groups, con
   GroupAssignment assignment = assign_groups(groups, shapes);
   warnings_ = std::move(assignment.warnings);
   for (const OptimizerGroupSpec& spec : groups) optimizers_.push_back(make_optimizer(spec));
-  for (size_t i = 0; i < shapes.size(); ++i) group_[shapes[i].name] = static_cast<size_t>(assignment.group[i]);
+  for (size_t i = 0; i < shapes.size(); ++i)
+    group_[shapes[i].name] = static_cast<size_t>(assignment.group[i]);
 }
 
 const Optimizer& OptimizerGroups::of(const Parameter& parameter) const {
   const auto found = group_.find(parameter.name);
-  require(found != group_.end(), "optim", "{} was declared after the optimizer groups were formed", parameter.name);
+  require(found != group_.end(), "optim", "{} was declared after the optimizer groups were formed",
+          parameter.name);
   return *optimizers_[found->second];
 }
 

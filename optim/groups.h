@@ -47,11 +47,12 @@ struct GroupAssignment {
   std::vector<std::string> warnings;  // allowed, but worth a line at the start of a run
 };
 
-/// Gives every parameter to the first group that matches it. Pass all parameters, frozen ones too: groups must not
-/// change when something thaws.
-/// Errors: one Error that lists every pattern that is malformed, matches nothing or comes too late to take anything,
-/// every parameter that no pattern matches, and every parameter given to Muon that is not a matrix; with cures.
-GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups, std::span<const NamedShape> parameters);
+/// Gives every parameter to the first group that matches it. Pass all parameters, frozen ones too: groups
+/// must not change when something thaws. Errors: one Error that lists every pattern that is malformed,
+/// matches nothing or comes too late to take anything, every parameter that no pattern matches, and every
+/// parameter given to Muon that is not a matrix; with cures.
+GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups,
+                              std::span<const NamedShape> parameters);
 
 /// The optimizers of a run, one for each entry, and which of them trains which parameter.
 class OptimizerGroups {

@@ -10,9 +10,12 @@ using kernels::Layout;
 double muon_scale(MuonScale rule, int64_t out, int64_t in) {
   const double rows = static_cast<double>(out), cols = static_cast<double>(in);
   switch (rule) {
-    case MuonScale::match_rms_adamw: return 0.2 * std::sqrt(std::max(rows, cols));
-    case MuonScale::keller: return std::sqrt(std::max(1.0, rows / cols));
-    case MuonScale::spectral: return std::sqrt(rows / cols);
+    case MuonScale::match_rms_adamw:
+      return 0.2 * std::sqrt(std::max(rows, cols));
+    case MuonScale::keller:
+      return std::sqrt(std::max(1.0, rows / cols));
+    case MuonScale::spectral:
+      return std::sqrt(rows / cols);
   }
   return 0;
 }
@@ -27,7 +30,8 @@ static int64_t largest_slot_bytes(std::span<const ParamPiece> pieces) {
   int64_t bytes = 0;
   for (const ParamPiece& p : pieces) {
     if (p.full_shape.rank != 2)
-      fail("muon", "{} has shape {}, and Muon orthogonalises matrices; give it to adamw in an earlier optim group",
+      fail("muon",
+           "{} has shape {}, and Muon orthogonalises matrices; give it to adamw in an earlier optim group",
            p.name, p.full_shape.str());
     bytes = std::max(bytes, slot_bytes(p));
   }
@@ -64,7 +68,8 @@ void Muon::step(const Queue& queue, std::span<const ParamPiece> pieces, const St
       if (t->shape != p.full_shape || !t->contiguous())
         fail("muon", "{} must come whole, as {}, got {}", p.name, p.full_shape.str(), t->str());
   const int64_t granted = info.workspace.bytes() / slot;
-  require(granted >= 1, "muon", "the workspace holds {} bytes, one matrix needs {}", info.workspace.bytes(), slot);
+  require(granted >= 1, "muon", "the workspace holds {} bytes, one matrix needs {}", info.workspace.bytes(),
+          slot);
   char* memory = static_cast<char*>(info.workspace.data);
   // Matrices side by side, one thread each, beat all threads on one matrix: the products are small.
   const int64_t workers = std::min<int64_t>({queue.threads, granted, count});

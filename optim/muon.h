@@ -18,12 +18,12 @@ double muon_scale(MuonScale rule, int64_t out, int64_t in);
 /// For each matrix W (out, in) with gradient G:
 ///   M <- momentum M + G,  U = G + momentum M (nesterov) or M,
 ///   W <- W - lr (scale(out, in) NewtonSchulz(U / |U|) + weight_decay W).
-/// The decay uses the plain learning rate. The averaging form of the momentum, M <- mu M + (1 - mu) G, gives the
-/// same U up to the factor 1 - mu, which the norm removes: there is one form here.
-/// Numerics: momentum and norm in fp32 (sums in double) before the cast; Newton-Schulz in the dtype of `value`,
-/// on the smaller Gram side. |U| below 1e-30 counts as zero and moves nothing but the decay. Every matrix is
-/// updated from its own data alone, so results do not depend on threads, ranks or neighbours.
-/// Reference: Jordan et al., "Muon" (2024); Liu et al., "Muon is scalable" (arXiv 2502.16982) for match_rms_adamw.
+/// The decay uses the plain learning rate. The averaging form of the momentum, M <- mu M + (1 - mu) G, gives
+/// the same U up to the factor 1 - mu, which the norm removes: there is one form here. Numerics: momentum and
+/// norm in fp32 (sums in double) before the cast; Newton-Schulz in the dtype of `value`, on the smaller Gram
+/// side. |U| below 1e-30 counts as zero and moves nothing but the decay. Every matrix is updated from its own
+/// data alone, so results do not depend on threads, ranks or neighbours. Reference: Jordan et al., "Muon"
+/// (2024); Liu et al., "Muon is scalable" (arXiv 2502.16982) for match_rms_adamw.
 class Muon final : public Optimizer {
  public:
   struct Settings {

@@ -31,7 +31,8 @@ void polynomial_times_x(const Queue& queue, Tensor y, Tensor polynomial, Tensor 
   parallel_for(queue, (m + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i * block, last = std::min(first + block, m);
-      kernels::matmul(alone, {.c = y.row_range(first, last), .a = polynomial.row_range(first, last), .b = x, .beta = a});
+      kernels::matmul(
+          alone, {.c = y.row_range(first, last), .a = polynomial.row_range(first, last), .b = x, .beta = a});
     }
   });
 }
@@ -40,9 +41,7 @@ constexpr int64_t align(int64_t elements) { return (elements + 31) / 32 * 32; }
 
 }  // namespace
 
-const char* name(NewtonSchulz method) {
-  return method == NewtonSchulz::keller ? "keller" : "polar_express";
-}
+const char* name(NewtonSchulz method) { return method == NewtonSchulz::keller ? "keller" : "polar_express"; }
 
 Quintic newton_schulz_step(NewtonSchulz method, int index) {
   if (method == NewtonSchulz::keller) return keller_step;

@@ -32,8 +32,8 @@ double newton_schulz_safety(NewtonSchulz method);
 
 /// What newton_schulz works in. x holds the input (M, N), M <= N, with Frobenius norm <= 1.
 struct NewtonSchulzBuffers {
-  Tensor x, y;               // (M, N), bf16 or f32
-  Tensor gram, polynomial;   // (M, M), the same dtype
+  Tensor x, y;              // (M, N), bf16 or f32
+  Tensor gram, polynomial;  // (M, M), the same dtype
 
   /// Elements of all four together, each starting at a multiple of 32 elements.
   static int64_t elements(int64_t m, int64_t n);
@@ -41,9 +41,10 @@ struct NewtonSchulzBuffers {
   static NewtonSchulzBuffers cut(void* memory, int64_t m, int64_t n, DType dtype, Device device);
 };
 
-/// Runs `steps` iterations and returns the one of x, y that holds the result; the other buffers are overwritten.
-/// Numerics: products with fp32 sums, one rounding to the buffers' dtype each; 3 M^2 N + M^3 products a step (the
-/// symmetric ones once). The result does not depend on the number of threads. A zero matrix stays zero.
+/// Runs `steps` iterations and returns the one of x, y that holds the result; the other buffers are
+/// overwritten. Numerics: products with fp32 sums, one rounding to the buffers' dtype each; 3 M^2 N + M^3
+/// products a step (the symmetric ones once). The result does not depend on the number of threads. A zero
+/// matrix stays zero.
 Tensor newton_schulz(const Queue& queue, const NewtonSchulzBuffers& buffers, NewtonSchulz method, int steps);
 
 /// Floating-point operations of newton_schulz on an (m, n) or (n, m) matrix.

@@ -14,14 +14,14 @@ std::unique_ptr<Optimizer> make_optimizer(const OptimizerGroupSpec& spec) {
                                                      .beta2 = spec.betas[1],
                                                      .eps = spec.eps});
     case OptimizerGroupSpec::Kind::muon:
-      return std::make_unique<Muon>(Muon::Settings{
-          .learning_rate = spec.learning_rate,
-          .weight_decay = spec.weight_decay,
-          .momentum = spec.momentum,
-          .form = spec.nesterov ? kernels::Momentum::nesterov : kernels::Momentum::plain,
-          .newton_schulz = spec.newton_schulz,
-          .steps = static_cast<int>(spec.ns_steps),
-          .scale = spec.scale});
+      return std::make_unique<Muon>(
+          Muon::Settings{.learning_rate = spec.learning_rate,
+                         .weight_decay = spec.weight_decay,
+                         .momentum = spec.momentum,
+                         .form = spec.nesterov ? kernels::Momentum::nesterov : kernels::Momentum::plain,
+                         .newton_schulz = spec.newton_schulz,
+                         .steps = static_cast<int>(spec.ns_steps),
+                         .scale = spec.scale});
   }
   fail("optim", "unknown optimizer kind");
 }

@@ -26,9 +26,10 @@ struct ScheduleSpec {
 };
 
 /// The factor that every group's peak learning rate is multiplied by.
-/// With W warmup steps and N steps in all: step s < W gives (s + 1) / W, so the first step already learns and step
-/// W - 1 has the peak. A decay that begins at step S gives shape((s - S) / (N - S)): step S still has the peak, and
-/// min_ratio belongs to step N, which is never taken, so that no step is wasted on a rate of zero.
+/// With W warmup steps and N steps in all: step s < W gives (s + 1) / W, so the first step already learns and
+/// step W - 1 has the peak. A decay that begins at step S gives shape((s - S) / (N - S)): step S still has
+/// the peak, and min_ratio belongs to step N, which is never taken, so that no step is wasted on a rate of
+/// zero.
 class Schedule {
  public:
   /// Errors: throws when warmup (and for wsd the decay) does not fit into total_steps, naming the numbers.

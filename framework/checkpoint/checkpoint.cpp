@@ -17,7 +17,8 @@ namespace fs = std::filesystem;
 namespace {
 
 double now_ms() {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 std::string encode(const std::vector<FileRecord>& records) {
@@ -34,8 +35,10 @@ void decode(const std::string& text, PartialDirectory& into) {
     FileRecord r;
     const char* stop = line.data() + line.size();
     const auto size = std::from_chars(line.data(), stop, r.size_bytes);
-    const auto crc = size.ec == std::errc() && size.ptr < stop ? std::from_chars(size.ptr + 1, stop, r.crc32) : size;
-    require(end != std::string::npos && crc.ec == std::errc() && crc.ptr < stop, "checkpoint", "a rank sent '{}'", shown(line));
+    const auto crc =
+        size.ec == std::errc() && size.ptr < stop ? std::from_chars(size.ptr + 1, stop, r.crc32) : size;
+    require(end != std::string::npos && crc.ec == std::errc() && crc.ptr < stop, "checkpoint",
+            "a rank sent '{}'", shown(line));
     r.name.assign(crc.ptr + 1, stop);
     into.add(std::move(r));
     at = end + 1;
@@ -60,7 +63,8 @@ std::map<std::string, Shape> parse_descriptions(const std::vector<std::string>& 
       const size_t end = std::min(text.find('\n', at), text.size());
       const char *p = text.data() + std::min(text.find(' ', at), end), *stop = text.data() + end;
       Shape& shape = wanted[text.substr(at, static_cast<size_t>(p - text.data()) - at)] = Shape();
-      while (p < stop && shape.rank < 4) p = std::from_chars(p + 1, stop, shape.dims[static_cast<size_t>(shape.rank++)]).ptr;
+      while (p < stop && shape.rank < 4)
+        p = std::from_chars(p + 1, stop, shape.dims[static_cast<size_t>(shape.rank++)]).ptr;
       at = end + 1;
     }
   return wanted;
@@ -73,11 +77,13 @@ int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 void CheckpointSpec::fields(Fields& f) {
   f("every_steps", every_steps, "steps between checkpoints; off: only the final one", at_least(1));
   f("keep", keep, "complete checkpoints that stay; older ones are deleted", at_least(1));
-  f("resume", resume, "auto: go on from the newest complete checkpoint of this run directory, if there is one; none: "
+  f("resume", resume,
+    "auto: go on from the newest complete checkpoint of this run directory, if there is one; none: "
     "start anew; otherwise the directory of a checkpoint");
   f("save_final", save_final, "save after the last step");
   f.choice("on_error", on_error, {{"keep_training", OnError::keep_training}, {"stop", OnError::stop}},
-           "when a periodic save fails (disk full): keep_training says so and tries again at the next one, stop ends "
+           "when a periodic save fails (disk full): keep_training says so and tries again at the next one, "
+           "stop ends "
            "the run. A final save that fails is always an error");
   f.rule(!resume.empty(), "resume", "must be auto, none or a directory");
 }
@@ -102,8 +108,10 @@ CheckpointState read_checkpoint_state(const fs::path& checkpoint) {
 std::optional<fs::path> find_checkpoint(const std::string& resume, const fs::path& checkpoints) {
   if (resume == "none") return std::nullopt;
   if (resume != "auto") {
-    require(fs::is_directory(resume), "checkpoint", "checkpoint.resume is '{}', which is no directory; give a checkpoint, "
-            "auto or none", resume);
+    require(fs::is_directory(resume), "checkpoint",
+            "checkpoint.resume is '{}', which is no directory; give a checkpoint, "
+            "auto or none",
+            resume);
     read_manifest(resume);
     return resume;
   }
@@ -186,7 +194,8 @@ int64_t Checkpointer::snapshot_bytes(std::span<const NamedPiece> pieces, std::sp
   return total;
 }
 
-void Checkpointer::save(const CheckpointState& state, std::span<const NamedPiece> pieces, std::span<const NamedValue> values) {
+void Checkpointer::save(const CheckpointState& state, std::span<const NamedPiece> pieces,
+                        std::span<const NamedValue> values) {
   const double start = now_ms();
   wait();
   const bool first = comm_->rank() == 0;
@@ -268,13 +277,16 @@ void Checkpointer::write() {
     partial.emplace(directory_ / checkpoint_name(snapshot_.state.step));
     std::error_code error;
     fs::create_directory(partial->path() / "optimizer", error);
-    require(!error, "checkpoint", "cannot create {}/optimizer: {}", partial->path().string(), error.message());
+    require(!error, "checkpoint", "cannot create {}/optimizer: {}", partial->path().string(),
+            error.message());
     return partial->path().string();
   });
   const fs::path path = paths[0];
   const auto records = agree(*comm_, [&] {
-    require(fs::is_directory(path), "checkpoint", "rank {} does not see {}, which rank 0 made; run.output_dir must be on a "
-            "file system that all hosts share", comm_->rank(), path.string());
+    require(fs::is_directory(path), "checkpoint",
+            "rank {} does not see {}, which rank 0 made; run.output_dir must be on a "
+            "file system that all hosts share",
+            comm_->rank(), path.string());
     return encode(write_own_files(path));
   });
   agree(*comm_, [&] {
@@ -302,7 +314,8 @@ std::vector<FileRecord> Checkpointer::write_own_files(const fs::path& partial) c
     texts_.tokenizer->save(partial.string());
     for (const auto& entry : fs::directory_iterator(partial)) {
       const std::string name = entry.path().filename().string();
-      const bool known = std::any_of(records.begin(), records.end(), [&](const FileRecord& r) { return r.name == name; });
+      const bool known =
+          std::any_of(records.begin(), records.end(), [&](const FileRecord& r) { return r.name == name; });
       if (!known && entry.is_regular_file()) records.push_back(sync_file(entry.path()));
     }
   }
@@ -314,9 +327,11 @@ FileRecord Checkpointer::write_model(const fs::path& path) const {
   for (const NamedValue& v : snapshot_.values) values[v.name] = v.value;
   const ReadParameter read = [&](const std::string& name, int64_t begin, Tensor out) {
     const auto it = values.find(name);
-    require(it != values.end(), "checkpoint", "the exported model needs the parameter {}, which was not given", name);
+    require(it != values.end(), "checkpoint",
+            "the exported model needs the parameter {}, which was not given", name);
     const Tensor& v = it->second;
-    require(begin >= 0 && begin + out.numel() <= v.numel(), "checkpoint", "the exported model reads beyond {} {}", name, v.str());
+    require(begin >= 0 && begin + out.numel() <= v.numel(), "checkpoint",
+            "the exported model reads beyond {} {}", name, v.str());
     float* to = out.as<float>();
     if (v.dtype == DType::f32)
       std::memcpy(to, v.as<float>() + begin, static_cast<size_t>(out.bytes()));

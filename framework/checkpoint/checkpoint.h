@@ -68,7 +68,8 @@ std::vector<NamedPiece> pieces_to_save(Communicator& comm, std::span<const Named
 
 /// Fills the pieces of this rank from a checkpoint that any number of ranks wrote. Collective.
 /// Errors: the same Error on every rank: damaged files, another model, other optimizers.
-void load_pieces(const std::filesystem::path& checkpoint, Communicator& comm, std::span<const NamedPiece> pieces);
+void load_pieces(const std::filesystem::path& checkpoint, Communicator& comm,
+                 std::span<const NamedPiece> pieces);
 
 /// A parameter as the forward pass sees it.
 struct NamedValue {
@@ -78,7 +79,8 @@ struct NamedValue {
 
 /// Saves in the background. All ranks call the same functions at the same steps.
 /// Numerics: model.safetensors is formed from the values that the forward pass uses (bf16 in a bf16 run), so
-/// folded projections round where the forward pass rounds; `osprey export --dtype f32` starts from the masters.
+/// folded projections round where the forward pass rounds; `osprey export --dtype f32` starts from the
+/// masters.
 class Checkpointer {
  public:
   struct Texts {
@@ -86,8 +88,8 @@ class Checkpointer {
     HubLayout hub;
     std::shared_ptr<const Tokenizer> tokenizer;  // may be null
   };
-  /// `directory` is RUN/checkpoints; `comm` is duplicated, so that saving never mixes with training. Leftovers of
-  /// dead processes are deleted.
+  /// `directory` is RUN/checkpoints; `comm` is duplicated, so that saving never mixes with training.
+  /// Leftovers of dead processes are deleted.
   Checkpointer(std::filesystem::path directory, int64_t keep, Communicator& comm, Texts texts);
   /// Waits for the save in flight; its failure is then lost, so call wait() before.
   ~Checkpointer();
@@ -96,10 +98,12 @@ class Checkpointer {
 
   /// Waits for the previous save, copies, and returns; a thread writes. Only rank 0 needs `values`.
   /// Errors: what the previous save failed with, unless take_failure() took it.
-  void save(const CheckpointState& state, std::span<const NamedPiece> pieces, std::span<const NamedValue> values);
+  void save(const CheckpointState& state, std::span<const NamedPiece> pieces,
+            std::span<const NamedValue> values);
   /// Waits for the save in flight. Errors: what it failed with; the same on every rank.
   void wait();
-  /// Has a save failed since the last call? Ranks learn this at slightly different times: agree before acting.
+  /// Has a save failed since the last call? Ranks learn this at slightly different times: agree before
+  /// acting.
   std::optional<std::string> take_failure();
   /// The newest published checkpoint of this object, if any.
   std::optional<std::filesystem::path> published() const;

@@ -37,8 +37,8 @@ std::string host_name() {
 fs::path partial_path(const fs::path& path) {
   static std::atomic<int> count = 0;
   const int number = count++;
-  return path.parent_path() / fmt::format("{}{}{}.{}{}", path.filename().string(), partial_mark, ::getpid(), host_name(),
-                                          number ? fmt::format(".{}", number) : "");
+  return path.parent_path() / fmt::format("{}{}{}.{}{}", path.filename().string(), partial_mark, ::getpid(),
+                                          host_name(), number ? fmt::format(".{}", number) : "");
 }
 
 /// Whose leftover a name is; nothing when it is not a partial name.
@@ -52,7 +52,8 @@ std::optional<Owner> owner_of(const std::string& name) {
   const std::string rest = name.substr(mark + partial_mark.size());
   Owner owner;
   const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), owner.pid);
-  if (error != std::errc() || owner.pid <= 0 || end == rest.data() + rest.size() || *end != '.') return std::nullopt;
+  if (error != std::errc() || owner.pid <= 0 || end == rest.data() + rest.size() || *end != '.')
+    return std::nullopt;
   const std::string host = rest.substr(static_cast<size_t>(end - rest.data()) + 1);
   owner.this_host = host == host_name() || host.starts_with(host_name() + ".");
   return owner;
@@ -84,8 +85,8 @@ PartialDirectory::PartialDirectory(fs::path published) : published_(absolute_wit
   path_ = partial_path(published_);
   create(path_.parent_path());
   std::error_code error;
-  require(fs::create_directory(path_, error), "checkpoint", "cannot create the directory {}: {}", path_.string(),
-          error ? error.message() : "it exists already");
+  require(fs::create_directory(path_, error), "checkpoint", "cannot create the directory {}: {}",
+          path_.string(), error ? error.message() : "it exists already");
 }
 
 PartialDirectory::~PartialDirectory() {
@@ -126,7 +127,8 @@ void PartialDirectory::publish(Manifest manifest) {
 
 std::vector<FileRecord> read_manifest(const fs::path& directory) {
   const fs::path path = directory / manifest_name;
-  require(fs::exists(path), "checkpoint", "{} is no complete checkpoint: it has no {}", directory.string(), manifest_name);
+  require(fs::exists(path), "checkpoint", "{} is no complete checkpoint: it has no {}", directory.string(),
+          manifest_name);
   const std::string where = path.string();
   const nlohmann::json json = read_json(path, int64_t{1} << 26, 4);
   const auto field = [&](const nlohmann::json& object, const char* key) -> const nlohmann::json& {
@@ -141,11 +143,13 @@ std::vector<FileRecord> read_manifest(const fs::path& directory) {
   std::vector<FileRecord> records;
   for (const auto& file : files) {
     const auto &name = field(file, "name"), &size = field(file, "size_bytes"), &crc = field(file, "crc32");
-    require(name.is_string() && size.is_number_unsigned() && size.get<uint64_t>() < (uint64_t{1} << 62) && crc.is_string(),
+    require(name.is_string() && size.is_number_unsigned() && size.get<uint64_t>() < (uint64_t{1} << 62) &&
+                crc.is_string(),
             where, "the entry {} is damaged", shown(file.dump()));
     FileRecord r{name.get<std::string>(), size.get<int64_t>(), 0};
     for (const fs::path& part : fs::path(r.name))
-      require(is_plain_file_name(part.string()), where, "the file name '{}' leaves the directory", shown(r.name));
+      require(is_plain_file_name(part.string()), where, "the file name '{}' leaves the directory",
+              shown(r.name));
     const auto text = crc.get<std::string>();
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), r.crc32, 16);
     require(error == std::errc() && end == text.data() + text.size() && text.size() == 8, where,
@@ -160,10 +164,11 @@ void verify_files(const fs::path& directory, const std::vector<FileRecord>& reco
   for (const FileRecord& r : records) {
     std::error_code error;
     const auto size = fs::file_size(directory / r.name, error);
-    require(!error, "checkpoint", "{} is missing or unreadable ({}); {}", (directory / r.name).string(), error.message(),
+    require(!error, "checkpoint", "{} is missing or unreadable ({}); {}", (directory / r.name).string(),
+            error.message(), cure);
+    require(static_cast<int64_t>(size) == r.size_bytes, "checkpoint",
+            "{} holds {} bytes, its manifest says {}; {}", (directory / r.name).string(), size, r.size_bytes,
             cure);
-    require(static_cast<int64_t>(size) == r.size_bytes, "checkpoint", "{} holds {} bytes, its manifest says {}; {}",
-            (directory / r.name).string(), size, r.size_bytes, cure);
   }
   for (size_t i = static_cast<size_t>(part); i < records.size(); i += static_cast<size_t>(parts)) {
     const FileRecord& r = records[i];
@@ -204,7 +209,8 @@ std::vector<PublishedCheckpoint> list_checkpoints(const fs::path& parent) {
     int64_t step = 0;
     if (!name.starts_with("step-")) continue;
     const auto [end, wrong] = std::from_chars(name.data() + 5, name.data() + name.size(), step);
-    if (wrong != std::errc() || end != name.data() + name.size() || step < 0 || name != checkpoint_name(step)) continue;
+    if (wrong != std::errc() || end != name.data() + name.size() || step < 0 || name != checkpoint_name(step))
+      continue;
     if (fs::exists(entry.path() / manifest_name)) found.push_back({step, entry.path()});
   }
   std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.step < b.step; });

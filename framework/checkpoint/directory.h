@@ -44,8 +44,8 @@ std::vector<FileRecord> read_manifest(const std::filesystem::path& directory);
 /// Compares files with the manifest: sizes of all of them, hashes of every `parts`-th beginning with
 /// `part` (so that ranks can share the reading).
 /// Errors: the first file that is missing or damaged, by name.
-void verify_files(const std::filesystem::path& directory, const std::vector<FileRecord>& records, int part = 0,
-                  int parts = 1);
+void verify_files(const std::filesystem::path& directory, const std::vector<FileRecord>& records,
+                  int part = 0, int parts = 1);
 
 /// Hides a directory by a rename and then deletes it, so that a kill never leaves half of it in sight.
 void remove_directory(const std::filesystem::path& directory);

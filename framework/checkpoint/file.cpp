@@ -23,8 +23,10 @@ constexpr size_t chunk_bytes = size_t{1} << 20;
 
 [[noreturn]] void fail_system(const char* what, const fs::path& path, int error) {
   if (error == ENOSPC || error == EDQUOT || error == EFBIG)
-    fail("file", "cannot {} {}: {}; files published before are untouched, free some space or lower "
-         "checkpoint.keep", what, path.string(), std::strerror(error));
+    fail("file",
+         "cannot {} {}: {}; files published before are untouched, free some space or lower "
+         "checkpoint.keep",
+         what, path.string(), std::strerror(error));
   fail("file", "cannot {} {}: {}", what, path.string(), std::strerror(error));
 }
 

@@ -14,9 +14,9 @@ namespace {
 constexpr int64_t block_elements = int64_t{1} << 20;
 
 /// What transformers or another loader wants beside the model.
-constexpr const char* tokenizer_files[] = {"tokenizer.model",         "tokenizer.json", "tokenizer_config.json",
-                                           "special_tokens_map.json", "vocab.json",     "merges.txt",
-                                           "osprey_tokenizer.json"};
+constexpr const char* tokenizer_files[] = {
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "vocab.json",      "merges.txt",     "osprey_tokenizer.json"};
 
 /// Memory for the blocks of one file.
 struct Scratch {
@@ -42,25 +42,26 @@ Tensor rows_of(const Queue& queue, const HubTensor& t, const ReadParameter& read
   }
   read(t.a, begin * columns, a);
   if (t.rule == HubTensor::Rule::copy) return a;
-  require(t.b_shape == Shape{columns, columns}, "export", "{} of {} must be a square of {} columns, it is {}", t.b, t.name,
-          columns, t.b_shape.str());
+  require(t.b_shape == Shape{columns, columns}, "export", "{} of {} must be a square of {} columns, it is {}",
+          t.b, t.name, columns, t.b_shape.str());
   const Tensor b = sized(scratch.b, t.b_shape);
   if (scratch.b_name != t.b) read(t.b, 0, b);
   scratch.b_name = t.b;
   const Tensor c = sized(scratch.c, a.shape);
-  kernels::matmul(queue, {.c = c,
-                          .a = a,
-                          .b = b,
-                          .op_b = t.rule == HubTensor::Rule::times ? kernels::Op::none : kernels::Op::transpose});
+  kernels::matmul(queue,
+                  {.c = c,
+                   .a = a,
+                   .b = b,
+                   .op_b = t.rule == HubTensor::Rule::times ? kernels::Op::none : kernels::Op::transpose});
   return c;
 }
 
 }  // namespace
 
-FileRecord write_hub_tensors(const Queue& queue, const fs::path& path, const HubLayout& layout, const ReadParameter& read,
-                             StoredType type) {
-  require(type == StoredType::bf16 || type == StoredType::f32, "export", "models are written as BF16 or F32, not {}",
-          name(type));
+FileRecord write_hub_tensors(const Queue& queue, const fs::path& path, const HubLayout& layout,
+                             const ReadParameter& read, StoredType type) {
+  require(type == StoredType::bf16 || type == StoredType::f32, "export",
+          "models are written as BF16 or F32, not {}", name(type));
   std::vector<StoredTensor> tensors;
   std::map<std::string_view, const HubTensor*> by_name;
   for (const HubTensor& t : layout.tensors) {
@@ -90,13 +91,15 @@ FileRecord write_hub_tensors(const Queue& queue, const fs::path& path, const Hub
   return writer.finish();
 }
 
-std::vector<FileRecord> write_hub_texts(const fs::path& directory, const HubLayout& layout, const fs::path& tokenizer) {
+std::vector<FileRecord> write_hub_texts(const fs::path& directory, const HubLayout& layout,
+                                        const fs::path& tokenizer) {
   std::vector<FileRecord> records;
   records.push_back(write_file(directory / "config.json", layout.config_json));
   records.push_back(write_file(directory / "generation_config.json", layout.generation_config_json));
   if (!tokenizer.empty())
     for (const char* file : tokenizer_files)
-      if (fs::exists(tokenizer / file)) records.push_back(copy_file_durably(tokenizer / file, directory / file));
+      if (fs::exists(tokenizer / file))
+        records.push_back(copy_file_durably(tokenizer / file, directory / file));
   return records;
 }
 

@@ -35,9 +35,9 @@ struct TypeRow {
   const char* name;
   int64_t bytes;
 };
-constexpr TypeRow types[] = {{StoredType::i64, "I64", 8},   {StoredType::f32, "F32", 4},
-                             {StoredType::i32, "I32", 4},   {StoredType::bf16, "BF16", 2},
-                             {StoredType::f16, "F16", 2},   {StoredType::u8, "U8", 1}};
+constexpr TypeRow types[] = {{StoredType::i64, "I64", 8}, {StoredType::f32, "F32", 4},
+                             {StoredType::i32, "I32", 4}, {StoredType::bf16, "BF16", 2},
+                             {StoredType::f16, "F16", 2}, {StoredType::u8, "U8", 1}};
 
 /// Fed by the JSON parser token by token, so that a header of a hundred megabytes is never a tree.
 struct HeaderHandler : nlohmann::json_sax<nlohmann::json> {
@@ -70,7 +70,8 @@ struct HeaderHandler : nlohmann::json_sax<nlohmann::json> {
         fail(where, "__metadata__ '{}' must be a string, found {}", shown(last_key), what);
       case State::tensor:
         fail(where, "tensor '{}': '{}' cannot be {}", shown(found.back().tensor.name), shown(last_key), what);
-      default: fail(where, "the header must be an object of tensors, found {} at '{}'", what, shown(last_key));
+      default:
+        fail(where, "the header must be an object of tensors, found {} at '{}'", what, shown(last_key));
     }
   }
 
@@ -83,7 +84,8 @@ struct HeaderHandler : nlohmann::json_sax<nlohmann::json> {
       f.tensor.shape.push_back(static_cast<int64_t>(value));
     } else if (state == State::offsets) {
       Found& f = found.back();
-      require(f.offsets.size() < 2, where, "tensor '{}': data_offsets must be two numbers", shown(f.tensor.name));
+      require(f.offsets.size() < 2, where, "tensor '{}': data_offsets must be two numbers",
+              shown(f.tensor.name));
       f.offsets.push_back(value);
     } else {
       unexpected("a number");
@@ -108,7 +110,8 @@ struct HeaderHandler : nlohmann::json_sax<nlohmann::json> {
     }
     if (state != State::tensor || last_key != "dtype") unexpected("a string");
     Found& f = found.back();
-    const auto* row = std::find_if(std::begin(types), std::end(types), [&](const TypeRow& r) { return value == r.name; });
+    const auto* row =
+        std::find_if(std::begin(types), std::end(types), [&](const TypeRow& r) { return value == r.name; });
     require(row != std::end(types), where,
             "tensor '{}' has the dtype '{}'; Osprey reads F32, F16, BF16, I32, I64 and U8",
             shown(f.tensor.name), shown(value));
@@ -132,8 +135,8 @@ struct HeaderHandler : nlohmann::json_sax<nlohmann::json> {
   bool key(string_t& value) override {
     last_key = value;
     if (state == State::names) {
-      require(value == "__metadata__" ? !std::exchange(has_metadata, true) : names.insert(value).second, where,
-              "has the tensor '{}' twice", shown(value));
+      require(value == "__metadata__" ? !std::exchange(has_metadata, true) : names.insert(value).second,
+              where, "has the tensor '{}' twice", shown(value));
       if (value != "__metadata__") {
         require(found.size() < most_tensors, where, "has more than {} tensors", most_tensors);
         found.emplace_back();
@@ -146,7 +149,8 @@ struct HeaderHandler : nlohmann::json_sax<nlohmann::json> {
                          : value == "shape"        ? &f.has_shape
                          : value == "data_offsets" ? &f.has_offsets
                                                    : nullptr;
-      require(seen != nullptr, where, "tensor '{}' has the unknown key '{}'", shown(f.tensor.name), shown(value));
+      require(seen != nullptr, where, "tensor '{}' has the unknown key '{}'", shown(f.tensor.name),
+              shown(value));
       require(!*seen, where, "tensor '{}' has '{}' twice", shown(f.tensor.name), shown(value));
     }
     return true;
@@ -173,7 +177,8 @@ struct HeaderHandler : nlohmann::json_sax<nlohmann::json> {
   bool end_array() override {
     if (state == State::offsets) {
       const Found& f = found.back();
-      require(f.offsets.size() == 2, where, "tensor '{}': data_offsets must be two numbers", shown(f.tensor.name));
+      require(f.offsets.size() == 2, where, "tensor '{}': data_offsets must be two numbers",
+              shown(f.tensor.name));
     }
     state = State::tensor;
     return true;
@@ -215,9 +220,11 @@ void check_layout(const std::string& where, std::vector<HeaderHandler::Found>& f
   uint64_t end = 0;
   for (const auto& f : found) {
     const auto begin = static_cast<uint64_t>(f.tensor.offset_bytes);
-    require(begin >= end, where, "tensor '{}' starts at byte {}, inside the tensor before it, which ends at {}",
+    require(begin >= end, where,
+            "tensor '{}' starts at byte {}, inside the tensor before it, which ends at {}",
             shown(f.tensor.name), begin, end);
-    require(begin == end, where, "{} bytes before tensor '{}' belong to no tensor", begin - end, shown(f.tensor.name));
+    require(begin == end, where, "{} bytes before tensor '{}' belong to no tensor", begin - end,
+            shown(f.tensor.name));
     end = f.end_bytes;
   }
   require(end == data_bytes, where, "{} bytes behind the last tensor belong to no tensor", data_bytes - end);
@@ -268,23 +275,27 @@ int64_t StoredTensor::numel() const {
 }
 
 Shape StoredTensor::as_shape() const {
-  require(shape.size() <= 4, "safetensors", "tensor '{}' has {} dimensions; Osprey uses at most 4", shown(name),
-          shape.size());
+  require(shape.size() <= 4, "safetensors", "tensor '{}' has {} dimensions; Osprey uses at most 4",
+          shown(name), shape.size());
   Shape s;
   for (int64_t d : shape) s.dims[static_cast<size_t>(s.rank++)] = d;
   return s;
 }
 
 SafetensorsHeader parse_safetensors(const std::string& where, std::span<const std::byte> file) {
-  require(file.size() >= 8, where, "holds {} bytes, a safetensors file has at least 8; it is truncated", file.size());
+  require(file.size() >= 8, where, "holds {} bytes, a safetensors file has at least 8; it is truncated",
+          file.size());
   uint64_t length = 0;
   std::memcpy(&length, file.data(), 8);
-  require(length <= most_header_bytes, where, "says its header has {} bytes, at most {} are allowed; this is no "
-          "safetensors file", length, most_header_bytes);
-  require(length <= file.size() - 8, where, "says its header has {} bytes, but the file holds {}; it is truncated",
-          length, file.size());
+  require(length <= most_header_bytes, where,
+          "says its header has {} bytes, at most {} are allowed; this is no "
+          "safetensors file",
+          length, most_header_bytes);
+  require(length <= file.size() - 8, where,
+          "says its header has {} bytes, but the file holds {}; it is truncated", length, file.size());
   const auto* text = reinterpret_cast<const char*>(file.data()) + 8;
-  require(length >= 2 && text[0] == '{', where, "the header does not start with '{{'; this is no safetensors file");
+  require(length >= 2 && text[0] == '{', where,
+          "the header does not start with '{{'; this is no safetensors file");
 
   // The parser takes a NUL for the end of its input and would not look behind it.
   require(std::memchr(text, 0, length) == nullptr, where, "the header is not valid JSON: it holds a NUL");
@@ -339,12 +350,16 @@ std::span<const std::byte> SafetensorsFile::bytes(const StoredTensor& tensor) co
 
 void SafetensorsFile::read(const StoredTensor& tensor, int64_t begin, Tensor out) const {
   const int64_t n = out.numel();
-  require(begin >= 0 && n <= tensor.numel() - begin, path_.string(), "elements [{}, {}) of tensor '{}' do not exist, "
-          "it has {}", begin, begin + n, shown(tensor.name), tensor.numel());
-  require(out.contiguous(), path_.string(), "tensor '{}' can only be read into contiguous memory", shown(tensor.name));
+  require(begin >= 0 && n <= tensor.numel() - begin, path_.string(),
+          "elements [{}, {}) of tensor '{}' do not exist, "
+          "it has {}",
+          begin, begin + n, shown(tensor.name), tensor.numel());
+  require(out.contiguous(), path_.string(), "tensor '{}' can only be read into contiguous memory",
+          shown(tensor.name));
   if (n == 0) return;
   const std::byte* data = bytes(tensor).data() + begin * size_bytes(tensor.type);
-  const bool floating = tensor.type == StoredType::f32 || tensor.type == StoredType::bf16 || tensor.type == StoredType::f16;
+  const bool floating =
+      tensor.type == StoredType::f32 || tensor.type == StoredType::bf16 || tensor.type == StoredType::f16;
   if (tensor.type == stored(out.dtype)) {
     std::memcpy(out.data, data, static_cast<size_t>(out.bytes()));
   } else if (floating && out.dtype == DType::f32) {
@@ -368,8 +383,8 @@ SafetensorsModel::SafetensorsModel(const fs::path& directory) : directory_(direc
     return;
   }
   const fs::path index = directory / "model.safetensors.index.json";
-  require(fs::exists(index), "safetensors", "{} has neither model.safetensors nor model.safetensors.index.json",
-          directory.string());
+  require(fs::exists(index), "safetensors",
+          "{} has neither model.safetensors nor model.safetensors.index.json", directory.string());
   const nlohmann::json json = read_json(index, int64_t{1} << 26, 3);
   const std::string at = index.string();
   require(json.is_object() && json.contains("weight_map") && json["weight_map"].is_object(), at,
@@ -378,18 +393,21 @@ SafetensorsModel::SafetensorsModel(const fs::path& directory) : directory_(direc
   for (const auto& [tensor, file] : json["weight_map"].items()) {
     require(file.is_string(), at, "the file of tensor '{}' is not a string", shown(tensor));
     const auto shard = file.get<std::string>();
-    require(is_plain_file_name(shard), at, "the file '{}' of tensor '{}' must be a plain name inside the directory",
-            shown(shard), shown(tensor));
+    require(is_plain_file_name(shard), at,
+            "the file '{}' of tensor '{}' must be a plain name inside the directory", shown(shard),
+            shown(tensor));
     auto& opened = shards[shard];
     if (!opened) opened = &add(directory / shard);
     const StoredTensor* found = opened->find(tensor);
-    require(found != nullptr, at, "says that tensor '{}' is in {}, where it is not", shown(tensor), shown(shard));
+    require(found != nullptr, at, "says that tensor '{}' is in {}, where it is not", shown(tensor),
+            shown(shard));
     where_[tensor] = {opened, found};
   }
   for (const auto& [shard, file] : shards)
     for (const auto& t : file->tensors()) {
       const auto it = where_.find(t.name);
-      require(it != where_.end() && it->second.file == file, at, "does not list tensor '{}' of {}", shown(t.name), shard);
+      require(it != where_.end() && it->second.file == file, at, "does not list tensor '{}' of {}",
+              shown(t.name), shard);
     }
 }
 
@@ -409,8 +427,8 @@ const StoredTensor& SafetensorsModel::tensor(std::string_view name) const { retu
 
 void SafetensorsModel::read(std::string_view name, Tensor out) const {
   const Place& p = place(name);
-  require(p.tensor->numel() == out.numel(), p.file->path().string(), "tensor '{}' has {} elements, {} are wanted", name,
-          p.tensor->numel(), out.numel());
+  require(p.tensor->numel() == out.numel(), p.file->path().string(),
+          "tensor '{}' has {} elements, {} are wanted", name, p.tensor->numel(), out.numel());
   p.file->read(*p.tensor, 0, out);
 }
 
@@ -440,9 +458,9 @@ SafetensorsWriter::SafetensorsWriter(const fs::path& path, std::vector<StoredTen
     require(names.insert(t.name).second, path.string(), "the tensor '{}' is given twice", t.name);
     t.offset_bytes = offset;
     offset += t.bytes();
-    text += fmt::format("{}{}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{},{}]}}", text.size() > 1 ? "," : "",
-                        nlohmann::json(t.name).dump(), osprey::name(t.type), nlohmann::json(t.shape).dump(),
-                        t.offset_bytes, offset);
+    text += fmt::format("{}{}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{},{}]}}",
+                        text.size() > 1 ? "," : "", nlohmann::json(t.name).dump(), osprey::name(t.type),
+                        nlohmann::json(t.shape).dump(), t.offset_bytes, offset);
   }
   text += '}';
   text.resize((text.size() + 7) / 8 * 8, ' ');
@@ -460,15 +478,16 @@ void SafetensorsWriter::write(std::string_view tensor, std::span<const std::byte
           "tensor '{}' is written out of turn; the next is '{}'", tensor,
           next_ < order_.size() ? order_[next_].name : "none");
   written_bytes_ += static_cast<int64_t>(data.size());
-  require(written_bytes_ <= order_[next_].bytes(), file_.path().string(), "tensor '{}' has {} bytes, more were given",
-          tensor, order_[next_].bytes());
+  require(written_bytes_ <= order_[next_].bytes(), file_.path().string(),
+          "tensor '{}' has {} bytes, more were given", tensor, order_[next_].bytes());
   file_.write(data);
 }
 
 FileRecord SafetensorsWriter::finish() {
   for (; next_ < order_.size(); ++next_, written_bytes_ = 0)
-    require(written_bytes_ == order_[next_].bytes(), file_.path().string(), "tensor '{}' lacks {} of its {} bytes",
-            order_[next_].name, order_[next_].bytes() - written_bytes_, order_[next_].bytes());
+    require(written_bytes_ == order_[next_].bytes(), file_.path().string(),
+            "tensor '{}' lacks {} of its {} bytes", order_[next_].name,
+            order_[next_].bytes() - written_bytes_, order_[next_].bytes());
   return file_.finish();
 }
 

@@ -52,9 +52,10 @@ FileRecord write_shard(const fs::path& path, std::span<const NamedPiece> pieces)
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
   std::map<std::string, const NamedPiece*> by_name;
   for (const NamedPiece& p : pieces) {
-    require(p.data.contiguous() && p.data.numel() == p.end - p.begin && p.begin >= 0 && p.end <= p.full_shape.numel(),
-            "checkpoint", "piece [{}, {}) of {} {} does not fit its data {}", p.begin, p.end, p.key(), p.full_shape.str(),
-            p.data.str());
+    require(p.data.contiguous() && p.data.numel() == p.end - p.begin && p.begin >= 0 &&
+                p.end <= p.full_shape.numel(),
+            "checkpoint", "piece [{}, {}) of {} {} does not fit its data {}", p.begin, p.end, p.key(),
+            p.full_shape.str(), p.data.str());
     StoredTensor t{stored_name(p), stored(p.data.dtype), {}, 0};
     if (p.whole()) {
       for (int i = 0; i < p.full_shape.rank; ++i) t.shape.push_back(p.full_shape[i]);
@@ -80,7 +81,8 @@ ShardIndex::ShardIndex(const fs::path& checkpoint) : checkpoint_(checkpoint) {
     files_.push_back(std::make_unique<SafetensorsFile>(checkpoint / shard_name(rank)));
     for (const StoredTensor& t : files_.back()->tensors()) add(*files_.back(), t);
   }
-  require(!files_.empty(), "checkpoint", "{} holds no optimizer state ({} is missing); it can be evaluated, not resumed",
+  require(!files_.empty(), "checkpoint",
+          "{} holds no optimizer state ({} is missing); it can be evaluated, not resumed",
           checkpoint.string(), shard_name(0));
   for (auto& [key, logical] : tensors_) {
     auto& ranges = logical.ranges;
@@ -90,11 +92,14 @@ ShardIndex::ShardIndex(const fs::path& checkpoint) : checkpoint_(checkpoint) {
     int64_t end = 0;
     for (const auto& r : ranges) {
       require(r.begin == end, "checkpoint", "{}: elements [{}, {}) of {} are {}", checkpoint.string(),
-              std::min(r.begin, end), std::max(r.begin, end), key, r.begin > end ? "in no shard" : "in two shards");
+              std::min(r.begin, end), std::max(r.begin, end), key,
+              r.begin > end ? "in no shard" : "in two shards");
       end = r.end;
     }
-    require(end == logical.shape.numel(), "checkpoint", "{}: elements [{}, {}) of {} are in no shard; was a rank's file "
-            "removed?", checkpoint.string(), end, logical.shape.numel(), key);
+    require(end == logical.shape.numel(), "checkpoint",
+            "{}: elements [{}, {}) of {} are in no shard; was a rank's file "
+            "removed?",
+            checkpoint.string(), end, logical.shape.numel(), key);
   }
 }
 
@@ -112,7 +117,8 @@ void ShardIndex::add(const SafetensorsFile& file, const StoredTensor& tensor) {
   } else {
     const auto it = file.metadata().find(tensor.name);
     const auto range = it == file.metadata().end() ? std::nullopt : numbers(it->second);
-    require(range.has_value(), where, "the metadata do not say which range tensor '{}' covers", shown(tensor.name));
+    require(range.has_value(), where, "the metadata do not say which range tensor '{}' covers",
+            shown(tensor.name));
     begin = (*range)[0];
     end = (*range)[1];
     int64_t numel = 1;
@@ -122,11 +128,12 @@ void ShardIndex::add(const SafetensorsFile& file, const StoredTensor& tensor) {
       fits = fits && !__builtin_mul_overflow(numel, (*range)[i], &numel);
     }
     require(fits && begin <= end && end <= numel && tensor.numel() == end - begin, where,
-            "tensor '{}' has {} elements, its range is '{}'", shown(tensor.name), tensor.numel(), shown(it->second));
+            "tensor '{}' has {} elements, its range is '{}'", shown(tensor.name), tensor.numel(),
+            shown(it->second));
   }
   Logical& logical = tensors_[key];
-  require(logical.ranges.empty() || logical.shape == shape, where, "{} has the shape {} here and {} in another shard",
-          shown(key), shape.str(), logical.shape.str());
+  require(logical.ranges.empty() || logical.shape == shape, where,
+          "{} has the shape {} here and {} in another shard", shown(key), shape.str(), logical.shape.str());
   logical.shape = shape;
   logical.ranges.push_back({begin, end, &file, &tensor});
 }
@@ -135,15 +142,17 @@ void ShardIndex::read(const NamedPiece& piece) const {
   const auto it = tensors_.find(piece.key());
   require(it != tensors_.end(), "checkpoint", "{} has no {}", checkpoint_.string(), piece.key());
   const Logical& logical = it->second;
-  require(logical.shape == piece.full_shape, "checkpoint", "{}: {} is {}, wanted {}", checkpoint_.string(), piece.key(),
-          logical.shape.str(), piece.full_shape.str());
+  require(logical.shape == piece.full_shape, "checkpoint", "{}: {} is {}, wanted {}", checkpoint_.string(),
+          piece.key(), logical.shape.str(), piece.full_shape.str());
   require(piece.data.contiguous() && piece.data.numel() == piece.end - piece.begin && piece.begin >= 0 &&
               piece.end <= logical.shape.numel(),
-          "checkpoint", "piece [{}, {}) of {} does not fit {}", piece.begin, piece.end, piece.key(), piece.data.str());
+          "checkpoint", "piece [{}, {}) of {} does not fit {}", piece.begin, piece.end, piece.key(),
+          piece.data.str());
   for (const auto& r : logical.ranges) {
     const int64_t begin = std::max(r.begin, piece.begin), end = std::min(r.end, piece.end);
     if (begin >= end) continue;
-    void* out = static_cast<std::byte*>(piece.data.data) + (begin - piece.begin) * size_bytes(piece.data.dtype);
+    void* out =
+        static_cast<std::byte*>(piece.data.data) + (begin - piece.begin) * size_bytes(piece.data.dtype);
     r.file->read(*r.tensor, begin - r.begin, make_tensor(out, {end - begin}, piece.data.dtype));
   }
 }
@@ -156,7 +165,8 @@ void ShardIndex::require_same(const std::map<std::string, Shape>& wanted) const 
     if (it == tensors_.end())
       differences.push_back(key + " is not in the checkpoint");
     else if (!(it->second.shape == shape))
-      differences.push_back(fmt::format("{} is {} in the checkpoint and {} here", key, it->second.shape.str(), shape.str()));
+      differences.push_back(
+          fmt::format("{} is {} in the checkpoint and {} here", key, it->second.shape.str(), shape.str()));
   }
   for (const auto& [key, logical] : tensors_)
     if (!wanted.contains(key)) differences.push_back(key + " is in the checkpoint and not here");
@@ -164,8 +174,11 @@ void ShardIndex::require_same(const std::map<std::string, Shape>& wanted) const 
   std::string list;
   for (size_t i = 0; i < std::min(most, differences.size()); ++i) list += (i ? "; " : "") + differences[i];
   if (differences.size() > most) list += fmt::format("; and {} more", differences.size() - most);
-  fail("checkpoint", "{} was written by another model or with other optimizers: {}. Its own recipe is {}; resume with that, "
-       "or set checkpoint.resume to none", checkpoint_.string(), list, (checkpoint_ / "recipe.yaml").string());
+  fail(
+      "checkpoint",
+      "{} was written by another model or with other optimizers: {}. Its own recipe is {}; resume with that, "
+      "or set checkpoint.resume to none",
+      checkpoint_.string(), list, (checkpoint_ / "recipe.yaml").string());
 }
 
 }  // namespace osprey

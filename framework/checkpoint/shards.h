@@ -38,8 +38,8 @@ std::vector<NamedPiece> named_pieces(std::span<const ParamPiece> pieces, std::sp
 /// "optimizer/rank-00003.safetensors".
 std::string shard_name(int rank);
 
-/// Writes one shard. A piece that does not cover its tensor is named "layers.0.mlp.up.weight:adam_m@4096", and
-/// the file's metadata says for it "begin end dim dim ...".
+/// Writes one shard. A piece that does not cover its tensor is named "layers.0.mlp.up.weight:adam_m@4096",
+/// and the file's metadata says for it "begin end dim dim ...".
 FileRecord write_shard(const std::filesystem::path& path, std::span<const NamedPiece> pieces);
 
 /// All shards of a checkpoint, whatever number of ranks wrote them.

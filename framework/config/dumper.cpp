@@ -13,7 +13,8 @@ std::string quoted(const std::string& text) {
   const auto letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
   bool plain = !text.empty() && (letter(text[0]) || text[0] == '/' || text[0] == '_');
   for (const char c : text)
-    plain = plain && (letter(c) || (c >= '0' && c <= '9') || std::string_view("_-./").find(c) != std::string_view::npos);
+    plain = plain && (letter(c) || (c >= '0' && c <= '9') ||
+                      std::string_view("_-./").find(c) != std::string_view::npos);
   std::string lower;
   for (const char c : text) lower += static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
   for (const char* word : {"null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf"})
@@ -22,11 +23,16 @@ std::string quoted(const std::string& text) {
   std::string out = "\"";
   for (const char c : text) {
     const auto byte = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\') out += '\\', out += c;
-    else if (c == '\n') out += "\\n";
-    else if (c == '\t') out += "\\t";
-    else if (byte < 0x20 || byte == 0x7F) out += fmt::format("\\x{:02x}", byte);
-    else out += c;
+    if (c == '"' || c == '\\')
+      out += '\\', out += c;
+    else if (c == '\n')
+      out += "\\n";
+    else if (c == '\t')
+      out += "\\t";
+    else if (byte < 0x20 || byte == 0x7F)
+      out += fmt::format("\\x{:02x}", byte);
+    else
+      out += c;
   }
   return out + '"';
 }
@@ -56,13 +62,16 @@ class Dumper final : public Fields {
     for (const double item : v) items += (items.empty() ? "" : ", ") + format_real(item);
     line(key, "[" + items + "]");
   }
-  size_t enumeration(const char* key, const std::vector<const char*>& words, size_t index, const char*) override {
+  size_t enumeration(const char* key, const std::vector<const char*>& words, size_t index,
+                     const char*) override {
     line(key, words.at(index));
     return index;
   }
   bool optional(const char* key, bool set, const char*, const std::function<void()>& inside) override {
-    if (set) inside();
-    else line(key, "null");
+    if (set)
+      inside();
+    else
+      line(key, "null");
     return set;
   }
   void map(const char* key, const char*, const std::function<void()>& inside) override {

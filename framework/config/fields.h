@@ -47,7 +47,9 @@ class Fields {
   void operator()(const char* key, double& v, const char* help, Limits l = {}) { real(key, v, help, l); }
   void operator()(const char* key, std::string& v, const char* help) { text(key, v, help); }
   void operator()(const char* key, std::vector<std::string>& v, const char* help) { texts(key, v, help); }
-  void operator()(const char* key, std::vector<double>& v, const char* help, Limits l = {}) { reals(key, v, help, l); }
+  void operator()(const char* key, std::vector<double>& v, const char* help, Limits l = {}) {
+    reals(key, v, help, l);
+  }
 
   /// Optional scalars: null means off, absent keeps the default. Never -1.
   template <class T>
@@ -59,12 +61,16 @@ class Fields {
       else
         (*this)(key, inner, help, l);
     });
-    if (set) v = inner; else v.reset();
+    if (set)
+      v = inner;
+    else
+      v.reset();
   }
 
   /// An enumeration by name.
   template <class E>
-  void choice(const char* key, E& v, std::initializer_list<std::pair<const char*, E>> names, const char* help) {
+  void choice(const char* key, E& v, std::initializer_list<std::pair<const char*, E>> names,
+              const char* help) {
     std::vector<const char*> words;
     size_t index = 0;
     for (const auto& [word, value] : names) {
@@ -84,14 +90,20 @@ class Fields {
   template <class S>
   void section(const char* key, std::optional<S>& spec, const char* help) {
     S inner = spec.value_or(S{});
-    if (optional(key, spec.has_value(), help, [&] { map(key, help, [&] { inner.fields(*this); }); })) spec = inner;
-    else spec.reset();
+    if (optional(key, spec.has_value(), help, [&] { map(key, help, [&] { inner.fields(*this); }); }))
+      spec = inner;
+    else
+      spec.reset();
   }
   /// A list of nested specs.
   template <class S>
   void list(const char* key, std::vector<S>& specs, const char* help) {
-    sequence(key, help, specs.size(), [&](size_t n) { specs.resize(n); },
-             [&](size_t i) { S blank; (i < specs.size() ? specs[i] : blank).fields(*this); });
+    sequence(
+        key, help, specs.size(), [&](size_t n) { specs.resize(n); },
+        [&](size_t i) {
+          S blank;
+          (i < specs.size() ? specs[i] : blank).fields(*this);
+        });
   }
 
   /// Fields that only exist while `active`; giving one otherwise is an error that quotes `condition`.
@@ -111,10 +123,12 @@ class Fields {
   virtual void text(const char* key, std::string& v, const char* help) = 0;
   virtual void texts(const char* key, std::vector<std::string>& v, const char* help) = 0;
   virtual void reals(const char* key, std::vector<double>& v, const char* help, Limits) = 0;
-  virtual size_t enumeration(const char* key, const std::vector<const char*>& words, size_t index, const char* help) = 0;
+  virtual size_t enumeration(const char* key, const std::vector<const char*>& words, size_t index,
+                             const char* help) = 0;
   virtual bool optional(const char* key, bool set, const char* help, const std::function<void()>& inside) = 0;
   virtual void map(const char* key, const char* help, const std::function<void()>& inside) = 0;
-  virtual void sequence(const char* key, const char* help, size_t size, const std::function<void(size_t)>& resize,
+  virtual void sequence(const char* key, const char* help, size_t size,
+                        const std::function<void(size_t)>& resize,
                         const std::function<void(size_t)>& element) = 0;
 };
 

@@ -36,15 +36,19 @@ int Glob::sequence(std::string_view text, int next, int depth) {
       cuts.push_back(begin);
       State split{State::Kind::split, 0, {}};
       for (size_t i = 0; i + 1 < cuts.size(); ++i)
-        split.next.push_back(sequence(text.substr(cuts[i + 1] + 1, cuts[i] - cuts[i + 1] - 1), next, depth + 1));
+        split.next.push_back(
+            sequence(text.substr(cuts[i + 1] + 1, cuts[i] - cuts[i + 1] - 1), next, depth + 1));
       next = add(std::move(split));
       end = begin;
       continue;
     }
     require(c != '{', "pattern", "'{}' has a {{ without its }}", pattern_);
-    if (c == '*') next = add({State::Kind::star, 0, {next}});
-    else if (c == '?') next = add({State::Kind::any, 0, {next}});
-    else next = add({State::Kind::literal, c, {next}});
+    if (c == '*')
+      next = add({State::Kind::star, 0, {next}});
+    else if (c == '?')
+      next = add({State::Kind::any, 0, {next}});
+    else
+      next = add({State::Kind::literal, c, {next}});
     --end;
   }
   return next;
@@ -74,7 +78,8 @@ bool Glob::matches(std::string_view name) const {
     then.clear();
     for (int s : now) {
       const State& node = states_[static_cast<size_t>(s)];
-      if (node.kind == State::Kind::star) enter(s, active, then);
+      if (node.kind == State::Kind::star)
+        enter(s, active, then);
       else if (node.kind == State::Kind::any || (node.kind == State::Kind::literal && node.character == c))
         enter(node.next[0], active, then);
     }

@@ -7,7 +7,8 @@
 
 namespace osprey {
 
-/// `*` stands for any characters (dots too), `?` for one, `{a,b}` for one of several patterns; all else for itself.
+/// `*` stands for any characters (dots too), `?` for one, `{a,b}` for one of several patterns; all else for
+/// itself.
 /// "*.{attn,mlp}.*.weight" matches "layers.3.attn.q.weight".
 /// Matching takes at most pattern length times name length steps, whatever the pattern.
 class Glob {

@@ -29,7 +29,8 @@ class Manual final : public Fields {
     add(key, "true or false", v ? "true" : "false", "", help);
   }
   void integer(const char* key, int64_t& v, const char* help, Limits l) override {
-    add(key, "whole number", within(l, static_cast<double>(v)) ? fmt::format("{}", v) : "required", describe(l), help);
+    add(key, "whole number", within(l, static_cast<double>(v)) ? fmt::format("{}", v) : "required",
+        describe(l), help);
   }
   void real(const char* key, double& v, const char* help, Limits l) override {
     add(key, "number", within(l, v) ? format_real(v) : "required", describe(l), help);
@@ -47,7 +48,8 @@ class Manual final : public Fields {
     for (const double item : v) items += (items.empty() ? "" : ", ") + format_real(item);
     add(key, "list of numbers", "[" + items + "]", describe(l), help);
   }
-  size_t enumeration(const char* key, const std::vector<const char*>& words, size_t index, const char* help) override {
+  size_t enumeration(const char* key, const std::vector<const char*>& words, size_t index,
+                     const char* help) override {
     std::string names;
     for (const char* word : words) names += (names.empty() ? "one of " : ", ") + std::string(word);
     add(key, names, words.at(index), "", help);
@@ -65,7 +67,9 @@ class Manual final : public Fields {
     }
     return set;
   }
-  void map(const char* key, const char*, const std::function<void()>& inside) override { below(std::string(key), inside); }
+  void map(const char* key, const char*, const std::function<void()>& inside) override {
+    below(std::string(key), inside);
+  }
   void sequence(const char* key, const char* help, size_t, const std::function<void(size_t)>&,
                 const std::function<void(size_t)>& element) override {
     add(key, "list of sections", "", "", help);
@@ -159,8 +163,10 @@ std::string manual_text(const std::vector<ManualEntry>& entries) {
     out += fmt::format("{}\n", entry.path);
     std::string facts = entry.type;
     if (!entry.limits.empty()) facts += ", " + entry.limits;
-    if (entry.fallback == "required") facts += "; required";
-    else if (!entry.fallback.empty()) facts += "; default " + entry.fallback;
+    if (entry.fallback == "required")
+      facts += "; required";
+    else if (!entry.fallback.empty())
+      facts += "; default " + entry.fallback;
     if (!entry.condition.empty()) facts += "; only when " + entry.condition;
     out += wrapped(facts, 4, 100) + wrapped(entry.help, 4, 100);
   }
@@ -181,14 +187,16 @@ std::string manual_markdown(const std::vector<ManualEntry>& entries) {
     const std::string top = entry.path.substr(0, entry.path.find('.'));
     if (out.empty() || top != section) {
       section = top;
-      out += fmt::format("{}## {}\n\n| key | type | default | meaning |\n|---|---|---|---|\n", out.empty() ? "" : "\n", top);
+      out += fmt::format("{}## {}\n\n| key | type | default | meaning |\n|---|---|---|---|\n",
+                         out.empty() ? "" : "\n", top);
     }
     std::string type = entry.type, help = entry.help;
     if (!entry.limits.empty()) type += ", " + entry.limits;
     if (!entry.condition.empty()) help += fmt::format(" (only when {})", entry.condition);
-    const std::string fallback = entry.fallback.empty() || entry.fallback == "required" || entry.fallback == "off"
-                                     ? entry.fallback
-                                     : "`" + entry.fallback + "`";
+    const std::string fallback =
+        entry.fallback.empty() || entry.fallback == "required" || entry.fallback == "off"
+            ? entry.fallback
+            : "`" + entry.fallback + "`";
     out += fmt::format("| `{}` | {} | {} | {} |\n", entry.path, cell(type), cell(fallback), cell(help));
   }
   return out;

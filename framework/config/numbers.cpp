@@ -80,7 +80,8 @@ std::string format_real(double value) {
 }
 
 std::string describe(const Limits& limits) {
-  if (limits.min && limits.max && !limits.open_min) return fmt::format("between {} and {}", *limits.min, *limits.max);
+  if (limits.min && limits.max && !limits.open_min)
+    return fmt::format("between {} and {}", *limits.min, *limits.max);
   std::string text;
   if (limits.min) text = fmt::format("{} {}", limits.open_min ? "more than" : "at least", *limits.min);
   if (limits.max) text += fmt::format("{}at most {}", text.empty() ? "" : " and ", *limits.max);

@@ -33,7 +33,7 @@ std::string shown(const yaml::Node& node) {
 
 struct Problem {
   std::string where;
-  int line = 0;       // for the order; 0 for --set, which comes last
+  int line = 0;  // for the order; 0 for --set, which comes last
   std::string text;
   size_t rule_depth;  // the frame whose rule found it; 0 for everything that is no rule
 };
@@ -71,8 +71,10 @@ class Reader final : public Fields {
   void boolean(const char* key, bool& v, const char*) override {
     const yaml::Node* node = declare(key);
     if (!node) return;
-    if (is_plain(*node) && (node->text == "true" || node->text == "false")) v = node->text == "true";
-    else mistyped(*node, key, "true or false");
+    if (is_plain(*node) && (node->text == "true" || node->text == "false"))
+      v = node->text == "true";
+    else
+      mistyped(*node, key, "true or false");
   }
 
   void integer(const char* key, int64_t& v, const char*, Limits limits) override {
@@ -94,8 +96,10 @@ class Reader final : public Fields {
   void text(const char* key, std::string& v, const char*) override {
     const yaml::Node* node = declare(key);
     if (!node) return;
-    if (node->kind == yaml::Node::Kind::scalar && !node->is_null()) v = node->text;
-    else mistyped(*node, key, "a text");
+    if (node->kind == yaml::Node::Kind::scalar && !node->is_null())
+      v = node->text;
+    else
+      mistyped(*node, key, "a text");
   }
 
   void texts(const char* key, std::vector<std::string>& v, const char*) override {
@@ -112,16 +116,20 @@ class Reader final : public Fields {
   void reals(const char* key, std::vector<double>& v, const char*, Limits limits) override {
     const yaml::Node* node = declare(key);
     if (!node) return;
-    if (node->kind != yaml::Node::Kind::list) return mistyped(*node, key, "a list of numbers such as [0.9, 0.95]");
+    if (node->kind != yaml::Node::Kind::list)
+      return mistyped(*node, key, "a list of numbers such as [0.9, 0.95]");
     v.clear();
     for (const auto& item : node->items) {
       const std::optional<double> value = is_plain(*item) ? parse_real(item->text) : std::nullopt;
-      if (!value) mistyped(*item, key, "a list of numbers");
-      else if (check(*item, key, *value, limits)) v.push_back(*value);
+      if (!value)
+        mistyped(*item, key, "a list of numbers");
+      else if (check(*item, key, *value, limits))
+        v.push_back(*value);
     }
   }
 
-  size_t enumeration(const char* key, const std::vector<const char*>& words, size_t index, const char*) override {
+  size_t enumeration(const char* key, const std::vector<const char*>& words, size_t index,
+                     const char*) override {
     const yaml::Node* node = declare(key);
     if (!node) return index;
     const std::vector<std::string> names(words.begin(), words.end());
@@ -147,23 +155,29 @@ class Reader final : public Fields {
     if (!inactive_.empty()) return;
     if (!node) return enter(nullptr, path_of(key), top().where, inside);
     const std::string where = top().node->find(key)->where();
-    if (node->is_null()) enter(nullptr, path_of(key), where, inside);
-    else if (node->kind == yaml::Node::Kind::map) enter(node, path_of(key), where, inside);
-    else mistyped(*node, key, "a section of keys");
+    if (node->is_null())
+      enter(nullptr, path_of(key), where, inside);
+    else if (node->kind == yaml::Node::Kind::map)
+      enter(node, path_of(key), where, inside);
+    else
+      mistyped(*node, key, "a section of keys");
   }
 
   void sequence(const char* key, const char*, size_t, const std::function<void(size_t)>& resize,
                 const std::function<void(size_t)>& element) override {
     const yaml::Node* node = declare(key);
     if (!node) return;
-    if (node->kind != yaml::Node::Kind::list) return mistyped(*node, key, "a list (entries begin with a dash)");
+    if (node->kind != yaml::Node::Kind::list)
+      return mistyped(*node, key, "a list (entries begin with a dash)");
     resize(0);
     resize(node->items.size());
     for (size_t i = 0; i < node->items.size(); ++i) {
       const yaml::Node& item = *node->items[i];
       const std::string path = fmt::format("{}.{}", path_of(key), i);
-      if (item.kind == yaml::Node::Kind::map) enter(&item, path, item.where(), [&] { element(i); });
-      else problem(item, fmt::format("{} must be a section of keys, got {}", path, shown(item)));
+      if (item.kind == yaml::Node::Kind::map)
+        enter(&item, path, item.where(), [&] { element(i); });
+      else
+        problem(item, fmt::format("{} must be a section of keys, got {}", path, shown(item)));
     }
   }
 
@@ -242,7 +256,8 @@ class Reader final : public Fields {
     std::unordered_map<std::string_view, int> first_line;
     for (const yaml::Entry& entry : top().node->entries) {
       std::string name = entry.key.size() > 60 ? entry.key.substr(0, 60) + "..." : entry.key;
-      std::replace_if(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
+      std::replace_if(
+          name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
       name = path_of(name);
       const auto add = [&](const std::string& text) {
         problems_.push_back({entry.where(), entry.value->line > 0 ? entry.line : 0, name + " " + text, 0});
@@ -257,8 +272,10 @@ class Reader final : public Fields {
       for (const Known& known : top().known) {
         if (std::find(keys.begin(), keys.end(), known.key) == keys.end()) keys.push_back(known.key);
         if (known.key != entry.key) continue;
-        if (known.condition.empty()) applies = true;
-        else conditions.push_back(known.condition);
+        if (known.condition.empty())
+          applies = true;
+        else
+          conditions.push_back(known.condition);
       }
       if (applies) continue;
       if (!conditions.empty()) {
@@ -331,7 +348,9 @@ class Reader final : public Fields {
 
 /// Edits (insert, delete, replace, swap neighbours) between two words, ignoring case and - against _.
 size_t edits(std::string_view a, std::string_view b) {
-  const auto fold = [](char c) { return c == '-' ? '_' : static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c); };
+  const auto fold = [](char c) {
+    return c == '-' ? '_' : static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
+  };
   std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
   for (size_t i = 0; i <= a.size(); ++i) d[i][0] = i;
   for (size_t j = 0; j <= b.size(); ++j) d[0][j] = j;
@@ -357,8 +376,10 @@ std::string nearest(std::string_view word, const std::vector<std::string>& candi
     if (distance < best_edits) best_edits = distance, best = candidate;
   }
   if (!best.empty() || word.size() < 3) return best;
-  for (const std::string& candidate : candidates)  // seq_len is far from sequence_len by edits; size is in hidden_size
-    if (candidate.find(word) != std::string::npos || (candidate.size() >= 3 && word.find(candidate) != std::string_view::npos))
+  for (const std::string& candidate :
+       candidates)  // seq_len is far from sequence_len by edits; size is in hidden_size
+    if (candidate.find(word) != std::string::npos ||
+        (candidate.size() >= 3 && word.find(candidate) != std::string_view::npos))
       return candidate;
   return best;
 }

@@ -23,7 +23,8 @@ std::string load_yaml_text(const std::string& path);
 
 /// A spec (a struct with fields()) from a text.
 template <class Spec>
-Spec read_spec(std::string_view text, const std::string& name, const std::vector<std::string>& overrides = {}) {
+Spec read_spec(std::string_view text, const std::string& name,
+               const std::vector<std::string>& overrides = {}) {
   Spec spec;
   read_yaml(text, name, overrides, [&](Fields& f) { spec.fields(f); });
   return spec;

@@ -56,7 +56,8 @@ void check_characters(std::string_view text, const std::string& name) {
       indentation = true;
       tab = false;
     } else if (indentation) {
-      if (c == '\t') tab = true;
+      if (c == '\t')
+        tab = true;
       else if (c != ' ' && c != '\r') {
         if (tab && c != '#') wrong(name, line, "is indented with a tab; use spaces");
         indentation = false;
@@ -113,7 +114,8 @@ class Builder final : public YAML::EventHandler {
            (open_.back()->entries.empty() || open_.back()->entries.back().value);
   }
 
-  void scalar(const YAML::Mark& mark, YAML::anchor_t anchor, const std::string& value, const std::string& tag) {
+  void scalar(const YAML::Mark& mark, YAML::anchor_t anchor, const std::string& value,
+              const std::string& tag) {
     check(mark, tag, anchor);
     if (at_key()) {
       if (value.empty()) wrong(name_, line_of(mark), "has an empty key");
@@ -128,19 +130,23 @@ class Builder final : public YAML::EventHandler {
   void open(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, Node::Kind kind) {
     check(mark, tag, anchor);
     if (at_key()) wrong(name_, line_of(mark), "has a list or a map as a key; keys are words");
-    if (open_.size() >= max_depth) wrong(name_, line_of(mark), fmt::format("nests deeper than {} levels", max_depth));
+    if (open_.size() >= max_depth)
+      wrong(name_, line_of(mark), fmt::format("nests deeper than {} levels", max_depth));
     open_.push_back(&add(mark, kind));
   }
 
   Node& add(const YAML::Mark& mark, Node::Kind kind) {
-    if (++values_ > max_values) wrong(name_, line_of(mark), fmt::format("holds more than {} values", max_values));
+    if (++values_ > max_values)
+      wrong(name_, line_of(mark), fmt::format("holds more than {} values", max_values));
     Node* node = &root_;
     if (!open_.empty()) {
       auto fresh = std::make_unique<Node>();
       node = fresh.get();
       Node& parent = *open_.back();
-      if (parent.kind == Node::Kind::map) parent.entries.back().value = std::move(fresh);
-      else parent.items.push_back(std::move(fresh));
+      if (parent.kind == Node::Kind::map)
+        parent.entries.back().value = std::move(fresh);
+      else
+        parent.items.push_back(std::move(fresh));
     }
     node->kind = kind;
     node->line = line_of(mark);
@@ -190,7 +196,8 @@ Node parse(std::string_view text, const std::string& name) {
     while (parser.HandleNextDocument(builder)) {
     }
   } catch (const YAML::Exception& error) {
-    wrong(name, error.mark.is_null() ? 0 : error.mark.line + 1, fmt::format("is not valid YAML: {}", error.msg));
+    wrong(name, error.mark.is_null() ? 0 : error.mark.line + 1,
+          fmt::format("is not valid YAML: {}", error.msg));
   }
   return root;
 }
@@ -233,8 +240,9 @@ void apply_override(Node& root, const std::string& assignment) {
       size_t index = 0;
       const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), index);
       if (error != std::errc() || end != key.data() + key.size() || index >= node->items.size())
-        wrong(name, 0, fmt::format("{} is a list of {}; {} is none of its indices (the first is 0)", so_far,
-                                   node->items.size(), key));
+        wrong(name, 0,
+              fmt::format("{} is a list of {}; {} is none of its indices (the first is 0)", so_far,
+                          node->items.size(), key));
       slot = &node->items[index];
     } else if (node->kind == Node::Kind::map) {
       for (Entry& entry : node->entries)
@@ -244,7 +252,8 @@ void apply_override(Node& root, const std::string& assignment) {
         slot = &node->entries.back().value;
       }
     } else {
-      wrong(name, 0, fmt::format("{} is a single value in the recipe, so {} cannot stand below it", so_far, key));
+      wrong(name, 0,
+            fmt::format("{} is a single value in the recipe, so {} cannot stand below it", so_far, key));
     }
     if (last) {
       *slot = std::move(fresh);

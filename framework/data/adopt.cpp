@@ -8,8 +8,7 @@
 
 namespace osprey {
 
-std::vector<std::string> adopt_shards(const std::vector<std::string>& patterns,
-                                      const Tokenizer& tokenizer) {
+std::vector<std::string> adopt_shards(const std::vector<std::string>& patterns, const Tokenizer& tokenizer) {
   std::vector<std::string> adopted;
   for (const std::string& pattern : patterns)
     for (const std::string& prefix : find_shards(pattern)) {
@@ -22,8 +21,8 @@ std::vector<std::string> adopt_shards(const std::vector<std::string>& patterns,
         tokens.resize(static_cast<size_t>(shard.length(d)));
         const uint32_t most = shard.read(shard.begin(d), tokens);
         require(most < tokenizer.vocab_size(), "prepare",
-                "{}.bin holds token {}, but the tokenizer has {}; it was made with another one",
-                prefix, static_cast<int32_t>(most), tokenizer.vocab_size());
+                "{}.bin holds token {}, but the tokenizer has {}; it was made with another one", prefix,
+                static_cast<int32_t>(most), tokenizer.vocab_size());
         require(tokens.empty() || tokens.back() == tokenizer.eos_id(), "prepare",
                 "document {} of {}.bin ends with token {}, expected the end of text, {}; write the "
                 "shard with one "

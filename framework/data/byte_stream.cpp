@@ -23,8 +23,7 @@ using File = std::unique_ptr<std::FILE, CloseFile>;
 
 size_t read_file_chunk(const std::string& path, std::FILE* file, void* to, size_t most) {
   const size_t got = std::fread(to, 1, most, file);
-  require(got > 0 || !std::ferror(file), "prepare", "cannot read {}: {}", path,
-          std::strerror(errno));
+  require(got > 0 || !std::ferror(file), "prepare", "cannot read {}: {}", path, std::strerror(errno));
   return got;
 }
 
@@ -48,8 +47,7 @@ class GzipStream final : public ByteStream {
  public:
   GzipStream(std::string path, File file)
       : path_(std::move(path)), file_(std::move(file)), input_(kChunkBytes) {
-    require(::inflateInit2(&state_, 16 + MAX_WBITS) == Z_OK, "prepare", "zlib cannot start on {}",
-            path_);
+    require(::inflateInit2(&state_, 16 + MAX_WBITS) == Z_OK, "prepare", "zlib cannot start on {}", path_);
   }
   ~GzipStream() override { ::inflateEnd(&state_); }
 
@@ -79,8 +77,7 @@ class GzipStream final : public ByteStream {
  private:
   bool refill() {
     state_.next_in = input_.data();
-    state_.avail_in =
-        static_cast<uInt>(read_file_chunk(path_, file_.get(), input_.data(), input_.size()));
+    state_.avail_in = static_cast<uInt>(read_file_chunk(path_, file_.get(), input_.data(), input_.size()));
     return state_.avail_in > 0;
   }
   /// Zeros after the last member are padding, as gzip itself takes them.
@@ -106,10 +103,7 @@ class GzipStream final : public ByteStream {
 class ZstdStream final : public ByteStream {
  public:
   ZstdStream(std::string path, File file)
-      : path_(std::move(path)),
-        file_(std::move(file)),
-        bytes_(kChunkBytes),
-        state_(ZSTD_createDCtx()) {
+      : path_(std::move(path)), file_(std::move(file)), bytes_(kChunkBytes), state_(ZSTD_createDCtx()) {
     require(state_ != nullptr, "prepare", "zstd cannot start on {}", path_);
   }
   ~ZstdStream() override { ZSTD_freeDCtx(state_); }
@@ -158,8 +152,7 @@ std::unique_ptr<ByteStream> open_bytes(const std::string& path) {
   const size_t got = read_file_chunk(path, file.get(), head, sizeof head);
   std::rewind(file.get());
   const bool gzip = got >= 2 && head[0] == 0x1f && head[1] == 0x8b;
-  const bool zstd =
-      got >= 4 && head[0] == 0x28 && head[1] == 0xb5 && head[2] == 0x2f && head[3] == 0xfd;
+  const bool zstd = got >= 4 && head[0] == 0x28 && head[1] == 0xb5 && head[2] == 0x2f && head[3] == 0xfd;
   require(gzip || !(path.ends_with(".gz") || path.ends_with(".dz")), "prepare",
           "{} is named as gzip but does not begin as gzip does; rename it or fetch it again", path);
   require(zstd || !path.ends_with(".zst"), "prepare",

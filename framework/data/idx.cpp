@@ -16,8 +16,7 @@ constexpr char kMagic[9] = {'M', 'M', 'I', 'D', 'I', 'D', 'X', '\0', '\0'};
 constexpr int64_t kHeaderBytes = 34;
 constexpr uint8_t kInt32 = 4, kUint16 = 8;
 constexpr const char* kMissing = "a shard is a .bin and a .idx; write them with osprey prepare";
-constexpr const char* kDamaged =
-    "the file is damaged or incomplete; write it again with osprey prepare";
+constexpr const char* kDamaged = "the file is damaged or incomplete; write it again with osprey prepare";
 
 constexpr size_t kBufferBytes = size_t{1} << 20;
 
@@ -48,15 +47,15 @@ T IdxReader::at(int64_t offset_bytes) const {
 void IdxReader::check_header() {
   const std::string& path = idx_.path();
   const int64_t size = idx_.size_bytes();
-  require(size >= kHeaderBytes, "idx", "{} has {} bytes, fewer than the {} of a header; {}", path,
-          size, kHeaderBytes, kDamaged);
+  require(size >= kHeaderBytes, "idx", "{} has {} bytes, fewer than the {} of a header; {}", path, size,
+          kHeaderBytes, kDamaged);
   require(std::memcmp(idx_.data(), kMagic, sizeof kMagic) == 0, "idx",
           "{} is not a token index (it does not begin with MMIDIDX); name shards made by osprey "
           "prepare",
           path);
   const auto version = at<uint64_t>(9);
-  require(version == 1, "idx", "{} has version {}, expected 1; write it again with osprey prepare",
-          path, version);
+  require(version == 1, "idx", "{} has version {}, expected 1; write it again with osprey prepare", path,
+          version);
   const auto dtype = at<uint8_t>(17);
   require(dtype == kInt32 || dtype == kUint16, "idx",
           "{} holds tokens of type code {}, expected 8 (uint16) or 4 (int32); write it again with "
@@ -67,12 +66,10 @@ void IdxReader::check_header() {
   const auto sequences = at<uint64_t>(18), boundaries = at<uint64_t>(26);
   const auto room = static_cast<uint64_t>(size - kHeaderBytes);
   // Compared by division first: counts come from outside and may overflow any product.
-  require(
-      sequences <= room / 12 && boundaries <= room / 8 && 12 * sequences + 8 * boundaries == room,
-      "idx", "{} has {} bytes, which does not fit its counts of {} sequences and {} boundaries; {}",
-      path, size, sequences, boundaries, kDamaged);
-  require(boundaries >= 1, "idx", "{} has no document boundaries, expected at least one; {}", path,
-          kDamaged);
+  require(sequences <= room / 12 && boundaries <= room / 8 && 12 * sequences + 8 * boundaries == room, "idx",
+          "{} has {} bytes, which does not fit its counts of {} sequences and {} boundaries; {}", path, size,
+          sequences, boundaries, kDamaged);
+  require(boundaries >= 1, "idx", "{} has no document boundaries, expected at least one; {}", path, kDamaged);
   sequences_ = static_cast<int64_t>(sequences);
   documents_ = static_cast<int64_t>(boundaries) - 1;
   pointers_at_ = kHeaderBytes + 4 * sequences_;
@@ -85,19 +82,17 @@ void IdxReader::check_sequences() {
   for (int64_t i = 0; i < sequences_; ++i) {
     const auto length = at<int32_t>(kHeaderBytes + 4 * i);
     const auto pointer = at<int64_t>(pointers_at_ + 8 * i);
-    require(length >= 0, "idx", "{} gives sequence {} a length of {}; {}", idx_.path(), i, length,
-            kDamaged);
+    require(length >= 0, "idx", "{} gives sequence {} a length of {}; {}", idx_.path(), i, length, kDamaged);
     require(pointer == expected_bytes, "idx", "{} places sequence {} at byte {}, expected {}; {}",
             idx_.path(), i, pointer, expected_bytes, kDamaged);
     // Lengths are below 2^31 and S below 2^60, and each sum is compared with the file before the
     // next.
     expected_bytes += length * token_bytes_;
-    require(expected_bytes <= bin_bytes, "idx",
-            "{} has {} bytes, but {} ends sequence {} at byte {}; {}", bin_.path(), bin_bytes,
-            idx_.path(), i, expected_bytes, kDamaged);
+    require(expected_bytes <= bin_bytes, "idx", "{} has {} bytes, but {} ends sequence {} at byte {}; {}",
+            bin_.path(), bin_bytes, idx_.path(), i, expected_bytes, kDamaged);
   }
-  require(expected_bytes == bin_bytes, "idx", "{} has {} bytes, but {} describes {}; {}",
-          bin_.path(), bin_bytes, idx_.path(), expected_bytes, kDamaged);
+  require(expected_bytes == bin_bytes, "idx", "{} has {} bytes, but {} describes {}; {}", bin_.path(),
+          bin_bytes, idx_.path(), expected_bytes, kDamaged);
   tokens_ = bin_bytes / token_bytes_;
 }
 
@@ -105,16 +100,15 @@ void IdxReader::check_documents() const {
   int64_t last = 0;
   for (int64_t i = 0; i <= documents_; ++i) {
     const auto boundary = at<int64_t>(boundaries_at_ + 8 * i);
-    require(i > 0 || boundary == 0, "idx",
-            "{} begins its first document at sequence {}, expected 0; {}", idx_.path(), boundary,
-            kDamaged);
+    require(i > 0 || boundary == 0, "idx", "{} begins its first document at sequence {}, expected 0; {}",
+            idx_.path(), boundary, kDamaged);
     require(boundary >= last && boundary <= sequences_, "idx",
-            "{} puts boundary {} at sequence {}, expected {} to {}; {}", idx_.path(), i, boundary,
-            last, sequences_, kDamaged);
+            "{} puts boundary {} at sequence {}, expected {} to {}; {}", idx_.path(), i, boundary, last,
+            sequences_, kDamaged);
     last = boundary;
   }
-  require(last == sequences_, "idx", "{} ends its last document at sequence {} of {}; {}",
-          idx_.path(), last, sequences_, kDamaged);
+  require(last == sequences_, "idx", "{} ends its last document at sequence {} of {}; {}", idx_.path(), last,
+          sequences_, kDamaged);
 }
 
 int64_t IdxReader::begin(int64_t document) const {
@@ -149,12 +143,12 @@ IdxWriter::~IdxWriter() {
 }
 
 void IdxWriter::add(std::span<const int32_t> document) {
-  require(document.size() <= 0x7fffffff, "idx",
-          "a document of {} tokens does not fit {}.idx; split it", document.size(), prefix_);
+  require(document.size() <= 0x7fffffff, "idx", "a document of {} tokens does not fit {}.idx; split it",
+          document.size(), prefix_);
   int64_t most = 0;
   for (const int32_t token : document) {
-    require(token >= 0 && token < vocab_size_, "idx",
-            "token {} does not fit the vocabulary of {} ({}.bin)", token, vocab_size_, prefix_);
+    require(token >= 0 && token < vocab_size_, "idx", "token {} does not fit the vocabulary of {} ({}.bin)",
+            token, vocab_size_, prefix_);
     most = std::max<int64_t>(most, token);
   }
   max_token_ = std::max(max_token_, most);

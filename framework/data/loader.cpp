@@ -15,26 +15,23 @@ struct Rows {
   int32_t *token, *target, *position, *start;  // start is null when attention crosses documents
 
   static Rows of(const DataSpec& spec, const Batch& batch) {
-    require(batch.tokens.shape.rank == 2, "loader", "tokens must be (B, T), got {}",
-            batch.tokens.str());
+    require(batch.tokens.shape.rank == 2, "loader", "tokens must be (B, T), got {}", batch.tokens.str());
     const Shape shape = batch.tokens.shape;
     require(shape[1] == spec.sequence_len, "loader",
-            "tokens must have {} columns (data.sequence_len), got {}", spec.sequence_len,
-            batch.tokens.str());
+            "tokens must have {} columns (data.sequence_len), got {}", spec.sequence_len, batch.tokens.str());
     const auto pointer = [&](const char* name, const Tensor& t) {
       require_shape("loader", name, t, shape);
       require(t.contiguous() && t.device.kind == DeviceKind::cpu, "loader",
               "{} must be contiguous, in host memory", name);
       return t.as<int32_t>();
     };
-    return {.count = shape[0],
-            .tokens = shape[1],
-            .token = pointer("tokens", batch.tokens),
-            .target = pointer("targets", batch.targets),
-            .position = pointer("positions", batch.positions),
-            .start = spec.attention_across_documents
-                         ? nullptr
-                         : pointer("document_start", batch.document_start)};
+    return {
+        .count = shape[0],
+        .tokens = shape[1],
+        .token = pointer("tokens", batch.tokens),
+        .target = pointer("targets", batch.targets),
+        .position = pointer("positions", batch.positions),
+        .start = spec.attention_across_documents ? nullptr : pointer("document_start", batch.document_start)};
   }
   Rows row(int64_t r) const {
     const int64_t at = r * tokens;
@@ -52,9 +49,8 @@ void mark_document(const Rows& row, int64_t begin, int64_t end) {
 
 /// Fills one row from `available` <= T + 1 tokens of the order, the rest with `filler`, and returns
 /// its number of targets.
-int64_t fill_row(const TokenStream& stream, const DocumentOrder& order, int64_t begin,
-                 int64_t available, int32_t filler, std::vector<int32_t>& scratch,
-                 const Rows& row) {
+int64_t fill_row(const TokenStream& stream, const DocumentOrder& order, int64_t begin, int64_t available,
+                 int32_t filler, std::vector<int32_t>& scratch, const Rows& row) {
   const int64_t T = row.tokens;
   int64_t at = 0, document_begin = 0;
   order.pieces(begin, available, [&](int64_t document, int64_t offset, int64_t tokens) {
@@ -74,8 +70,7 @@ int64_t fill_row(const TokenStream& stream, const DocumentOrder& order, int64_t 
   int64_t targets = 0;
   for (int64_t i = 0; i < T; ++i) {
     // Without attention across documents, the end of one cannot know how the next begins.
-    const bool crosses =
-        row.start && (i + 1 < T ? row.start[i + 1] != row.start[i] : document_begin == T);
+    const bool crosses = row.start && (i + 1 < T ? row.start[i + 1] != row.start[i] : document_begin == T);
     const bool target = i + 1 < available && !crosses;
     row.target[i] = target ? scratch[static_cast<size_t>(i) + 1] : -1;
     targets += target;
@@ -144,18 +139,16 @@ void Loader::batch(int64_t step, int64_t micro_step, int64_t rank, int64_t ranks
   const Rows rows = Rows::of(spec_, batch);
   require(step >= 0 && micro_step >= 0 && rank >= 0 && rank < ranks, "loader",
           "no such batch: step {}, micro step {}, rank {} of {}", step, micro_step, rank, ranks);
-  const int64_t micro_rows = ranks * rows.count,
-                first = micro_step * micro_rows + rank * rows.count;
-  require(setup_.global_rows % micro_rows == 0 && first + rows.count <= setup_.global_rows,
-          "loader",
+  const int64_t micro_rows = ranks * rows.count, first = micro_step * micro_rows + rank * rows.count;
+  require(setup_.global_rows % micro_rows == 0 && first + rows.count <= setup_.global_rows, "loader",
           "{} rows a step do not divide into micro steps of {} ranks times {} rows, or micro step "
           "{} is past the last",
           setup_.global_rows, ranks, rows.count, micro_step);
   batch.target_tokens = 0;
   for (int64_t r = 0; r < rows.count; ++r) {
     const Window w = window(static_cast<uint64_t>(step * setup_.global_rows + first + r));
-    batch.target_tokens += fill_row(w.source->stream, *w.order, w.begin, spec_.sequence_len + 1, 0,
-                                    scratch_, rows.row(r));
+    batch.target_tokens +=
+        fill_row(w.source->stream, *w.order, w.begin, spec_.sequence_len + 1, 0, scratch_, rows.row(r));
   }
 }
 
@@ -163,11 +156,10 @@ std::vector<DocumentUse> Loader::documents(int64_t step) {
   std::vector<DocumentUse> uses;
   for (int64_t r = 0; r < setup_.global_rows; ++r) {
     const Window w = window(static_cast<uint64_t>(step * setup_.global_rows + r));
-    w.order->pieces(w.begin, spec_.sequence_len + 1,
-                    [&](int64_t document, int64_t offset, int64_t tokens) {
-                      const TokenStream::Place place = w.source->stream.place(document);
-                      uses.push_back({r, place.shard->prefix(), place.document, offset, tokens});
-                    });
+    w.order->pieces(w.begin, spec_.sequence_len + 1, [&](int64_t document, int64_t offset, int64_t tokens) {
+      const TokenStream::Place place = w.source->stream.place(document);
+      uses.push_back({r, place.shard->prefix(), place.document, offset, tokens});
+    });
   }
   return uses;
 }
@@ -178,8 +170,7 @@ int64_t Loader::tokens() const {
   return total;
 }
 
-ValidationLoader::ValidationLoader(const DataSpec& spec, const Tokenizer& tokenizer,
-                                   int64_t vocab_size)
+ValidationLoader::ValidationLoader(const DataSpec& spec, const Tokenizer& tokenizer, int64_t vocab_size)
     : spec_(spec),
       stream_(paths(spec.validation), tokenizer, vocab_size),
       order_(stream_),
@@ -192,8 +183,7 @@ ValidationLoader::ValidationLoader(const DataSpec& spec, const Tokenizer& tokeni
           "--validation-fraction",
           spec.validation.front().path, stream_.tokens());
   order_.build({});
-  const int64_t targets =
-      std::min(stream_.tokens() - 1, spec.validation_tokens.value_or(stream_.tokens()));
+  const int64_t targets = std::min(stream_.tokens() - 1, spec.validation_tokens.value_or(stream_.tokens()));
   rows_ = (targets + spec.sequence_len - 1) / spec.sequence_len;
 }
 
@@ -205,8 +195,7 @@ void ValidationLoader::batch(int64_t first, Batch& batch) {
     const int64_t begin = (first + r) * spec_.sequence_len;
     const int64_t available =
         first + r < rows_ ? std::min(spec_.sequence_len + 1, stream_.tokens() - begin) : int64_t{0};
-    batch.target_tokens +=
-        fill_row(stream_, order_, begin, available, eos_id_, scratch_, rows.row(r));
+    batch.target_tokens += fill_row(stream_, order_, begin, available, eos_id_, scratch_, rows.row(r));
   }
 }
 

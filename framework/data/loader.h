@@ -25,9 +25,9 @@ namespace osprey {
 /// documents. Shapes: all (B, T), i32, contiguous.
 struct Batch {
   Tensor tokens;
-  Tensor targets;         // the token after; -1 where there is nothing to predict
-  Tensor positions;       // in the row, or in the document when attention stays inside documents
-  Tensor document_start;  // index in the row of the first token of the own document
+  Tensor targets;             // the token after; -1 where there is nothing to predict
+  Tensor positions;           // in the row, or in the document when attention stays inside documents
+  Tensor document_start;      // index in the row of the first token of the own document
   int64_t target_tokens = 0;  // how many targets are not -1
 };
 

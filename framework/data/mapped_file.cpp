@@ -27,8 +27,7 @@ MappedFile::MappedFile(const std::string& path, std::string_view cure) : path_(p
     void* map = ::mmap(nullptr, static_cast<size_t>(size_bytes_), PROT_READ, MAP_SHARED, fd, 0);
     const int why = errno;
     ::close(fd);
-    require(map != MAP_FAILED, "data", "cannot map {} ({} bytes): {}", path, size_bytes_,
-            std::strerror(why));
+    require(map != MAP_FAILED, "data", "cannot map {} ({} bytes): {}", path, size_bytes_, std::strerror(why));
     data_ = static_cast<unsigned char*>(map);
   } else {
     ::close(fd);
@@ -55,8 +54,7 @@ std::vector<std::string> glob_paths(const std::string& pattern) {
   const int rc = ::glob(pattern.c_str(), GLOB_NOSORT | GLOB_TILDE, nullptr, &found);
   if (rc == 0) paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
   ::globfree(&found);
-  require(rc == 0 || rc == GLOB_NOMATCH, "data", "cannot list {}: {}", pattern,
-          std::strerror(errno));
+  require(rc == 0 || rc == GLOB_NOMATCH, "data", "cannot list {}: {}", pattern, std::strerror(errno));
   std::sort(paths.begin(),
             paths.end());  // by bytes: the locale must not decide the order of shards
   return paths;

@@ -23,15 +23,13 @@ Mixture::Mixture(std::span<const double> weights, uint64_t seed)
             "out",
             s, weights[s], total, kBlock);
     below += weights[s];
-    edges_.push_back(s + 1 == weights.size()
-                         ? uint64_t{1} << 32
-                         : static_cast<uint64_t>(std::llround(below / total * 0x1p32)));
+    edges_.push_back(s + 1 == weights.size() ? uint64_t{1} << 32
+                                             : static_cast<uint64_t>(std::llround(below / total * 0x1p32)));
   }
 }
 
 uint64_t Mixture::given_below(size_t source, uint64_t blocks) const {
-  return static_cast<uint64_t>((static_cast<unsigned __int128>(blocks) * kBlock * edges_[source]) >>
-                               32);
+  return static_cast<uint64_t>((static_cast<unsigned __int128>(blocks) * kBlock * edges_[source]) >> 32);
 }
 
 Mixture::Pick Mixture::operator()(uint64_t sample) const {

@@ -12,8 +12,7 @@ Permutation::Permutation(uint64_t n, uint64_t seed, uint64_t stream, uint64_t in
   low_bits_ = (bits + 1) / 2;
   low_mask_ = (uint64_t{1} << low_bits_) - 1;
   high_mask_ = (uint64_t{1} << (bits - low_bits_)) - 1;
-  for (size_t r = 0; r < keys_.size(); ++r)
-    keys_[r] = random_u64(seed, stream, index * keys_.size() + r);
+  for (size_t r = 0; r < keys_.size(); ++r) keys_[r] = random_u64(seed, stream, index * keys_.size() + r);
 }
 
 }  // namespace osprey

@@ -31,8 +31,7 @@ std::vector<std::string> expand_inputs(const std::vector<std::string>& inputs) {
   std::vector<std::string> files;
   for (const std::string& input : inputs) {
     std::error_code ignored;
-    const auto found =
-        fs::exists(input, ignored) ? std::vector<std::string>{input} : glob_paths(input);
+    const auto found = fs::exists(input, ignored) ? std::vector<std::string>{input} : glob_paths(input);
     require(!found.empty(), "prepare", "no file matches {}; check the path", input);
     files.insert(files.end(), found.begin(), found.end());
   }
@@ -57,8 +56,7 @@ ordered_json settings_of(const PrepareOptions& options, const std::vector<std::s
   json["bad"] = static_cast<int>(text.bad);
   json["tokenizer"] = fingerprint;
   if (options.training) {
-    json["tokenizer_kind"] =
-        options.training->kind == SentencepieceTraining::Kind::bpe ? "bpe" : "unigram";
+    json["tokenizer_kind"] = options.training->kind == SentencepieceTraining::Kind::bpe ? "bpe" : "unigram";
     json["vocab_size"] = options.training->vocab_size;
     json["tokenizer_lines"] = options.tokenizer_lines;
   }
@@ -83,18 +81,15 @@ ordered_json summary_json(const PrepareSummary& summary) {
 }
 
 /// The summary of an output that is there already, or nothing when there is none.
-std::optional<PrepareSummary> existing_output(const PrepareOptions& options,
-                                              const ordered_json& settings) {
+std::optional<PrepareSummary> existing_output(const PrepareOptions& options, const ordered_json& settings) {
   std::error_code ignored;
   if (!fs::exists(options.output, ignored)) return {};
   require(options.existing == PrepareOptions::Existing::keep, "prepare",
-          "{} exists; remove it, choose another --output, or give --if-missing to keep it",
-          options.output);
+          "{} exists; remove it, choose another --output, or give --if-missing to keep it", options.output);
   const std::string path = options.output + "/prepare.json";
-  require(
-      fs::exists(path, ignored), "prepare",
-      "{} exists, but was not written by osprey prepare (no prepare.json); choose another --output",
-      options.output);
+  require(fs::exists(path, ignored), "prepare",
+          "{} exists, but was not written by osprey prepare (no prepare.json); choose another --output",
+          options.output);
   const nlohmann::json there = read_json(path, int64_t{1} << 26, /*most_depth=*/8);
   try {
     for (const auto& [key, value] : settings.items())
@@ -102,12 +97,10 @@ std::optional<PrepareSummary> existing_output(const PrepareOptions& options,
               "prepare", "{} was prepared with another `{}`; remove it or choose another --output",
               options.output, key);
     require(there.at("settings").size() == settings.size(), "prepare",
-            "{} was prepared with other settings; remove it or choose another --output",
-            options.output);
+            "{} was prepared with other settings; remove it or choose another --output", options.output);
     for (const auto& file : there.at("files")) {
       const std::string name = options.output + "/" + file.at("name").get<std::string>();
-      require(fs::exists(name, ignored) &&
-                  fs::file_size(name, ignored) == file.at("bytes").get<uintmax_t>(),
+      require(fs::exists(name, ignored) && fs::file_size(name, ignored) == file.at("bytes").get<uintmax_t>(),
               "prepare",
               "{} is missing or of another size than when it was written; remove {} and prepare it "
               "again",
@@ -138,8 +131,7 @@ class Workplace {
     require(lock_ >= 0, "prepare", "cannot write into {}; choose another --output", path_);
     if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
       ::close(lock_);
-      fail("prepare",
-           "another osprey prepare is writing {}; wait for it or choose another --output", output);
+      fail("prepare", "another osprey prepare is writing {}; wait for it or choose another --output", output);
     }
     // What a run that was killed left behind.
     for (const auto& entry : fs::directory_iterator(path_))
@@ -173,8 +165,7 @@ class Workplace {
 /// One split: shards that are closed when they are full.
 class SplitWriter {
  public:
-  SplitWriter(std::string directory, std::string name, const Tokenizer& tokenizer,
-              int64_t shard_tokens)
+  SplitWriter(std::string directory, std::string name, const Tokenizer& tokenizer, int64_t shard_tokens)
       : directory_(std::move(directory)), tokenizer_(tokenizer), shard_tokens_(shard_tokens) {
     summary_.name = std::move(name);
   }
@@ -211,8 +202,7 @@ class SplitWriter {
 
 class Preparation {
  public:
-  Preparation(const PrepareOptions& options,
-              const std::function<void(const PrepareProgress&)>& progress,
+  Preparation(const PrepareOptions& options, const std::function<void(const PrepareProgress&)>& progress,
               std::vector<std::string> files)
       : options_(options), progress_(progress), files_(std::move(files)) {}
 
@@ -375,8 +365,7 @@ PrepareSummary prepare(const PrepareOptions& options,
       names.push_back(fs::relative(entry.path(), workplace.path()).string());
   std::sort(names.begin(), names.end());
   for (const std::string& name : names)
-    record["files"].push_back(
-        {{"name", name}, {"bytes", fs::file_size(workplace.path() + "/" + name)}});
+    record["files"].push_back({{"name", name}, {"bytes", fs::file_size(workplace.path() + "/" + name)}});
   write_file(workplace.path() + "/prepare.json", record.dump(2) + "\n");
   workplace.publish();
   return summary;

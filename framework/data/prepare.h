@@ -16,19 +16,16 @@
 namespace osprey {
 
 struct PrepareOptions {
-  enum class Existing {
-    refuse,
-    keep
-  };  // keep: a complete output of the same settings is left as it is
+  enum class Existing { refuse, keep };  // keep: a complete output of the same settings is left as it is
 
   std::vector<std::string> inputs;  // files and shell patterns
   std::string output;
   TextOptions text;
-  std::string tokenizer;  // what load_tokenizer takes; empty when one is trained
+  std::string tokenizer;                          // what load_tokenizer takes; empty when one is trained
   std::optional<SentencepieceTraining> training;  // instead of `tokenizer`
-  int64_t tokenizer_lines = 200'000;   // lines drawn from the training documents to train it on
-  double validation_fraction = 0.01;   // of documents, drawn one by one
-  int64_t shard_tokens = 100'000'000;  // a shard is closed when it holds so many
+  int64_t tokenizer_lines = 200'000;              // lines drawn from the training documents to train it on
+  double validation_fraction = 0.01;              // of documents, drawn one by one
+  int64_t shard_tokens = 100'000'000;             // a shard is closed when it holds so many
   uint64_t seed = 42;
   int threads = 1;
   Existing existing = Existing::refuse;
@@ -61,7 +58,6 @@ PrepareSummary prepare(const PrepareOptions& options,
 /// Writes side-cars beside shards made by other tools, having read all of them.
 /// Errors: tokens outside the vocabulary, documents that do not end with the end of text, a
 /// side-car that is there already. Returns the prefixes.
-std::vector<std::string> adopt_shards(const std::vector<std::string>& patterns,
-                                      const Tokenizer& tokenizer);
+std::vector<std::string> adopt_shards(const std::vector<std::string>& patterns, const Tokenizer& tokenizer);
 
 }  // namespace osprey

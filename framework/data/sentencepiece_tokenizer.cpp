@@ -27,8 +27,7 @@ class SentencepieceTokenizer final : public Tokenizer {
             "or train one "
             "with osprey prepare --train-tokenizer bpe",
             name);
-    require(processor_.eos_id() >= 0 && processor_.eos_id() < processor_.GetPieceSize(),
-            "tokenizer",
+    require(processor_.eos_id() >= 0 && processor_.eos_id() < processor_.GetPieceSize(), "tokenizer",
             "{} has no end-of-sentence piece, which ends every document in the shards; train it "
             "with one",
             name);
@@ -49,8 +48,8 @@ class SentencepieceTokenizer final : public Tokenizer {
 
   std::string decode(std::span<const int32_t> tokens) const override {
     for (const int32_t token : tokens)
-      require(token >= 0 && token < vocab_size(), "tokenizer",
-              "token {} is outside the vocabulary of {}", token, vocab_size());
+      require(token >= 0 && token < vocab_size(), "tokenizer", "token {} is outside the vocabulary of {}",
+              token, vocab_size());
     std::string text;
     const auto status = processor_.Decode(std::vector<int>(tokens.begin(), tokens.end()), &text);
     require(status.ok(), "tokenizer", "decoding failed: {}", status.ToString());
@@ -97,8 +96,7 @@ class SentencepieceTokenizer final : public Tokenizer {
     std::vector<int> ids;
     const auto status = processor_.Encode(text, &ids);
     require(status.ok(), "tokenizer", "encoding failed: {}", status.ToString());
-    tokens.insert(tokens.end(),
-                  ids.begin() + (place == Place::at_newline ? space_before(ids, *newline_) : 0),
+    tokens.insert(tokens.end(), ids.begin() + (place == Place::at_newline ? space_before(ids, *newline_) : 0),
                   ids.end());
   }
 
@@ -167,8 +165,7 @@ std::optional<int64_t> number_after(const std::string& text, std::string_view ma
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model,
-                                                        const std::string& name) {
+std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const std::string& name) {
   return std::make_unique<SentencepieceTokenizer>(std::move(model), name);
 }
 

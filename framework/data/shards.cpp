@@ -67,9 +67,8 @@ ShardLabel read_label(const std::string& prefix) {
 std::vector<std::string> find_shards(const std::string& pattern) {
   namespace fs = std::filesystem;
   std::error_code ignored;
-  require(!fs::is_directory(pattern, ignored), "data",
-          "{} is a directory; name the shards in it, as in {}", pattern,
-          (fs::path(pattern) / "train-*").string());
+  require(!fs::is_directory(pattern, ignored), "data", "{} is a directory; name the shards in it, as in {}",
+          pattern, (fs::path(pattern) / "train-*").string());
   std::set<std::string> prefixes;
   // A prefix without its ending names a shard too, so it is tried with one.
   for (const std::string& shape : {pattern, pattern + ".idx", pattern + ".bin"})

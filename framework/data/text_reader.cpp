@@ -25,10 +25,10 @@ bool is_blank(std::string_view line) {
 
 /// Windows-1252 to UTF-8: bytes 0x80..0x9f are the printer's marks, above them it is Latin-1.
 std::string from_windows1252(std::string_view text) {
-  static constexpr uint16_t kMarks[32] = {
-      0x20ac, 0x81,   0x201a, 0x0192, 0x201e, 0x2026, 0x2020, 0x2021, 0x02c6, 0x2030, 0x0160,
-      0x2039, 0x0152, 0x8d,   0x017d, 0x8f,   0x90,   0x2018, 0x2019, 0x201c, 0x201d, 0x2022,
-      0x2013, 0x2014, 0x02dc, 0x2122, 0x0161, 0x203a, 0x0153, 0x9d,   0x017e, 0x0178};
+  static constexpr uint16_t kMarks[32] = {0x20ac, 0x81,   0x201a, 0x0192, 0x201e, 0x2026, 0x2020, 0x2021,
+                                          0x02c6, 0x2030, 0x0160, 0x2039, 0x0152, 0x8d,   0x017d, 0x8f,
+                                          0x90,   0x2018, 0x2019, 0x201c, 0x201d, 0x2022, 0x2013, 0x2014,
+                                          0x02dc, 0x2122, 0x0161, 0x203a, 0x0153, 0x9d,   0x017e, 0x0178};
   std::string out;
   out.reserve(text.size() + text.size() / 16);
   for (const char c : text) {
@@ -100,11 +100,10 @@ class TextReader::Buffer {
       // A mark may lie across two reads.
       const size_t unread = bytes_.size() - begin_;
       from = unread >= mark.size() ? bytes_.size() - (mark.size() - 1) : begin_;
-      require(
-          unread < kMaxDocumentBytes, "prepare",
-          "{} has a line or document longer than {} MiB; is it text? split it with --documents or "
-          "--document-separator",
-          path, kMaxDocumentBytes >> 20);
+      require(unread < kMaxDocumentBytes, "prepare",
+              "{} has a line or document longer than {} MiB; is it text? split it with --documents or "
+              "--document-separator",
+              path, kMaxDocumentBytes >> 20);
       from -= begin_;
       bytes_.erase(0, begin_);
       begin_ = 0;
@@ -130,8 +129,7 @@ TextReader::TextReader(const std::string& path, const TextOptions& options)
       jsonl_(options.format == TextOptions::Format::jsonl ||
              (options.format == TextOptions::Format::automatic && is_jsonl(path))),
       buffer_(std::make_unique<Buffer>(path)) {
-  require(!options.separator || !options.separator->empty(), "prepare",
-          "the document separator is empty");
+  require(!options.separator || !options.separator->empty(), "prepare", "the document separator is empty");
 }
 
 TextReader::~TextReader() = default;
@@ -177,10 +175,9 @@ bool TextReader::next_raw(std::string& text) {
     text += line;
     after_blank = blank;
     if (options_.documents == Documents::line) return true;
-    require(
-        text.size() <= kMaxDocumentBytes, "prepare",
-        "{} has a document longer than {} MiB; split it with --documents or --document-separator",
-        path_, kMaxDocumentBytes >> 20);
+    require(text.size() <= kMaxDocumentBytes, "prepare",
+            "{} has a document longer than {} MiB; split it with --documents or --document-separator", path_,
+            kMaxDocumentBytes >> 20);
   }
   return !text.empty();
 }
@@ -202,8 +199,7 @@ bool TextReader::accept_json(std::string_view line, std::string& text) {
   const bool known =
       json.is_object() && json.contains(options_.text_key) && json[options_.text_key].is_string();
   if (!known)
-    return refuse(line_,
-                  fmt::format("has no text under the key `{}` (--text-key)", options_.text_key)),
+    return refuse(line_, fmt::format("has no text under the key `{}` (--text-key)", options_.text_key)),
            false;
   text = json[options_.text_key].get<std::string>();
   trim_blank_lines(text);
@@ -215,9 +211,8 @@ bool TextReader::accept_text(std::string& text) {
   if (const auto at = find_malformed_utf8(text)) {
     const int64_t line =
         document_line_ + std::count(text.begin(), text.begin() + static_cast<int64_t>(*at), '\n');
-    refuse(line, fmt::format(
-                     "is not UTF-8 (byte 0x{:02x}); older texts are often --encoding windows-1252",
-                     static_cast<unsigned char>(text[*at])));
+    refuse(line, fmt::format("is not UTF-8 (byte 0x{:02x}); older texts are often --encoding windows-1252",
+                             static_cast<unsigned char>(text[*at])));
     return false;
   }
   trim_blank_lines(text);

@@ -10,11 +10,7 @@
 namespace osprey {
 
 struct TextOptions {
-  enum class Format {
-    automatic,
-    text,
-    jsonl
-  };  // automatic: by name, .jsonl and .ndjson are JSON lines
+  enum class Format { automatic, text, jsonl };  // automatic: by name, .jsonl and .ndjson are JSON lines
   enum class Documents {
     file,       // the whole file
     line,       // every line

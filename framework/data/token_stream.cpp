@@ -65,8 +65,7 @@ void TokenStream::read(int64_t document, int64_t offset, std::span<int32_t> out)
 }
 
 DocumentOrder::DocumentOrder(const TokenStream& stream)
-    : stream_(&stream),
-      starts_(static_cast<size_t>((stream.documents() + kStride - 1) / kStride)) {}
+    : stream_(&stream), starts_(static_cast<size_t>((stream.documents() + kStride - 1) / kStride)) {}
 
 void DocumentOrder::build(const std::optional<Permutation>& order) {
   order_ = order;

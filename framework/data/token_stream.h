@@ -19,8 +19,7 @@ namespace osprey {
 class TokenStream {
  public:
   /// Every pattern is expanded by find_shards; a shard named twice is read twice.
-  TokenStream(const std::vector<std::string>& patterns, const Tokenizer& tokenizer,
-              int64_t vocab_size);
+  TokenStream(const std::vector<std::string>& patterns, const Tokenizer& tokenizer, int64_t vocab_size);
 
   int64_t documents() const { return first_document_.back(); }
   int64_t tokens() const { return tokens_; }
@@ -58,8 +57,7 @@ class DocumentOrder {
     while (tokens > 0) {
       const int64_t document = document_at(index++), length = stream_->length(document);
       if (begin < at + length) {
-        const int64_t offset = begin - at,
-                      take = length - offset < tokens ? length - offset : tokens;
+        const int64_t offset = begin - at, take = length - offset < tokens ? length - offset : tokens;
         visit(document, offset, take);
         begin += take;
         tokens -= take;
@@ -80,8 +78,7 @@ class DocumentOrder {
 
   const TokenStream* stream_;
   std::optional<Permutation> order_;
-  std::vector<int64_t>
-      starts_;  // first token of documents 0, kStride, 2 kStride, ... of this order
+  std::vector<int64_t> starts_;  // first token of documents 0, kStride, 2 kStride, ... of this order
 };
 
 }  // namespace osprey

@@ -11,8 +11,7 @@
 namespace osprey {
 namespace {
 
-constexpr const char* kCure =
-    "give the tokenizer directory that osprey prepare wrote, or the word bytes";
+constexpr const char* kCure = "give the tokenizer directory that osprey prepare wrote, or the word bytes";
 
 constexpr int64_t kMaxLabelBytes = 1 << 16, kMaxModelBytes = int64_t{1} << 28;
 
@@ -26,8 +25,8 @@ class BytesTokenizer final : public Tokenizer {
   std::string decode(std::span<const int32_t> tokens) const override {
     std::string text;
     for (const int32_t token : tokens) {
-      require(token >= 0 && token < vocab_size(), "tokenizer",
-              "token {} is outside the vocabulary of {}", token, vocab_size());
+      require(token >= 0 && token < vocab_size(), "tokenizer", "token {} is outside the vocabulary of {}",
+              token, vocab_size());
       if (token < 256) text.push_back(static_cast<char>(token));
     }
     return text;
@@ -77,24 +76,22 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& where) {
   if (fs::is_regular_file(where, ignored))
     return make_sentencepiece_tokenizer(read_file(where, kMaxModelBytes), where);
 
-  const std::string label_path = where + "/osprey_tokenizer.json",
-                    model_path = where + "/tokenizer.model";
+  const std::string label_path = where + "/osprey_tokenizer.json", model_path = where + "/tokenizer.model";
   // A directory from elsewhere has only the model, and then nothing to compare it with.
   const bool labelled = fs::exists(label_path, ignored);
   require(labelled || fs::exists(model_path, ignored), "tokenizer",
           "{} holds neither osprey_tokenizer.json nor tokenizer.model; {}", where, kCure);
-  if (!labelled)
-    return make_sentencepiece_tokenizer(read_file(model_path, kMaxModelBytes), model_path);
+  if (!labelled) return make_sentencepiece_tokenizer(read_file(model_path, kMaxModelBytes), model_path);
 
   const TokenizerLabel label = read_label(label_path);
   require(label.kind == "bytes" || label.kind == "sentencepiece", "tokenizer",
           "{} names kind `{}`, expected bytes or sentencepiece", label_path, label.kind);
-  auto tokenizer = label.kind == "bytes" ? make_bytes_tokenizer()
-                                         : make_sentencepiece_tokenizer(
-                                               read_file(model_path, kMaxModelBytes), model_path);
+  auto tokenizer = label.kind == "bytes"
+                       ? make_bytes_tokenizer()
+                       : make_sentencepiece_tokenizer(read_file(model_path, kMaxModelBytes), model_path);
   require(tokenizer->fingerprint() == label.fingerprint, "tokenizer",
-          "{} has fingerprint {}, but {} says {}: the model was replaced or damaged; restore it",
-          model_path, tokenizer->fingerprint(), label_path, label.fingerprint);
+          "{} has fingerprint {}, but {} says {}: the model was replaced or damaged; restore it", model_path,
+          tokenizer->fingerprint(), label_path, label.fingerprint);
   return tokenizer;
 }
 

@@ -25,14 +25,18 @@ IntegerFormat parse_integer_format(const std::string& text) {
   return format;
 }
 
-QuantizedScope::QuantizedScope(Tape& tape, ParamStore& params, const IntegerFormat& format, kernels::ClipSearch clip)
+QuantizedScope::QuantizedScope(Tape& tape, ParamStore& params, const IntegerFormat& format,
+                               kernels::ClipSearch clip)
     : tape_(tape), format_(format) {
   for (const auto& p : params.all()) {
     if (!format_.weight_bits || !is_block_linear(p->name)) continue;
     const char* bytes = static_cast<const char*>(p->value.data);
     saved_.emplace_back(p.get(), std::vector<char>(bytes, bytes + p->value.bytes()));
-    kernels::round_to_nearest(tape.queue(), {.y = p->value, .x = p->value, .bits = *format_.weight_bits,
-                                             .grid = kernels::RowGrid::symmetric, .clip = clip});
+    kernels::round_to_nearest(tape.queue(), {.y = p->value,
+                                             .x = p->value,
+                                             .bits = *format_.weight_bits,
+                                             .grid = kernels::RowGrid::symmetric,
+                                             .clip = clip});
     ++p->version;
   }
   if (format_.activation_bits) tape_.set_linear_input(this);
@@ -49,8 +53,11 @@ QuantizedScope::~QuantizedScope() {
 Tensor QuantizedScope::linear_input(Tape& t, const std::string& weight, const Tensor& x) {
   if (!is_block_linear(weight)) return x;
   const Tensor y = t.alloc({x.rows(), x.cols()}, x.dtype);
-  kernels::round_to_nearest(t.queue(), {.y = y, .x = x, .bits = *format_.activation_bits,
-                                        .grid = kernels::RowGrid::asymmetric, .clip = kernels::ClipSearch::none});
+  kernels::round_to_nearest(t.queue(), {.y = y,
+                                        .x = x,
+                                        .bits = *format_.activation_bits,
+                                        .grid = kernels::RowGrid::asymmetric,
+                                        .clip = kernels::ClipSearch::none});
   return y;
 }
 

@@ -21,10 +21,10 @@ struct IntegerFormat {
 /// Errors: throws, showing what a format looks like.
 IntegerFormat parse_integer_format(const std::string& text);
 
-/// While it lives, the linear layers inside the blocks of a model are quantized: weights per output row, symmetric;
-/// activations per token, asymmetric. Embedding, head, norms and the attention itself stay as they are. Afterwards
-/// the weights are what they were.
-/// Reference: the evaluation protocol of Outlier-Safe Pre-Training (arXiv 2506.19697), without its rotations.
+/// While it lives, the linear layers inside the blocks of a model are quantized: weights per output row,
+/// symmetric; activations per token, asymmetric. Embedding, head, norms and the attention itself stay as they
+/// are. Afterwards the weights are what they were. Reference: the evaluation protocol of Outlier-Safe
+/// Pre-Training (arXiv 2506.19697), without its rotations.
 class QuantizedScope final : public LinearInput {
  public:
   QuantizedScope(Tape& tape, ParamStore& params, const IntegerFormat& format, kernels::ClipSearch clip);

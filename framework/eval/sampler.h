@@ -15,9 +15,9 @@ struct SamplerSpec {
   uint64_t seed = 42;
 };
 
-/// Draws from softmax(logits / temperature), cut by top_k, then by top_p. A pure function of its arguments: the
-/// draw belongs to (seed, stream, index). Ties in likelihood go to the smaller token.
-/// Errors: throws for settings out of range and for logits that are not finite.
+/// Draws from softmax(logits / temperature), cut by top_k, then by top_p. A pure function of its arguments:
+/// the draw belongs to (seed, stream, index). Ties in likelihood go to the smaller token. Errors: throws for
+/// settings out of range and for logits that are not finite.
 class Sampler {
  public:
   explicit Sampler(const SamplerSpec& spec);

@@ -16,8 +16,8 @@ struct Fused {
 Fused split(const Tensor& qkv, const AttentionArgs& a) {
   if (!qkv.defined()) return {};
   const int64_t h = a.heads * a.head_size, g = a.kv_heads * a.head_size;
-  require(qkv.cols() == h + 2 * g, "attention", "qkv must have ({} + 2 * {}) * {} columns, got {}",
-          a.heads, a.kv_heads, a.head_size, qkv);
+  require(qkv.cols() == h + 2 * g, "attention", "qkv must have ({} + 2 * {}) * {} columns, got {}", a.heads,
+          a.kv_heads, a.head_size, qkv);
   return {qkv.columns(0, h), qkv.columns(h, h + g), qkv.columns(h + g, h + 2 * g)};
 }
 
@@ -82,8 +82,8 @@ Var attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink) {
   });
 }
 
-Var cached_attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink,
-                     const Tensor& key_cache, const Tensor& value_cache, const Tensor& lengths) {
+Var cached_attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink, const Tensor& key_cache,
+                     const Tensor& value_cache, const Tensor& lengths) {
   require(!t.recording(), "cached attention", "is for evaluation: it has no backward");
   const Tensor fused = t.value(qkv);
   const Fused in = split(fused, args);

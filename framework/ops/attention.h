@@ -24,8 +24,8 @@ Var attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink);
 
 /// One new token for each sequence: appends its keys and values to the cache at lengths - 1, then attends
 /// over the first `lengths` entries. For evaluation only; records nothing.
-/// Shapes: qkv (B, (H + 2G) D), caches (B, capacity, G*D), lengths (B) i32, the new token included -> (B, H*D).
-/// Errors: throws when a length is outside [1, capacity].
+/// Shapes: qkv (B, (H + 2G) D), caches (B, capacity, G*D), lengths (B) i32, the new token included -> (B,
+/// H*D). Errors: throws when a length is outside [1, capacity].
 Var cached_attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink, const Tensor& key_cache,
                      const Tensor& value_cache, const Tensor& lengths);
 

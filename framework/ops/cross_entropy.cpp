@@ -15,14 +15,16 @@ Var cross_entropy(Tape& t, Var x, Parameter& weight, const Tensor& targets, floa
   const Tensor loss = t.alloc({1}, DType::f32);
   const Tensor dx = wants_dx ? t.alloc(in.shape, in.dtype) : Tensor{};
   Parameter* const one[] = {&weight};
-  kernels::Classifier args{.x = in, .weight = weight.value, .targets = n_targets, .grad_scale = grad_scale, .dx = dx};
+  kernels::Classifier args{
+      .x = in, .weight = weight.value, .targets = n_targets, .grad_scale = grad_scale, .dx = dx};
   if (wants_dw) args.dweight = t.grad(leaf);  // head gradients are formed here, not in backward
   if (token_losses.defined()) args.token_losses = token_losses.view({token_losses.numel()});
   args.pack_forward = packed_weights(queue, one, kernels::PackFor::forward);
   if (wants_dx) args.pack_dgrad = packed_weights(queue, one, kernels::PackFor::dgrad);
   const int64_t mark = t.arena().mark();
   const auto gradients = wants ? kernels::Gradients::wanted : kernels::Gradients::none;
-  args.scratch = t.alloc({kernels::classifier_scratch(in.rows(), weight.shape[0], in.dtype, gradients)}, DType::f32);
+  args.scratch =
+      t.alloc({kernels::classifier_scratch(in.rows(), weight.shape[0], in.dtype, gradients)}, DType::f32);
   const kernels::ClassifierLoss result = kernels::classifier(queue, args);
   t.arena().rewind(mark);
   sum.loss += result.loss;

@@ -33,10 +33,14 @@ void linear_backward(Tape& t, Var x, const Stacked& w, const Tensor& dy) {
     any = any || dweights[i];
   }
   if (any)
-    kernels::linear_wgrad(queue, {.dweights = {dweights.data(), w.count}, .outs = {outs.data(), w.count}, .dy = dy, .x = t.value(x)});
+    kernels::linear_wgrad(
+        queue,
+        {.dweights = {dweights.data(), w.count}, .outs = {outs.data(), w.count}, .dy = dy, .x = t.value(x)});
   if (!t.needs_grad(x)) return;
   const auto values = w.values();
-  kernels::linear_dgrad(queue, {.dx = t.grad(x), .dy = dy, .weights = {values.data(), w.count},
+  kernels::linear_dgrad(queue, {.dx = t.grad(x),
+                                .dy = dy,
+                                .weights = {values.data(), w.count},
                                 .pack = packed_weights(queue, w.all(), kernels::PackFor::dgrad)});
 }
 
@@ -56,7 +60,9 @@ Var linear(Tape& t, Var x, std::span<Parameter* const> weights) {
   const Tensor in = t.linear_input(weights[0]->name, t.value(x));  // (N, in)
   const Tensor y = t.alloc({in.rows(), out}, in.dtype);
   const auto values = w.values();
-  kernels::linear_forward(t.queue(), {.y = y, .x = in, .weights = {values.data(), w.count},
+  kernels::linear_forward(t.queue(), {.y = y,
+                                      .x = in,
+                                      .weights = {values.data(), w.count},
                                       .pack = packed_weights(t.queue(), w.all(), kernels::PackFor::forward)});
   return t.record("linear", y, {x, w.leaves[0], w.leaves[1], w.leaves[2], w.leaves[3]},
                   [=, &t](Tensor dy) { linear_backward(t, x, w, dy); });

@@ -20,7 +20,8 @@ class PackCache {
     Tensor pack;
   };
 
-  Entry& find(const Queue& queue, const Stack& weights, std::span<const Tensor> values, kernels::PackFor use) {
+  Entry& find(const Queue& queue, const Stack& weights, std::span<const Tensor> values,
+              kernels::PackFor use) {
     for (Entry& e : entries_)
       if (e.weights == weights && e.use == use) return e;
     Entry& e = entries_.emplace_back();

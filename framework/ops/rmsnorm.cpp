@@ -12,8 +12,13 @@ Var rmsnorm(Tape& t, Var x, Var weight, float eps) {
   return t.record("rmsnorm", y, {x, weight}, [=, &t](Tensor dy) {
     const Tensor w = t.value(weight);
     const Tensor partial = t.temp({kernels::norm_partials(dy.rows()), w.numel()}, DType::f32);
-    kernels::rmsnorm_backward(t.queue(), {.dx = t.grad(x), .dweight = t.grad(weight), .dy = dy, .x = t.value(x),
-                                          .weight = w, .rstd = rstd, .partial = partial});
+    kernels::rmsnorm_backward(t.queue(), {.dx = t.grad(x),
+                                          .dweight = t.grad(weight),
+                                          .dy = dy,
+                                          .x = t.value(x),
+                                          .weight = w,
+                                          .rstd = rstd,
+                                          .partial = partial});
   });
 }
 
@@ -21,12 +26,18 @@ Var layernorm(Tape& t, Var x, Var weight, Var bias, float eps) {
   const Tensor in = t.value(x);  // (N, C)
   const Tensor y = t.alloc(in.shape, in.dtype);
   const Tensor stats = t.alloc({in.rows(), 2}, DType::f32);
-  kernels::layernorm_forward(t.queue(), {.y = y, .stats = stats, .x = in, .weight = t.value(weight),
-                                         .bias = t.value(bias), .eps = eps});
+  kernels::layernorm_forward(
+      t.queue(),
+      {.y = y, .stats = stats, .x = in, .weight = t.value(weight), .bias = t.value(bias), .eps = eps});
   return t.record("layernorm", y, {x, weight, bias}, [=, &t](Tensor dy) {
     const Tensor partial = t.temp({kernels::norm_partials(dy.rows()), 2 * dy.cols()}, DType::f32);
-    kernels::layernorm_backward(t.queue(), {.dx = t.grad(x), .dweight = t.grad(weight), .dbias = t.grad(bias),
-                                            .dy = dy, .x = t.value(x), .weight = t.value(weight), .stats = stats,
+    kernels::layernorm_backward(t.queue(), {.dx = t.grad(x),
+                                            .dweight = t.grad(weight),
+                                            .dbias = t.grad(bias),
+                                            .dy = dy,
+                                            .x = t.value(x),
+                                            .weight = t.value(weight),
+                                            .stats = stats,
                                             .partial = partial});
   });
 }

@@ -12,8 +12,8 @@ struct Heads {
 
 Heads split(const Tensor& qkv, const RopeArgs& a) {
   const int64_t h = a.heads * a.head_size, g = a.kv_heads * a.head_size;
-  require(qkv.cols() == h + 2 * g, "rope", "qkv must have ({} + 2 * {}) * {} columns, got {}",
-          a.heads, a.kv_heads, a.head_size, qkv);
+  require(qkv.cols() == h + 2 * g, "rope", "qkv must have ({} + 2 * {}) * {} columns, got {}", a.heads,
+          a.kv_heads, a.head_size, qkv);
   return {qkv.columns(0, h), qkv.columns(h, h + g)};
 }
 
@@ -46,8 +46,7 @@ Var rope(Tape& t, Var qkv, const RopeArgs& args, Var q_norm, Var k_norm) {
     // place.
     const Heads out = t.needs_grad(qkv) ? split(t.take_grad(qkv, dy), args) : Heads{};
     const Tensor partial =
-        norms ? t.temp({kernels::rope_partials(dy.rows()), 2 * args.head_size}, DType::f32)
-              : Tensor{};
+        norms ? t.temp({kernels::rope_partials(dy.rows()), 2 * args.head_size}, DType::f32) : Tensor{};
     kernels::rope_backward(t.queue(), {.dx_q = out.q,
                                        .dx_k = out.k,
                                        .dq_weight = t.grad(q_norm),

@@ -4,7 +4,8 @@
 
 namespace osprey {
 
-Tape::Tape(const Queue& queue, Arena& activations, Pool& pool) : queue_(queue), arena_(activations), pool_(pool) {
+Tape::Tape(const Queue& queue, Arena& activations, Pool& pool)
+    : queue_(queue), arena_(activations), pool_(pool) {
   slots_.reserve(4096);
   records_.reserve(1024);
 }
@@ -78,9 +79,10 @@ Accum Tape::grad(Var v) {
 void Tape::pass_grad(Var v, const Tensor& d) {
   if (!needs_grad(v)) return;
   Slot& s = slot(v);
-  require(!s.param, "tape", "a gradient cannot be passed straight into parameter {}", s.param ? s.param->name.c_str() : "");
-  require(d.numel() == s.value.numel() && d.dtype == s.value.dtype, "tape", "gradient {} passed to a value that is {}",
-          d, s.value);
+  require(!s.param, "tape", "a gradient cannot be passed straight into parameter {}",
+          s.param ? s.param->name.c_str() : "");
+  require(d.numel() == s.value.numel() && d.dtype == s.value.dtype, "tape",
+          "gradient {} passed to a value that is {}", d, s.value);
   if (s.buffer < 0 && running_buffer_ >= 0 && d.data == pool_.data(running_buffer_)) {
     pool_.retain(running_buffer_);
     give_buffer(s, running_buffer_);
@@ -94,7 +96,8 @@ void Tape::pass_grad(Var v, const Tensor& d) {
 }
 
 Tensor Tape::take_grad(Var v, const Tensor& d) {
-  require(needs_grad(v) && slot(v).buffer < 0, "tape", "an op that works in place must be the only user of its input");
+  require(needs_grad(v) && slot(v).buffer < 0, "tape",
+          "an op that works in place must be the only user of its input");
   pass_grad(v, d);
   Slot& s = slot(v);
   // Two references are v and the output of the running op, which nobody reads after it.
@@ -103,7 +106,8 @@ Tensor Tape::take_grad(Var v, const Tensor& d) {
 
 Tensor Tape::gradient_of(Var v) const { return slot(v).grad; }
 
-Var Tape::record(const char* op, const Tensor& out, std::initializer_list<Var> inputs, const Backward& backward) {
+Var Tape::record(const char* op, const Tensor& out, std::initializer_list<Var> inputs,
+                 const Backward& backward) {
   bool wanted = false;
   for (Var v : inputs) wanted = wanted || needs_grad(v);
   return record_if(recording_ && wanted, op, out, backward);

@@ -99,7 +99,9 @@ class Tape {
   /// `block` must outlive backward: recompute runs it again.
   template <class Block>
   Var layer(int index, Var x, const Block& block) {
-    return layer_impl(index, x, [](const void* b, Tape& t, Var v) { return (*static_cast<const Block*>(b))(t, v); }, &block);
+    return layer_impl(
+        index, x, [](const void* b, Tape& t, Var v) { return (*static_cast<const Block*>(b))(t, v); },
+        &block);
   }
 
   /// Hands a named activation to the telemetry tap, if one is set.
@@ -164,8 +166,8 @@ class Tape {
   bool replaying_ = false;
   bool saw_trainable_ = false;  // a trainable leaf was read since it was last cleared
   int layer_ = -1;
-  int64_t op_mark_ = 0;       // arena level when the op being recorded began
-  int running_buffer_ = -1;   // pool buffer that holds the dy of the running backward
+  int64_t op_mark_ = 0;      // arena level when the op being recorded began
+  int running_buffer_ = -1;  // pool buffer that holds the dy of the running backward
   std::vector<Slot> slots_;
   std::vector<Record> records_;
 };

@@ -10,9 +10,9 @@
 namespace osprey {
 
 struct FirstTokenArgs {
-  Tensor q;    // (B*T, H*D), after position encoding; bf16 or f32, row-strided
-  Tensor k;    // (B*T, G*D)
-  Tensor lse;  // (B, H, T) f32: log of the softmax denominator of scale * q.k
+  Tensor q;               // (B*T, H*D), after position encoding; bf16 or f32, row-strided
+  Tensor k;               // (B*T, G*D)
+  Tensor lse;             // (B, H, T) f32: log of the softmax denominator of scale * q.k
   Tensor document_start;  // (B, T) i32: the first token each query may see; undefined: the sequence's first
   int64_t batch = 0, tokens = 0, heads = 0, kv_heads = 0, head_size = 0;
   float scale = 1;

@@ -18,7 +18,9 @@ namespace fs = std::filesystem;
 
 /// Bytes of the UTF-8 sequence that starts at text[at], or 0 when it is not valid.
 size_t utf8_length(std::string_view text, size_t at) {
-  const auto byte = [&](size_t i) -> uint32_t { return i < text.size() ? static_cast<uint8_t>(text[i]) : 0u; };
+  const auto byte = [&](size_t i) -> uint32_t {
+    return i < text.size() ? static_cast<uint8_t>(text[i]) : 0u;
+  };
   const auto tail = [&](size_t i) { return (byte(i) & 0xC0u) == 0x80u; };
   const uint32_t a = byte(at), b = byte(at + 1);
   if (a < 0x80) return 1;
@@ -93,11 +95,16 @@ std::string json_string(std::string_view text) {
       ++i;
       continue;
     }
-    if (c == '"' || c == '\\') out += fmt::format("\\{}", static_cast<char>(c));
-    else if (c == '\n') out += "\\n";
-    else if (c == '\t') out += "\\t";
-    else if (c < 0x20 || c == 0x7f) out += fmt::format("\\u{:04x}", c);
-    else out += text.substr(i, length);
+    if (c == '"' || c == '\\')
+      out += fmt::format("\\{}", static_cast<char>(c));
+    else if (c == '\n')
+      out += "\\n";
+    else if (c == '\t')
+      out += "\\t";
+    else if (c < 0x20 || c == 0x7f)
+      out += fmt::format("\\u{:04x}", c);
+    else
+      out += text.substr(i, length);
     i += length;
   }
   return out + '"';

@@ -44,8 +44,16 @@ void OutlierObserver::observe(int layer, const char* tensor, const Tensor& t) {
 
 void OutlierObserver::observe_attention(int layer, const AttentionView& v) {
   if (!spec_.first_token_share || v.tokens < 2) return;  // a sequence of length one has no share to give
-  const FirstTokenArgs args{.q = v.q, .k = v.k, .lse = v.lse, .document_start = document_start_, .batch = v.batch, .tokens = v.tokens,
-                            .heads = v.heads, .kv_heads = v.kv_heads, .head_size = v.head_size, .scale = v.scale};
+  const FirstTokenArgs args{.q = v.q,
+                            .k = v.k,
+                            .lse = v.lse,
+                            .document_start = document_start_,
+                            .batch = v.batch,
+                            .tokens = v.tokens,
+                            .heads = v.heads,
+                            .kv_heads = v.kv_heads,
+                            .head_size = v.head_size,
+                            .scale = v.scale};
   rows_[{protocol_, static_cast<int>(observed_tensors().size()), layer}].first_token.merge(
       first_token_share(queue_, args));
 }
@@ -104,7 +112,9 @@ void write_outliers(TfEventsWriter& writer, int64_t step, const std::vector<Outl
   for (const OutlierRow& row : rows) {
     const std::string layer = row.layer < 0 ? "final" : fmt::format("layer_{:02}", row.layer);
     const auto put = [&](const char* metric, const std::optional<double>& value) {
-      if (value) points.emplace_back(fmt::format("outliers_{}/{}/{}/{}", name(row.protocol), row.tensor, layer, metric), *value);
+      if (value)
+        points.emplace_back(
+            fmt::format("outliers_{}/{}/{}/{}", name(row.protocol), row.tensor, layer, metric), *value);
     };
     put("osp_kurtosis", row.metrics.osp_kurtosis);
     put("kurtosis", row.metrics.kurtosis);
@@ -138,11 +148,14 @@ std::vector<OutlierRow> over_layers(const std::vector<OutlierRow>& rows) {
     return most;
   };
   for (const OutlierRow& row : rows) {
-    const auto same = [&](const OutlierRow& o) { return o.protocol == row.protocol && o.tensor == row.tensor; };
+    const auto same = [&](const OutlierRow& o) {
+      return o.protocol == row.protocol && o.tensor == row.tensor;
+    };
     if (std::any_of(out.begin(), out.end(), same)) continue;
     OutlierRow r{row.protocol, -1, row.tensor, {}, {}};
     for (const OutlierRow& o : rows)
-      if (same(o)) r.metrics.tokens += o.metrics.tokens, r.metrics.nonfinite_tokens += o.metrics.nonfinite_tokens;
+      if (same(o))
+        r.metrics.tokens += o.metrics.tokens, r.metrics.nonfinite_tokens += o.metrics.nonfinite_tokens;
     r.metrics.osp_kurtosis = mean(row, [](const OutlierRow& o) { return o.metrics.osp_kurtosis; });
     r.metrics.kurtosis = mean(row, [](const OutlierRow& o) { return o.metrics.kurtosis; });
     r.metrics.pooled_kurtosis = mean(row, [](const OutlierRow& o) { return o.metrics.pooled_kurtosis; });

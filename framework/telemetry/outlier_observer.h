@@ -7,7 +7,8 @@
 //   observer.begin(Protocol::osp);      ... forward on sequences of length one ...
 //   tape.set_tap(nullptr);
 //   observer.merge(comm);
-//   if (comm.rank() == 0) for (const OutlierRow& row : observer.result()) log.write(outlier_entry(row, step, tokens));
+//   if (comm.rank() == 0) for (const OutlierRow& row : observer.result()) log.write(outlier_entry(row, step,
+//   tokens));
 
 #include <map>
 #include <string>

@@ -105,8 +105,8 @@ OutlierSums measure(const Queue& queue, const Tensor& x) {
   std::vector<OutlierSums> parts(static_cast<size_t>((rows + rows_per_chunk - 1) / rows_per_chunk));
   parallel_for(queue, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p)
-      parts[static_cast<size_t>(p)] = measure_rows(data, stride, cols, p * rows_per_chunk,
-                                                   std::min(rows, (p + 1) * rows_per_chunk));
+      parts[static_cast<size_t>(p)] =
+          measure_rows(data, stride, cols, p * rows_per_chunk, std::min(rows, (p + 1) * rows_per_chunk));
   });
   OutlierSums total;
   for (const OutlierSums& p : parts) total.merge(p);
@@ -166,8 +166,8 @@ OutlierSums OutlierSums::unpack(std::string_view text) {
     at = static_cast<size_t>(end - text.data());
   };
   for (int64_t* v : {&s.tokens, &s.nonfinite_tokens, &s.spread_tokens, &s.median_tokens}) next(*v, 10);
-  for (double* v : {&s.osp_kurtosis, &s.kurtosis, &s.max_to_median, &s.abs_sum, &s.abs_max, &s.count,
-                    &s.mean, &s.m2, &s.m3, &s.m4}) {
+  for (double* v : {&s.osp_kurtosis, &s.kurtosis, &s.max_to_median, &s.abs_sum, &s.abs_max, &s.count, &s.mean,
+                    &s.m2, &s.m3, &s.m4}) {
     uint64_t bits = 0;
     next(bits, 16);
     *v = std::bit_cast<double>(bits);

@@ -32,9 +32,9 @@ std::string duration_text(double seconds) {
 }
 
 std::string progress_text(const ProgressSample& p, int columns) {
-  std::string text = fmt::format("step {}/{} | loss {:.4f} | grad norm {:.3g} | {} tokens/s", grouped(p.step),
-                                 grouped(p.steps), p.loss, p.grad_norm,
-                                 grouped(static_cast<int64_t>(std::llround(std::clamp(p.tokens_per_second, 0.0, 1e15)))));
+  std::string text = fmt::format(
+      "step {}/{} | loss {:.4f} | grad norm {:.3g} | {} tokens/s", grouped(p.step), grouped(p.steps), p.loss,
+      p.grad_norm, grouped(static_cast<int64_t>(std::llround(std::clamp(p.tokens_per_second, 0.0, 1e15)))));
   if (p.gemm_percent) text += fmt::format(" | {:.0f}% of GEMM", *p.gemm_percent);
   if (p.seconds_left) text += fmt::format(" | {} left", duration_text(*p.seconds_left));
   if (p.skipped_updates > 0) text += fmt::format(" | {} skipped", p.skipped_updates);
@@ -51,7 +51,8 @@ std::optional<double> TimeLeft::update(double now_s, int64_t step, int64_t steps
   steps_[at] = step;
   // The window begins at the end of the first step seen, so that step's own time never counts.
   if (seen_++ == 0 || step <= old_step || now_s <= old_s) return {};
-  return (now_s - old_s) / static_cast<double>(step - old_step) * static_cast<double>(std::max<int64_t>(0, steps - step));
+  return (now_s - old_s) / static_cast<double>(step - old_step) *
+         static_cast<double>(std::max<int64_t>(0, steps - step));
 }
 
 Progress::Style Progress::style_of(int descriptor) {

@@ -9,11 +9,11 @@ namespace osprey {
 
 /// What one finished step has to say.
 struct ProgressSample {
-  int64_t step = 0, steps = 0;      // finished so far, and in all
+  int64_t step = 0, steps = 0;  // finished so far, and in all
   int64_t tokens = 0, tokens_total = 0;
-  double loss = 0;                  // nats per token
-  double grad_norm = 0;             // before clipping
-  double tokens_per_second = 0;     // over all ranks
+  double loss = 0;                     // nats per token
+  double grad_norm = 0;                // before clipping
+  double tokens_per_second = 0;        // over all ranks
   std::optional<double> gemm_percent;  // of the machine's measured bf16 GEMM rate
   std::optional<double> seconds_left;
   int64_t skipped_updates = 0;

@@ -19,8 +19,10 @@ std::string pack_host(const HostInfo& h) {
 std::vector<std::string> fields_of(const std::string& line, char at) {
   std::vector<std::string> out{""};
   for (const char c : line) {
-    if (c == at) out.emplace_back();
-    else out.back() += c;
+    if (c == at)
+      out.emplace_back();
+    else
+      out.back() += c;
   }
   return out;
 }
@@ -38,7 +40,8 @@ std::vector<HostInfo> hosts_of(const std::vector<std::string>& packed) {
 }
 
 /// The categories of the rank that holds most.
-std::map<std::string, int64_t> largest_memory(Communicator& world, const std::map<std::string, int64_t>& mine) {
+std::map<std::string, int64_t> largest_memory(Communicator& world,
+                                              const std::map<std::string, int64_t>& mine) {
   std::string text;
   for (const auto& [name, bytes] : mine) text += fmt::format("{}\t{}\n", name, bytes);
   std::map<std::string, int64_t> largest;
@@ -56,7 +59,11 @@ std::map<std::string, int64_t> largest_memory(Communicator& world, const std::ma
 }  // namespace
 
 RunWatch::RunWatch(RunWatchOptions options, Communicator& world, const Queue& queue)
-    : options_(std::move(options)), world_(world), queue_(queue), observer_(options_.telemetry, queue), start_s_(now_s()) {
+    : options_(std::move(options)),
+      world_(world),
+      queue_(queue),
+      observer_(options_.telemetry, queue),
+      start_s_(now_s()) {
   summary_.name = options_.name;
   summary_.version = options_.version;
   if (world_.rank() != 0) return;
@@ -64,7 +71,8 @@ RunWatch::RunWatch(RunWatchOptions options, Communicator& world, const Queue& qu
   if (options_.telemetry.tensorboard)
     events_ = std::make_unique<TfEventsWriter>(options_.directory / "tensorboard",
                                                options_.resumed_step ? *options_.resumed_step + 1 : 0);
-  progress_ = std::make_unique<Progress>(options_.progress_descriptor, Progress::style_of(options_.progress_descriptor),
+  progress_ = std::make_unique<Progress>(options_.progress_descriptor,
+                                         Progress::style_of(options_.progress_descriptor),
                                          options_.telemetry.progress_every_seconds);
 }
 
@@ -83,7 +91,8 @@ void RunWatch::on_start(Trainer& trainer) {
   HostInfo host = this_host();
   host.isa = options_.isa;
   for (std::string* s : {&host.name, &host.cpu, &host.isa})
-    std::replace_if(s->begin(), s->end(), [](char c) { return c == '\t' || c == '\n'; }, ' ');
+    std::replace_if(
+        s->begin(), s->end(), [](char c) { return c == '\t' || c == '\n'; }, ' ');
   summary_.hosts = hosts_of(world_.gather_strings(pack_host(host)));
   summary_.ranks = world_.size();
   summary_.threads_per_rank = queue_.threads;
@@ -99,7 +108,8 @@ void RunWatch::on_start(Trainer& trainer) {
   MetricsEntry e("start", summary_.step, summary_.tokens);
   e.add("ranks", summary_.ranks).add("threads_per_rank", summary_.threads_per_rank);
   e.add("parameters", summary_.parameters).add("version", options_.version);
-  if (options_.gemm_flops_per_second) e.add("gemm_tflops_per_second", *options_.gemm_flops_per_second * 1e-12);
+  if (options_.gemm_flops_per_second)
+    e.add("gemm_tflops_per_second", *options_.gemm_flops_per_second * 1e-12);
   log_->write(e);
   write_summary(options_.directory / "summary.json", summary_);
 }
@@ -107,7 +117,8 @@ void RunWatch::on_start(Trainer& trainer) {
 void RunWatch::write_train(const StepResult& r) {
   const double rate = r.seconds > 0 ? step_tokens_ / r.seconds : 0;
   std::optional<double> percent;
-  if (options_.gemm_flops_per_second) percent = 100.0 * rate * flops_per_token_ / *options_.gemm_flops_per_second;
+  if (options_.gemm_flops_per_second)
+    percent = 100.0 * rate * flops_per_token_ / *options_.gemm_flops_per_second;
   const double learning_rate = options_.learning_rate * r.learning_rate_factor;
   const bool last = r.step == r.total_steps || r.stopping;
   if (last || r.step % options_.telemetry.train_every_steps == 0) {
@@ -117,19 +128,29 @@ void RunWatch::write_train(const StepResult& r) {
     e.add("reduce_exposed_ms", r.reduce_exposed_ms).add("skipped_updates", r.skipped_total);
     log_->write(e);
     if (events_) {
-      std::vector<TfScalar> scalars{{"train/loss", r.loss}, {"train/grad_norm", r.grad_norm},
-                                    {"train/learning_rate", learning_rate}, {"train/tokens_per_second", rate}};
+      std::vector<TfScalar> scalars{{"train/loss", r.loss},
+                                    {"train/grad_norm", r.grad_norm},
+                                    {"train/learning_rate", learning_rate},
+                                    {"train/tokens_per_second", rate}};
       if (percent) scalars.push_back({"train/gemm_percent", *percent});
       events_->scalars(r.step, scalars);
     }
   }
   if (r.skipped)
-    log_->write(MetricsEntry("skipped_update", r.step, r.tokens)
-                    .add("reason", std::isfinite(r.loss) ? "the gradient is not finite" : "the loss is not finite")
-                    .add("skipped_updates", r.skipped_total));
-  ProgressSample p{.step = r.step, .steps = r.total_steps, .tokens = r.tokens, .tokens_total = 0, .loss = r.loss,
-                   .grad_norm = r.grad_norm, .tokens_per_second = rate, .gemm_percent = percent,
-                   .seconds_left = left_.update(now_s(), r.step, r.total_steps), .skipped_updates = r.skipped_total};
+    log_->write(
+        MetricsEntry("skipped_update", r.step, r.tokens)
+            .add("reason", std::isfinite(r.loss) ? "the gradient is not finite" : "the loss is not finite")
+            .add("skipped_updates", r.skipped_total));
+  ProgressSample p{.step = r.step,
+                   .steps = r.total_steps,
+                   .tokens = r.tokens,
+                   .tokens_total = 0,
+                   .loss = r.loss,
+                   .grad_norm = r.grad_norm,
+                   .tokens_per_second = rate,
+                   .gemm_percent = percent,
+                   .seconds_left = left_.update(now_s(), r.step, r.total_steps),
+                   .skipped_updates = r.skipped_total};
   progress_->update(p, now_s());
 }
 
@@ -165,7 +186,8 @@ void RunWatch::measure_outliers(Trainer& trainer, int64_t step, int64_t tokens) 
     const Tensor zeros = make_tensor(zeros_.data(), {n, 1}, DType::i32, batch.tokens.device);
     BatchView alone{.tokens = make_tensor(batch.tokens.data, {n, 1}, DType::i32, batch.tokens.device),
                     .targets = make_tensor(batch.targets.data, {n, 1}, DType::i32, batch.targets.device),
-                    .positions = zeros, .document_start = {}};
+                    .positions = zeros,
+                    .document_start = {}};
     observer_.begin(Protocol::osp);
     parts.model->hidden(tape, alone);
     tape.reset();
@@ -181,8 +203,12 @@ void RunWatch::measure_outliers(Trainer& trainer, int64_t step, int64_t tokens) 
 void RunWatch::after_eval(Trainer&, const EvalResult& r) {
   summary_.validation_loss = r.loss;
   if (!log_) return;
-  log_->write(MetricsEntry("eval", r.step, r.tokens).add("quantization", "none").add("loss", r.loss)
-                  .add("perplexity", std::exp(r.loss)).add("tokens_evaluated", r.counted_tokens).add("eval_ms", r.seconds * 1e3));
+  log_->write(MetricsEntry("eval", r.step, r.tokens)
+                  .add("quantization", "none")
+                  .add("loss", r.loss)
+                  .add("perplexity", std::exp(r.loss))
+                  .add("tokens_evaluated", r.counted_tokens)
+                  .add("eval_ms", r.seconds * 1e3));
   if (events_) {
     const std::vector<TfScalar> scalars{{"eval/loss", r.loss}, {"eval/perplexity", std::exp(r.loss)}};
     events_->scalars(r.step, scalars);
@@ -213,9 +239,12 @@ void RunWatch::on_end(Trainer&, const StepResult& r) {
   if (counted_s_ > 0) {
     summary_.tokens_per_second = counted_tokens_ / counted_s_;
     if (options_.gemm_flops_per_second)
-      summary_.gemm_percent = 100.0 * *summary_.tokens_per_second * flops_per_token_ / *options_.gemm_flops_per_second;
+      summary_.gemm_percent =
+          100.0 * *summary_.tokens_per_second * flops_per_token_ / *options_.gemm_flops_per_second;
   }
-  log_->write(MetricsEntry("end", summary_.step, summary_.tokens).add("status", summary_.status).add("wall_s", summary_.wall_s));
+  log_->write(MetricsEntry("end", summary_.step, summary_.tokens)
+                  .add("status", summary_.status)
+                  .add("wall_s", summary_.wall_s));
   write_summary(options_.directory / "summary.json", summary_);
   progress_->finish();
 }

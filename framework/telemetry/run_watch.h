@@ -22,8 +22,8 @@ struct RunWatchOptions {
   std::filesystem::path directory;  // of the run
   std::string name, version, isa;
   TelemetrySpec telemetry;
-  std::optional<int64_t> resumed_step;         // of the checkpoint the run goes on from
-  double learning_rate = 1;                    // of the first optimizer group, at a schedule factor of 1
+  std::optional<int64_t> resumed_step;          // of the checkpoint the run goes on from
+  double learning_rate = 1;                     // of the first optimizer group, at a schedule factor of 1
   std::optional<double> gemm_flops_per_second;  // over all ranks, see gemm_rate.h
   std::function<std::map<std::string, int64_t>()> memory_bytes;  // this rank's high-water marks by category
   int progress_descriptor = 2;
@@ -45,8 +45,8 @@ class RunWatch final : public StepHook {
 
   /// A save came to an end: `path` has become visible, or `failure` says why not. Ranks but 0 ignore it.
   /// Units: the loop waited blocked_ms, the background thread took write_ms.
-  void checkpoint(int64_t step, const std::string& path, const std::optional<std::string>& failure, double blocked_ms,
-                  double write_ms);
+  void checkpoint(int64_t step, const std::string& path, const std::optional<std::string>& failure,
+                  double blocked_ms, double write_ms);
   /// A line for people, above the progress line; from rank 0.
   void note(const std::string& text);
 

@@ -11,7 +11,8 @@ namespace osprey {
 
 /// The activations that the tape's tap offers, in the order in which reports show them.
 inline const std::vector<std::string>& observed_tensors() {
-  static const std::vector<std::string> names{"block_input", "attention_output", "down_input", "final_hidden"};
+  static const std::vector<std::string> names{"block_input", "attention_output", "down_input",
+                                              "final_hidden"};
   return names;
 }
 
@@ -26,17 +27,21 @@ struct TelemetrySpec {
   int64_t osp_tokens = 512;
 
   void fields(Fields& f) {
-    f("train_every_steps", train_every_steps, "steps from one train entry of metrics.jsonl to the next", at_least(1));
+    f("train_every_steps", train_every_steps, "steps from one train entry of metrics.jsonl to the next",
+      at_least(1));
     f("progress_every_seconds", progress_every_seconds,
       "seconds between progress lines when the output is no terminal", positive());
     f("tensorboard", tensorboard, "also write TensorBoard event files to tensorboard/");
     f("outliers", outliers, "measure activation outliers during training");
     f.when(outliers, "outliers is true", [&] {
-      f("outliers_every_steps", outliers_every_steps, "steps from one outlier measurement to the next", at_least(1));
-      f("outlier_tensors", outlier_tensors, "which of block_input, attention_output, down_input, final_hidden");
+      f("outliers_every_steps", outliers_every_steps, "steps from one outlier measurement to the next",
+        at_least(1));
+      f("outlier_tensors", outlier_tensors,
+        "which of block_input, attention_output, down_input, final_hidden");
       f("first_token_share", first_token_share, "also measure the share of attention on the first token");
       f("osp_tokens", osp_tokens,
-        "tokens per rank that are also run as sequences of length one (the OSP paper's kurtosis protocol); 0 leaves it out",
+        "tokens per rank that are also run as sequences of length one (the OSP paper's kurtosis protocol); 0 "
+        "leaves it out",
         at_least(0));
     });
     for (const std::string& name : outlier_tensors) {

@@ -24,7 +24,9 @@ class Json {
   Json& add(const std::string& key, const std::string& value) { return raw(key, json_string(value)); }
   Json& add(const std::string& key, double value) { return raw(key, json_number(value)); }
   Json& add(const std::string& key, int64_t value) { return raw(key, std::to_string(value)); }
-  Json& add(const std::string& key, const std::optional<double>& value) { return value ? add(key, *value) : *this; }
+  Json& add(const std::string& key, const std::optional<double>& value) {
+    return value ? add(key, *value) : *this;
+  }
   std::string str() const { return fmt::format("{{{}\n{}}}", text_, indent_.substr(2)); }
 
  private:
@@ -68,8 +70,12 @@ void write_summary(const std::filesystem::path& file, const RunSummary& s) {
   top.add("name", s.name).add("status", s.status).add("version", s.version);
   top.add("step", s.step).add("steps", s.steps).add("tokens", s.tokens);
   top.add("train_loss", s.train_loss).add("validation_loss", s.validation_loss);
-  top.add("wall_s", s.wall_s).add("tokens_per_second", s.tokens_per_second).add("gemm_percent", s.gemm_percent);
-  top.add("skipped_updates", s.skipped_updates).add("ranks", s.ranks).add("threads_per_rank", s.threads_per_rank);
+  top.add("wall_s", s.wall_s)
+      .add("tokens_per_second", s.tokens_per_second)
+      .add("gemm_percent", s.gemm_percent);
+  top.add("skipped_updates", s.skipped_updates)
+      .add("ranks", s.ranks)
+      .add("threads_per_rank", s.threads_per_rank);
   top.add("parameters", s.parameters).raw("memory_peak_bytes", memory.str());
   top.raw("hosts", "[" + hosts + (hosts.empty() ? "]" : "\n  ]"));
 

@@ -36,7 +36,9 @@ void put_varint(std::string& out, uint64_t value) {
 }
 
 enum Wire { varint = 0, fixed64 = 1, bytes = 2, fixed32 = 5 };
-void put_key(std::string& out, int field, Wire wire) { put_varint(out, static_cast<uint64_t>(field << 3 | wire)); }
+void put_key(std::string& out, int field, Wire wire) {
+  put_varint(out, static_cast<uint64_t>(field << 3 | wire));
+}
 
 void put_bytes(std::string& out, int field, std::string_view value) {
   put_key(out, field, bytes);
@@ -100,7 +102,8 @@ std::string tf_start_event(double wall_s, int64_t step) {
 }
 
 std::string tf_scalar_event(double wall_s, int64_t step, std::span<const TfScalar> scalars) {
-  std::string summary;  // Summary { repeated Value value = 1; }  Value { string tag = 1; float simple_value = 2; }
+  std::string
+      summary;  // Summary { repeated Value value = 1; }  Value { string tag = 1; float simple_value = 2; }
   for (const TfScalar& s : scalars) {
     std::string value;
     put_bytes(value, 1, s.tag);

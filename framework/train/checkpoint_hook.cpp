@@ -38,7 +38,8 @@ std::optional<CheckpointState> CheckpointHook::resume() {
     const int64_t from = path ? read_checkpoint_state(*path).step : 0;
     const auto existing = list_checkpoints(setup_.directory);
     require(existing.empty() || existing.back().step <= from, "checkpoint",
-            "{} belongs to an earlier run that went further than step {}, where this one starts; give this run another "
+            "{} belongs to an earlier run that went further than step {}, where this one starts; give this "
+            "run another "
             "run.name, set checkpoint.resume to auto, or delete the later checkpoints",
             existing.empty() ? "" : existing.back().path.string(), from);
     return path ? path->string() : std::string();
@@ -50,10 +51,13 @@ std::optional<CheckpointState> CheckpointHook::resume() {
   agree(world_, [&] {
     state = read_checkpoint_state(path);
     const auto seed = static_cast<int64_t>(trainer_.parts().seed);
-    require(state.seed == seed, "checkpoint", "{} was trained with run.seed {}, the recipe says {}; every random draw would "
-            "differ from here on", path.string(), state.seed, seed);
+    require(state.seed == seed, "checkpoint",
+            "{} was trained with run.seed {}, the recipe says {}; every random draw would "
+            "differ from here on",
+            path.string(), state.seed, seed);
     require(state.tokens == trainer_.tokens_after(state.step), "checkpoint",
-            "{} stands at {} tokens after {} steps, with this recipe it would be {}; train.global_batch_tokens must stay {}",
+            "{} stands at {} tokens after {} steps, with this recipe it would be {}; "
+            "train.global_batch_tokens must stay {}",
             path.string(), state.tokens, state.step, trainer_.tokens_after(state.step),
             state.step > 0 ? state.tokens / state.step : trainer_.spec().global_batch_tokens);
     return std::string();

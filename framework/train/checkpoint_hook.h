@@ -16,10 +16,10 @@ namespace osprey {
 /// What became of a save; told on every rank, in the thread of the loop.
 struct SaveReport {
   int64_t step = 0;
-  std::filesystem::path path;         // of the published checkpoint; empty when it failed
+  std::filesystem::path path;  // of the published checkpoint; empty when it failed
   std::optional<std::string> failure;
-  double blocked_ms = 0;              // that the loop waited
-  double write_ms = 0;                // that the background thread took
+  double blocked_ms = 0;  // that the loop waited
+  double write_ms = 0;    // that the background thread took
 };
 
 class CheckpointHook final : public StepHook {

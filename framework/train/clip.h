@@ -7,9 +7,9 @@
 namespace osprey {
 
 struct GradientNorm {
-  double norm = 0;       // before clipping
-  double scale = 1;      // what gradients are multiplied by: afterwards their norm is min(norm, limit)
-  bool finite = true;    // false: some gradient is not finite, and the update must be skipped
+  double norm = 0;     // before clipping
+  double scale = 1;    // what gradients are multiplied by: afterwards their norm is min(norm, limit)
+  bool finite = true;  // false: some gradient is not finite, and the update must be skipped
 };
 
 /// From the sum of squares of all gradients of all ranks. `limit` off: never scales.

@@ -21,10 +21,13 @@ struct RunSpec {
     f("name", name, "run directory inside output_dir");
     f("output_dir", output_dir, "where run directories live");
     f("seed", seed, "of everything random: initial values, data order", at_least(0));
-    f.choice("device", device, {{"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda}},
+    f.choice("device", device,
+             {{"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda}},
              "auto takes a GPU if this build and machine have one");
-    f("threads", threads, "CPU threads of each rank; absent: the cores the launcher bound the rank to, shared evenly "
-      "among the ranks of this host that are bound to the same cores", at_least(1));
+    f("threads", threads,
+      "CPU threads of each rank; absent: the cores the launcher bound the rank to, shared evenly "
+      "among the ranks of this host that are bound to the same cores",
+      at_least(1));
     f.rule(!name.empty() && name.find('/') == std::string::npos && name != "." && name != "..", "name",
            "must be a plain directory name");
   }
@@ -51,11 +54,15 @@ struct TrainSpec {
              "bf16: activations and weights in bf16, master weights, gradients and optimizer state in fp32");
     f.choice("recompute", recompute, {{"none", Recompute::none}, {"block", Recompute::block}},
              "block: keep only each block's input and compute the rest again during backward");
-    f("max_grad_norm", max_grad_norm, "global gradient norm above which gradients are scaled down; null: no clipping", positive());
+    f("max_grad_norm", max_grad_norm,
+      "global gradient norm above which gradients are scaled down; null: no clipping", positive());
     f("max_skipped_updates", max_skipped_updates,
-      "updates in a row that may be skipped because loss or gradient is not finite; one more ends the run", at_least(0));
-    f("eval_every_steps", eval_every_steps, "steps from one evaluation on the validation data to the next", at_least(1));
-    f("eval_tokens", eval_tokens, "tokens of one evaluation; never more than the validation data hold", at_least(1));
+      "updates in a row that may be skipped because loss or gradient is not finite; one more ends the run",
+      at_least(0));
+    f("eval_every_steps", eval_every_steps, "steps from one evaluation on the validation data to the next",
+      at_least(1));
+    f("eval_tokens", eval_tokens, "tokens of one evaluation; never more than the validation data hold",
+      at_least(1));
   }
 
   int64_t total_steps() const {

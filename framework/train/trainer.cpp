@@ -17,7 +17,8 @@ int64_t micro_steps(const TrainSpec& spec, int64_t sequence_len, int ranks) {
   const int64_t unit = spec.micro_batch_size * sequence_len * ranks;
   const int64_t nearest = std::max<int64_t>(1, (spec.global_batch_tokens + unit / 2) / unit) * unit;
   require(spec.global_batch_tokens % unit == 0, "train",
-          "train.global_batch_tokens {} is not a multiple of micro_batch_size {} * sequence_len {} * {} ranks = {}; "
+          "train.global_batch_tokens {} is not a multiple of micro_batch_size {} * sequence_len {} * {} "
+          "ranks = {}; "
           "the nearest is {}",
           spec.global_batch_tokens, spec.micro_batch_size, sequence_len, ranks, unit, nearest);
   return spec.global_batch_tokens / unit;
@@ -62,7 +63,8 @@ StepResult Trainer::step(int64_t step) {
   tape.set_mode(Tape::Mode::train);
   for (int64_t i = 0; i < micro_steps_; ++i) {
     if (i + 1 == micro_steps_) parts_.reducer->arm();
-    const Var loss = parts_.model->loss(tape, batches_[static_cast<size_t>(i)], static_cast<float>(1.0 / counted[0]), sum, {});
+    const Var loss = parts_.model->loss(tape, batches_[static_cast<size_t>(i)],
+                                        static_cast<float>(1.0 / counted[0]), sum, {});
     tape.backward(loss);
     tape.reset();
   }
@@ -73,8 +75,8 @@ StepResult Trainer::step(int64_t step) {
   double loss[1] = {sum.loss};
   parts_.world->sum(loss);
   r.loss = loss[0] / counted[0];
-  const GradientNorm gradient =
-      clip(sharded_sum_of_squares(*parts_.world, parts_.queue, *parts_.plan, bucket_grads_), spec_.max_grad_norm);
+  const GradientNorm gradient = clip(
+      sharded_sum_of_squares(*parts_.world, parts_.queue, *parts_.plan, bucket_grads_), spec_.max_grad_norm);
   r.grad_norm = gradient.norm;
   r.learning_rate_factor = parts_.schedule(step);
   // Both numbers are the same bits on all ranks, so all ranks take the same branch.
@@ -98,7 +100,8 @@ StepResult Trainer::step(int64_t step) {
 void Trainer::check_skips(const StepResult& result) {
   skipped_in_a_row_ = result.skipped ? skipped_in_a_row_ + 1 : 0;
   require(skipped_in_a_row_ <= spec_.max_skipped_updates, "train",
-          "step {}: loss {} and gradient norm {} were not finite {} times in a row (train.max_skipped_updates is {}); "
+          "step {}: loss {} and gradient norm {} were not finite {} times in a row "
+          "(train.max_skipped_updates is {}); "
           "lower the learning rate or resume from an earlier checkpoint",
           result.step, result.loss, result.grad_norm, skipped_in_a_row_, spec_.max_skipped_updates);
 }
@@ -121,13 +124,15 @@ void Trainer::run(int64_t first) {
     }
     if (result.stopping) break;
   }
-  for (StepHook* h : hooks_) h->on_end(*this, result);
+  // Last attached, first ended: the final checkpoint is known before the run is declared finished.
+  for (auto h = hooks_.rbegin(); h != hooks_.rend(); ++h) (*h)->on_end(*this, result);
 }
 
 EvalResult Trainer::evaluate(int64_t step) {
   const double start = now_s();
   const int64_t ranks = parts_.world->size(), rows = spec_.micro_batch_size;
-  const int64_t wanted = std::min(parts_.validation_sequences, (spec_.eval_tokens + parts_.sequence_len - 1) / parts_.sequence_len);
+  const int64_t wanted = std::min(parts_.validation_sequences,
+                                  (spec_.eval_tokens + parts_.sequence_len - 1) / parts_.sequence_len);
   const int64_t rounds = (wanted + rows * ranks - 1) / (rows * ranks);
   Tape& tape = *parts_.tape;
   tape.set_mode(Tape::Mode::evaluate);

@@ -23,17 +23,17 @@ class BatchSource {
 };
 
 struct StepResult {
-  int64_t step = 0;         // steps finished, this one included
+  int64_t step = 0;  // steps finished, this one included
   int64_t total_steps = 0;
-  int64_t tokens = 0;       // of the run so far
-  double loss = 0;          // nats per token, over all ranks
-  double grad_norm = 0;     // before clipping
+  int64_t tokens = 0;    // of the run so far
+  double loss = 0;       // nats per token, over all ranks
+  double grad_norm = 0;  // before clipping
   double learning_rate_factor = 0;
-  bool skipped = false;     // loss or gradient was not finite
+  bool skipped = false;  // loss or gradient was not finite
   int64_t skipped_total = 0;
-  double seconds = 0;       // of this step
+  double seconds = 0;            // of this step
   double reduce_exposed_ms = 0;  // waiting for gradients of other ranks
-  bool stopping = false;    // the last step, by a signal
+  bool stopping = false;         // the last step, by a signal
 };
 
 struct EvalResult {

@@ -12,13 +12,15 @@ static Tensor flat_range(const Tensor& t, int64_t begin, int64_t end) {
   return make_tensor(flat.data, {end - begin}, t.dtype, t.device);
 }
 
-Updater::Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan, std::span<const ShardParameter> sharded,
-                 int rank, const std::function<const Optimizer&(const Parameter&)>& optimizer_of)
+Updater::Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan,
+                 std::span<const ShardParameter> sharded, int rank,
+                 const std::function<const Optimizer&(const Parameter&)>& optimizer_of)
     : queue_(queue), params_(params) {
   for (const ShardParameter& s : sharded) by_index_.push_back(&params.at(s.name));
   for (const UpdateRange& range : plan.updates.at(static_cast<size_t>(rank))) {
     const Optimizer& optimizer = optimizer_of(*by_index_[range.parameter]);
-    auto it = std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) { return g.optimizer == &optimizer; });
+    auto it = std::find_if(groups_.begin(), groups_.end(),
+                           [&](const Group& g) { return g.optimizer == &optimizer; });
     if (it == groups_.end()) it = groups_.insert(groups_.end(), Group{&optimizer, optimizer.states(), {}});
     it->pieces.push_back(make_piece(range, optimizer));
   }
@@ -52,7 +54,8 @@ void Updater::allocate(Group& group) {
           group.optimizer->kind(), group.states.size(), max_states);
   for (ParamPiece& p : group.pieces) {
     p.master = p.value.dtype == DType::f32 ? p.value : state_->alloc(p.value.shape, DType::f32);
-    for (size_t i = 0; i < group.states.size(); ++i) p.state[i] = state_->alloc(p.value.shape, group.states[i].dtype);
+    for (size_t i = 0; i < group.states.size(); ++i)
+      p.state[i] = state_->alloc(p.value.shape, group.states[i].dtype);
   }
 }
 

@@ -15,7 +15,8 @@ namespace osprey {
 class Updater {
  public:
   /// Allocates masters (unless parameters are f32), state and workspace. Values are not touched.
-  Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan, std::span<const ShardParameter> sharded, int rank,
+  Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan,
+          std::span<const ShardParameter> sharded, int rank,
           const std::function<const Optimizer&(const Parameter&)>& optimizer_of);
 
   /// Fills masters with the fp32 initial values that ParamStore::initialize rounds.

@@ -10,9 +10,12 @@ template <class Args>
 void dispatch(const Queue& queue, const Args& args, void (*cpu)(const Queue&, const Args&),
               void (*cuda)(const Queue&, const Args&)) {
   switch (queue.device.kind) {
-    case DeviceKind::cpu: return cpu(queue, args);
-    case DeviceKind::cuda: return cuda(queue, args);
-    case DeviceKind::meta: return;
+    case DeviceKind::cpu:
+      return cpu(queue, args);
+    case DeviceKind::cuda:
+      return cuda(queue, args);
+    case DeviceKind::meta:
+      return;
   }
 }
 

@@ -6,18 +6,24 @@ int64_t size_bytes(DType dtype) { return dtype == DType::bf16 ? 2 : 4; }
 
 const char* name(DType dtype) {
   switch (dtype) {
-    case DType::f32: return "f32";
-    case DType::bf16: return "bf16";
-    case DType::i32: return "i32";
+    case DType::f32:
+      return "f32";
+    case DType::bf16:
+      return "bf16";
+    case DType::i32:
+      return "i32";
   }
   return "?";
 }
 
 const char* name(DeviceKind kind) {
   switch (kind) {
-    case DeviceKind::cpu: return "cpu";
-    case DeviceKind::cuda: return "cuda";
-    case DeviceKind::meta: return "meta";
+    case DeviceKind::cpu:
+      return "cpu";
+    case DeviceKind::cuda:
+      return "cuda";
+    case DeviceKind::meta:
+      return "meta";
   }
   return "?";
 }
@@ -57,8 +63,7 @@ bool Tensor::contiguous() const {
 }
 
 Tensor Tensor::view(const Shape& other) const {
-  require(contiguous() && other.numel() == numel(), "tensor", "{} cannot be viewed as {}", *this,
-          other);
+  require(contiguous() && other.numel() == numel(), "tensor", "{} cannot be viewed as {}", *this, other);
   return make_tensor(data, other, dtype, device);
 }
 
@@ -67,16 +72,14 @@ static void* offset(const Tensor& t, int64_t elements) {
 }
 
 Tensor Tensor::columns(int64_t begin, int64_t end) const {
-  require(0 <= begin && begin <= end && end <= cols(), "tensor", "columns [{}, {}) of {}", begin, end,
-          *this);
+  require(0 <= begin && begin <= end && end <= cols(), "tensor", "columns [{}, {}) of {}", begin, end, *this);
   Tensor t = make_tensor(offset(*this, begin), {rows(), end - begin}, dtype, device);
   t.strides[0] = row_stride();
   return t;
 }
 
 Tensor Tensor::row_range(int64_t begin, int64_t end) const {
-  require(0 <= begin && begin <= end && end <= rows(), "tensor", "rows [{}, {}) of {}", begin, end,
-          *this);
+  require(0 <= begin && begin <= end && end <= rows(), "tensor", "rows [{}, {}) of {}", begin, end, *this);
   Tensor t = make_tensor(offset(*this, begin * row_stride()), {end - begin, cols()}, dtype, device);
   t.strides[0] = row_stride();
   return t;

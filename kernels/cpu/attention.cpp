@@ -15,8 +15,7 @@ namespace {
 /// Tasks are handed out as threads become free: causal rows cost unequal time. A task's result does
 /// not depend on who runs it.
 template <class Params>
-void run_tasks(const Queue& queue, const AttentionPass<Params>& pass, const Params& params,
-               int64_t tasks) {
+void run_tasks(const Queue& queue, const AttentionPass<Params>& pass, const Params& params, int64_t tasks) {
   const int64_t bytes = pass.scratch_bytes(params);
   std::atomic<int64_t> next{0};
   parallel_for(queue, std::min<int64_t>(queue.threads, tasks), 1, [&](int64_t, int64_t) {
@@ -26,9 +25,7 @@ void run_tasks(const Queue& queue, const AttentionPass<Params>& pass, const Para
 }
 
 RowsIn rows_in(const Tensor& t) { return t.defined() ? RowsIn{t.data, t.row_stride()} : RowsIn{}; }
-RowsOut rows_out(const Tensor& t) {
-  return t.defined() ? RowsOut{t.data, t.row_stride(), false} : RowsOut{};
-}
+RowsOut rows_out(const Tensor& t) { return t.defined() ? RowsOut{t.data, t.row_stride(), false} : RowsOut{}; }
 RowsOut rows_out(const Accum& a) {
   return a ? RowsOut{a.tensor.data, a.tensor.row_stride(), a.add} : RowsOut{};
 }
@@ -68,8 +65,7 @@ void set_options(AttentionParams& p, const Args& a) {
   }
   p.sink = sink_values(a.sink);
   p.gate = rows_in(a.gate);
-  if (a.gate.defined())
-    p.gate_kind = a.gate.cols() == p.heads ? GateKind::headwise : GateKind::elementwise;
+  if (a.gate.defined()) p.gate_kind = a.gate.cols() == p.heads ? GateKind::headwise : GateKind::elementwise;
 }
 
 template <class Args>
@@ -153,8 +149,7 @@ void attention_decode(const Queue& queue, const kernels::AttentionDecode& a) {
     copy_row(a.v_cache, row, a.v, b);
   }
   const AttentionTable& table = attention_table();
-  run_tasks(queue, a.q.dtype == DType::bf16 ? table.decode_bf16 : table.decode_f32, p,
-            p.batch * p.heads);
+  run_tasks(queue, a.q.dtype == DType::bf16 ? table.decode_bf16 : table.decode_f32, p, p.batch * p.heads);
 }
 
 }  // namespace osprey::cpu

@@ -11,8 +11,8 @@ namespace {
 void check_targets(const Tensor& targets, int64_t vocabulary) {
   const int32_t* t = targets.as<int32_t>();
   for (int64_t i = 0; i < targets.numel(); ++i)
-    require(t[i] >= -1 && t[i] < vocabulary, "cross_entropy", "target {} of row {} is outside [-1, {})", t[i], i,
-            vocabulary);
+    require(t[i] >= -1 && t[i] < vocabulary, "cross_entropy", "target {} of row {} is outside [-1, {})", t[i],
+            i, vocabulary);
 }
 
 struct Scratch {
@@ -22,17 +22,20 @@ struct Scratch {
     next += (chunks.logit_floats() + 15) / 16 * 16;
     losses = reinterpret_cast<double*>(next);
     next += (2 * chunks.logit_rows + 15) / 16 * 16;
-    if (chunks.grad_rows) d = make_tensor(next, {chunks.grad_rows, chunks.vocabulary}, chunks.dtype, memory.device);
+    if (chunks.grad_rows)
+      d = make_tensor(next, {chunks.grad_rows, chunks.vocabulary}, chunks.dtype, memory.device);
   }
   Tensor logits, d;
   double* losses;
 };
 
 // Rows [begin, end): logits, losses, and d where it is defined.
-void softmax_rows(const Queue& queue, const kernels::Classifier& args, const Scratch& s, int64_t begin, int64_t end,
-                  const Tensor& d, kernels::ClassifierLoss& sum) {
+void softmax_rows(const Queue& queue, const kernels::Classifier& args, const Scratch& s, int64_t begin,
+                  int64_t end, const Tensor& d, kernels::ClassifierLoss& sum) {
   const Tensor logits = s.logits.row_range(0, end - begin);
-  kernels::linear_forward(queue, {.y = logits, .x = args.x.row_range(begin, end), .weights = {&args.weight, 1},
+  kernels::linear_forward(queue, {.y = logits,
+                                  .x = args.x.row_range(begin, end),
+                                  .weights = {&args.weight, 1},
                                   .pack = args.pack_forward});
   const int32_t* targets = args.targets.as<int32_t>() + begin;
   const int64_t v = args.weight.rows();
@@ -40,13 +43,15 @@ void softmax_rows(const Queue& queue, const kernels::Classifier& args, const Scr
   parallel_for(queue, end - begin, 1, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) {
       void* out = d.defined() ? static_cast<char*>(d.data) + r * v * size_bytes(d.dtype) : nullptr;
-      s.losses[r] = table.row(logits.as<float>() + r * v, v, targets[r], args.grad_scale, out, d.dtype == DType::f32);
+      s.losses[r] =
+          table.row(logits.as<float>() + r * v, v, targets[r], args.grad_scale, out, d.dtype == DType::f32);
     }
   });
   for (int64_t r = 0; r < end - begin; ++r) {
     sum.loss += s.losses[r];
     sum.tokens += targets[r] >= 0;
-    if (args.token_losses.defined()) args.token_losses.as<float>()[begin + r] = static_cast<float>(s.losses[r]);
+    if (args.token_losses.defined())
+      args.token_losses.as<float>()[begin + r] = static_cast<float>(s.losses[r]);
   }
 }
 
@@ -64,16 +69,20 @@ kernels::ClassifierLoss classifier(const Queue& queue, const kernels::Classifier
     const int64_t end = std::min(n, begin + outer);
     for (int64_t r = begin; r < end; r += chunks.logit_rows) {
       const int64_t stop = std::min(end, r + chunks.logit_rows);
-      softmax_rows(queue, args, s, r, stop, gradients ? s.d.row_range(r - begin, stop - begin) : Tensor{}, sum);
+      softmax_rows(queue, args, s, r, stop, gradients ? s.d.row_range(r - begin, stop - begin) : Tensor{},
+                   sum);
     }
     if (!gradients) continue;
     const Tensor d = s.d.row_range(0, end - begin);
     if (args.dx.defined())
-      kernels::linear_dgrad(queue, {.dx = {args.dx.row_range(begin, end), false}, .dy = d, .weights = {&args.weight, 1},
+      kernels::linear_dgrad(queue, {.dx = {args.dx.row_range(begin, end), false},
+                                    .dy = d,
+                                    .weights = {&args.weight, 1},
                                     .pack = args.pack_dgrad});
     if (args.dweight) {
       const Accum dw{args.dweight.tensor, args.dweight.add || begin > 0};
-      kernels::linear_wgrad(queue, {.dweights = {&dw, 1}, .outs = {&v, 1}, .dy = d, .x = args.x.row_range(begin, end)});
+      kernels::linear_wgrad(
+          queue, {.dweights = {&dw, 1}, .outs = {&v, 1}, .dy = d, .x = args.x.row_range(begin, end)});
     }
   }
   return sum;

@@ -21,7 +21,8 @@ struct ClassifierChunks {
     c.logit_rows = std::min(c.logit_rows, std::max<int64_t>(rows, 1));
     if (!gradients) return c;
     const int64_t most = std::clamp<int64_t>((int64_t{16} << 20) / vocabulary, 512, 2048);
-    c.grad_rows = std::min<int64_t>(std::max<int64_t>(rows, 1), std::max<int64_t>(1, most / c.logit_rows) * c.logit_rows);
+    c.grad_rows = std::min<int64_t>(std::max<int64_t>(rows, 1),
+                                    std::max<int64_t>(1, most / c.logit_rows) * c.logit_rows);
     return c;
   }
   int64_t logit_floats() const { return logit_rows * vocabulary; }

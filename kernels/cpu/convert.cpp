@@ -6,13 +6,11 @@ namespace osprey::cpu {
 
 void copy_matrix(const Queue& queue, const Tensor& to, const Tensor& from) {
   require_shape("copy", "source", from, to.shape);
-  const int64_t cols = to.shape[-1], rows = to.shape[-2],
-                batch = to.shape.rank == 3 ? to.shape[0] : 1;
+  const int64_t cols = to.shape[-1], rows = to.shape[-2], batch = to.shape.rank == 3 ? to.shape[0] : 1;
   const auto row = [&](const Tensor& t, int64_t i) {
     const size_t last = static_cast<size_t>(t.shape.rank) - 1;
     const int64_t outer = t.shape.rank == 3 ? t.strides[0] * (i / rows) : 0;
-    return static_cast<char*>(t.data) +
-           (outer + t.strides[last - 1] * (i % rows)) * size_bytes(t.dtype);
+    return static_cast<char*>(t.data) + (outer + t.strides[last - 1] * (i % rows)) * size_bytes(t.dtype);
   };
   const ConvertTable& table = convert_table();
   parallel_for(queue, rows * batch, 1 + 16384 / (cols + 1), [&](int64_t begin, int64_t end) {

@@ -19,13 +19,16 @@ const char* name(Isa isa);
 bool has_bf16_instructions();
 
 template <class Table>
-const Table& select(const Table& portable, const Table& avx2, const Table& avx512,
-                    const Table& avx512_bf16) {
+const Table& select(const Table& portable, const Table& avx2, const Table& avx512, const Table& avx512_bf16) {
   switch (active_isa()) {
-    case Isa::portable: return portable;
-    case Isa::avx2: return avx2;
-    case Isa::avx512: return avx512;
-    case Isa::avx512_bf16: return avx512_bf16;
+    case Isa::portable:
+      return portable;
+    case Isa::avx2:
+      return avx2;
+    case Isa::avx512:
+      return avx512;
+    case Isa::avx512_bf16:
+      return avx512_bf16;
   }
   return portable;
 }
@@ -33,11 +36,19 @@ const Table& select(const Table& portable, const Table& avx2, const Table& avx51
 }  // namespace osprey::cpu
 
 /// Declares `Type variable` in the four namespaces and `const Type& variable()` that selects.
-#define OSPREY_ISA_TABLE(Type, variable)                                                  \
-  namespace portable { extern const Type variable; }                                      \
-  namespace avx2 { extern const Type variable; }                                          \
-  namespace avx512 { extern const Type variable; }                                        \
-  namespace avx512_bf16 { extern const Type variable; }                                   \
-  inline const Type& variable() {                                                         \
+#define OSPREY_ISA_TABLE(Type, variable)                                                        \
+  namespace portable {                                                                          \
+  extern const Type variable;                                                                   \
+  }                                                                                             \
+  namespace avx2 {                                                                              \
+  extern const Type variable;                                                                   \
+  }                                                                                             \
+  namespace avx512 {                                                                            \
+  extern const Type variable;                                                                   \
+  }                                                                                             \
+  namespace avx512_bf16 {                                                                       \
+  extern const Type variable;                                                                   \
+  }                                                                                             \
+  inline const Type& variable() {                                                               \
     return select(portable::variable, avx2::variable, avx512::variable, avx512_bf16::variable); \
   }

@@ -38,9 +38,7 @@ int64_t total_out(Weights weights) {
 
 int64_t panels_of(int64_t columns) { return (columns + panel_columns - 1) / panel_columns; }
 
-const bf16* row(const Tensor& t, int64_t r) {
-  return static_cast<const bf16*>(t.data) + r * t.row_stride();
-}
+const bf16* row(const Tensor& t, int64_t r) { return static_cast<const bf16*>(t.data) + r * t.row_stride(); }
 
 // (rows, cols) whatever the rank; its row stride is strides[0].
 Tensor matrix(const Tensor& t) { return t.row_range(0, t.rows()); }
@@ -69,14 +67,12 @@ void multiply(const Queue& queue, const Product& p) {
   const Bf16GemmTable& table = bf16_gemm_table();
   const Tensor a = even_rows(queue, p.a), c = matrix(p.c);
   const int64_t k = a.cols(), rows = c.rows(), columns = c.cols(), width = size_bytes(c.dtype);
-  const auto part = [&](int64_t row_begin, int64_t row_end, int64_t panel_begin,
-                        int64_t panel_end) {
+  const auto part = [&](int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
     const int64_t column = panel_begin * panel_columns,
                   count = std::min(columns, panel_end * panel_columns) - column;
     const auto at = [&](const Tensor& t) {
-      return t.defined()
-                 ? static_cast<char*>(t.data) + (row_begin * t.row_stride() + column) * width
-                 : nullptr;
+      return t.defined() ? static_cast<char*>(t.data) + (row_begin * t.row_stride() + column) * width
+                         : nullptr;
     };
     Bf16Gemm g{};
     g.a = row(a, row_begin);
@@ -90,8 +86,7 @@ void multiply(const Queue& queue, const Product& p) {
     g.addend = at(p.addend);
     g.addend_row_bytes = p.addend.defined() ? p.addend.row_stride() * width : 0;
     g.c_is_f32 = c.dtype == DType::f32;
-    g.buffer =
-        scratch_of<float>(Scratch::gemm_c, static_cast<size_t>(table.buffer_floats(k, count)));
+    g.buffer = scratch_of<float>(Scratch::gemm_c, static_cast<size_t>(table.buffer_floats(k, count)));
     table.gemm(g);
   };
   const int64_t tiles = (rows + slab_rows - 1) / slab_rows, panels = panels_of(columns);
@@ -107,8 +102,8 @@ void multiply(const Queue& queue, const Product& p) {
 // Weights below each other in one matrix, copied only when they are not one already.
 Tensor stacked(const Queue& queue, Weights weights) {
   if (weights.size() == 1) return weights[0];
-  Tensor all = make_tensor(nullptr, {total_out(weights), weights[0].shape[1]}, DType::bf16,
-                           weights[0].device);
+  Tensor all =
+      make_tensor(nullptr, {total_out(weights), weights[0].shape[1]}, DType::bf16, weights[0].device);
   all.data = scratch(Scratch::linear_b, static_cast<size_t>(all.bytes()));
   int64_t offset = 0;
   for (const Tensor& w : weights) {
@@ -147,8 +142,8 @@ void linear_pack(const Queue& queue, const kernels::LinearPack& args) {
   int64_t before = 0;
   for (const Tensor& w : parts) {
     const int64_t rows = w.shape[0];
-    char* to = static_cast<char*>(args.pack.data) +
-               (forward ? before / panel_columns * stride : before / 2 * 256);
+    char* to =
+        static_cast<char*>(args.pack.data) + (forward ? before / panel_columns * stride : before / 2 * 256);
     parallel_for(queue, panels_of(forward ? rows : in), 1, [&](int64_t begin, int64_t end) {
       if (forward)
         table.pack_panels_transposed(to, stride, row(w, 0), w.strides[0], in, rows, begin, end);
@@ -161,8 +156,7 @@ void linear_pack(const Queue& queue, const kernels::LinearPack& args) {
 
 void linear_forward(const Queue& queue, const kernels::LinearForward& args) {
   if (args.pack.defined() && args.pack.numel() > 0)
-    return multiply(queue,
-                    {.c = args.y, .a = args.x, .panels = args.pack.data, .addend = args.residual});
+    return multiply(queue, {.c = args.y, .a = args.x, .panels = args.pack.data, .addend = args.residual});
   int64_t before = 0;
   for (const Tensor& w : args.weights) {
     const Tensor y = columns_of(args.y, before, w.shape[0]);
@@ -180,16 +174,15 @@ void linear_forward(const Queue& queue, const kernels::LinearForward& args) {
 void linear_dgrad(const Queue& queue, const kernels::LinearDgrad& args) {
   const Tensor& dx = args.dx.tensor;
   if (args.pack.defined() && args.pack.numel() > 0)
-    return multiply(
-        queue,
-        {.c = dx, .a = args.dy, .panels = args.pack.data, .addend = args.dx.add ? dx : Tensor{}});
+    return multiply(queue,
+                    {.c = dx, .a = args.dy, .panels = args.pack.data, .addend = args.dx.add ? dx : Tensor{}});
   // Several weights add up in fp32 and are rounded once.
   const bool staged = dx.dtype == DType::bf16 && args.weights.size() > 1;
   Tensor sum = matrix(dx);
   if (staged) {
     const Shape shape{dx.rows(), dx.cols()};
-    sum = make_tensor(scratch(Scratch::linear_a, static_cast<size_t>(shape.numel()) * 4), shape,
-                      DType::f32, dx.device);
+    sum = make_tensor(scratch(Scratch::linear_a, static_cast<size_t>(shape.numel()) * 4), shape, DType::f32,
+                      dx.device);
     if (args.dx.add) copy_matrix(queue, sum, matrix(dx));
   }
   int64_t before = 0;
@@ -225,11 +218,9 @@ void wgrad_chunk(const Queue& queue, const kernels::LinearWgrad& args, int64_t b
       const int64_t blocks = (last - first + block_slabs - 1) / block_slabs,
                     size = (last - first + blocks - 1) / blocks;
       char* a = scratch_of<char>(Scratch::linear_a, static_cast<size_t>(size * slab_bytes(k)));
-      float* buffer =
-          scratch_of<float>(Scratch::gemm_c, static_cast<size_t>(table.buffer_floats(k, in)));
+      float* buffer = scratch_of<float>(Scratch::gemm_c, static_cast<size_t>(table.buffer_floats(k, in)));
       for (int64_t slab = first; slab < last; slab += size) {
-        const int64_t o = slab * slab_rows,
-                      rows = std::min(out, std::min(last, slab + size) * slab_rows) - o;
+        const int64_t o = slab * slab_rows, rows = std::min(out, std::min(last, slab + size) * slab_rows) - o;
         table.pack_slabs(a, row(dy, begin) + before + o, dy.row_stride(), k, rows, 0,
                          (rows + slab_rows - 1) / slab_rows);
         Bf16Gemm g{};

@@ -71,10 +71,8 @@ memory::desc describe(const Tensor& t, kernels::Op op) {
     std::swap(rows, cols);
     std::swap(row_stride, col_stride);
   }
-  if (t.shape.rank == 2)
-    return memory::desc({rows, cols}, type_of(t.dtype), {row_stride, col_stride});
-  return memory::desc({t.shape[0], rows, cols}, type_of(t.dtype),
-                      {t.strides[0], row_stride, col_stride});
+  if (t.shape.rank == 2) return memory::desc({rows, cols}, type_of(t.dtype), {row_stride, col_stride});
+  return memory::desc({t.shape[0], rows, cols}, type_of(t.dtype), {t.strides[0], row_stride, col_stride});
 }
 
 Key key_of(int threads, const kernels::Matmul& m) {
@@ -83,9 +81,7 @@ Key key_of(int threads, const kernels::Matmul& m) {
     std::memcpy(&i, &f, 4);
     return static_cast<int64_t>(i);
   };
-  const auto row_stride = [](const Tensor& t) {
-    return t.strides[static_cast<size_t>(t.shape.rank) - 2];
-  };
+  const auto row_stride = [](const Tensor& t) { return t.strides[static_cast<size_t>(t.shape.rank) - 2]; };
   const bool batched = m.c.shape.rank == 3;
   const int64_t types = static_cast<int64_t>(m.a.dtype) | static_cast<int64_t>(m.c.dtype) << 4 |
                         static_cast<int64_t>(m.op_a) << 8 | static_cast<int64_t>(m.op_b) << 9;
@@ -117,8 +113,7 @@ Product build(const kernels::Matmul& m) {
     attr.set_post_ops(ops);
   }
   const dnnl::matmul::primitive_desc desc(
-      dnnl::matmul::desc(describe(m.a, m.op_a), describe(m.b, m.op_b),
-                         describe(m.c, kernels::Op::none)),
+      dnnl::matmul::desc(describe(m.a, m.op_a), describe(m.b, m.op_b), describe(m.c, kernels::Op::none)),
       attr, engine());
   Product p;
   p.primitive = dnnl::matmul(desc);
@@ -127,10 +122,8 @@ Product build(const kernels::Matmul& m) {
   p.c = memory(desc.dst_desc(), engine(), nullptr);
   p.scratchpad = memory(desc.scratchpad_desc(), engine(), nullptr);
   p.scratchpad_bytes = desc.scratchpad_desc().get_size();
-  p.args = {{DNNL_ARG_SRC, p.a},
-            {DNNL_ARG_WEIGHTS, p.b},
-            {DNNL_ARG_DST, p.c},
-            {DNNL_ARG_SCRATCHPAD, p.scratchpad}};
+  p.args = {
+      {DNNL_ARG_SRC, p.a}, {DNNL_ARG_WEIGHTS, p.b}, {DNNL_ARG_DST, p.c}, {DNNL_ARG_SCRATCHPAD, p.scratchpad}};
   return p;
 }
 
@@ -161,16 +154,15 @@ void run(const Queue& queue, const kernels::Matmul& m) {
   p.a.set_data_handle(m.a.data);
   p.b.set_data_handle(m.b.data);
   p.c.set_data_handle(m.c.data);
-  if (p.scratchpad_bytes > 0)
-    p.scratchpad.set_data_handle(scratch(Scratch::onednn, p.scratchpad_bytes));
+  if (p.scratchpad_bytes > 0) p.scratchpad.set_data_handle(scratch(Scratch::onednn, p.scratchpad_bytes));
   p.primitive.execute(stream, p.args);
   if (before != threads) omp_set_num_threads(before);
 }
 
 // A contiguous f32 copy of `t` in scratch memory.
 Tensor widen(const Queue& queue, const Tensor& t, Scratch purpose) {
-  Tensor copy = make_tensor(scratch(purpose, static_cast<size_t>(t.numel()) * 4), t.shape,
-                            DType::f32, t.device);
+  Tensor copy =
+      make_tensor(scratch(purpose, static_cast<size_t>(t.numel()) * 4), t.shape, DType::f32, t.device);
   copy_matrix(queue, copy, t);
   return copy;
 }
@@ -186,8 +178,8 @@ void matmul(const Queue& queue, const kernels::Matmul& args) {
     wide.b = widen(queue, args.b, Scratch::gemm_b);
   }
   if (!bf16_out) return run(queue, wide);
-  wide.c = make_tensor(scratch(Scratch::gemm_c, static_cast<size_t>(args.c.numel()) * 4),
-                       args.c.shape, DType::f32, args.c.device);
+  wide.c = make_tensor(scratch(Scratch::gemm_c, static_cast<size_t>(args.c.numel()) * 4), args.c.shape,
+                       DType::f32, args.c.device);
   if (args.beta != 0.0f) copy_matrix(queue, wide.c, args.c);
   run(queue, wide);
   copy_matrix(queue, args.c, wide.c);

@@ -45,14 +45,18 @@ void muon_direction(const Queue& queue, const kernels::MuonDirection& a) {
   if (a.layout == Layout::same) {
     parallel_for(queue, rows, 16, [&](int64_t begin, int64_t end) {
       const int64_t at = begin * cols, n = (end - begin) * cols;
-      if (is_bf16) table.direction_bf16(x16 + at, m + at, grad + at, n, u);
-      else table.direction_f32(x32 + at, m + at, grad + at, n, u);
+      if (is_bf16)
+        table.direction_bf16(x16 + at, m + at, grad + at, n, u);
+      else
+        table.direction_f32(x32 + at, m + at, grad + at, n, u);
     });
     return;
   }
   parallel_for(queue, cols, 32, [&](int64_t begin, int64_t end) {
-    if (is_bf16) table.transposed_bf16(x16, m, grad, rows, cols, begin, end, u);
-    else table.transposed_f32(x32, m, grad, rows, cols, begin, end, u);
+    if (is_bf16)
+      table.transposed_bf16(x16, m, grad, rows, cols, begin, end, u);
+    else
+      table.transposed_f32(x32, m, grad, rows, cols, begin, end, u);
   });
 }
 
@@ -64,9 +68,11 @@ void muon_update(const Queue& queue, const kernels::MuonUpdate& a) {
   const float step_size = static_cast<float>(a.step_size), decay = static_cast<float>(a.decay);
   parallel_for(queue, rows, 16, [&](int64_t begin, int64_t end) {
     if (a.x.dtype == DType::bf16)
-      muon_table().update_bf16(value, master, a.x.as<bf16>(), cols, begin, end, x_row, x_col, step_size, decay);
+      muon_table().update_bf16(value, master, a.x.as<bf16>(), cols, begin, end, x_row, x_col, step_size,
+                               decay);
     else
-      muon_table().update_f32(value, master, a.x.as<float>(), cols, begin, end, x_row, x_col, step_size, decay);
+      muon_table().update_f32(value, master, a.x.as<float>(), cols, begin, end, x_row, x_col, step_size,
+                              decay);
   });
 }
 

@@ -1,6 +1,7 @@
+#include "kernels/norm.h"
+
 #include <algorithm>
 
-#include "kernels/cpu/cpu.h"
 #include "kernels/cpu/isa/norm.h"
 
 namespace osprey::cpu {
@@ -29,8 +30,8 @@ NormRows<T> forward_rows(const Tensor& y, const Tensor& x, const Tensor& weight,
 /// Runs `kernel` on fixed chunks of rows, each with its own partial row, then sums the partials in
 /// order: the result does not depend on the number of threads.
 template <class T, class Kernel>
-void backward_rows(const Queue& queue, const Accum& dx, const Tensor& dy, const Tensor& x, const Tensor& weight,
-                   const Tensor& stats, const Tensor& partial, Kernel kernel) {
+void backward_rows(const Queue& queue, const Accum& dx, const Tensor& dy, const Tensor& x,
+                   const Tensor& weight, const Tensor& stats, const Tensor& partial, Kernel kernel) {
   const int64_t rows = x.rows(), chunks = norm_partials(rows), width = partial.cols();
   float* partials = partial.as<float>();
   parallel_for(queue, chunks, 1, [&](int64_t first, int64_t last) {
@@ -83,9 +84,11 @@ void rmsnorm_forward(const Queue& queue, const kernels::RmsnormForward& f) {
 
 void rmsnorm_backward(const Queue& queue, const kernels::RmsnormBackward& b) {
   if (b.x.dtype == DType::bf16)
-    backward_rows<bf16>(queue, b.dx, b.dy, b.x, b.weight, b.rstd, b.partial, norm_table().rmsnorm_backward_bf16);
+    backward_rows<bf16>(queue, b.dx, b.dy, b.x, b.weight, b.rstd, b.partial,
+                        norm_table().rmsnorm_backward_bf16);
   else
-    backward_rows<float>(queue, b.dx, b.dy, b.x, b.weight, b.rstd, b.partial, norm_table().rmsnorm_backward_f32);
+    backward_rows<float>(queue, b.dx, b.dy, b.x, b.weight, b.rstd, b.partial,
+                         norm_table().rmsnorm_backward_f32);
   sum_partials(b.dweight, b.partial, 0);
 }
 
@@ -105,9 +108,11 @@ void layernorm_forward(const Queue& queue, const kernels::LayernormForward& f) {
 
 void layernorm_backward(const Queue& queue, const kernels::LayernormBackward& b) {
   if (b.x.dtype == DType::bf16)
-    backward_rows<bf16>(queue, b.dx, b.dy, b.x, b.weight, b.stats, b.partial, norm_table().layernorm_backward_bf16);
+    backward_rows<bf16>(queue, b.dx, b.dy, b.x, b.weight, b.stats, b.partial,
+                        norm_table().layernorm_backward_bf16);
   else
-    backward_rows<float>(queue, b.dx, b.dy, b.x, b.weight, b.stats, b.partial, norm_table().layernorm_backward_f32);
+    backward_rows<float>(queue, b.dx, b.dy, b.x, b.weight, b.stats, b.partial,
+                         norm_table().layernorm_backward_f32);
   sum_partials(b.dweight, b.partial, 0);
   sum_partials(b.dbias, b.partial, b.x.cols());
 }

@@ -1,13 +1,16 @@
+#include "kernels/pointwise.h"
+
 #include <cstring>
 
-#include "kernels/cpu/cpu.h"
 #include "kernels/cpu/isa/pointwise.h"
 
 namespace osprey::cpu {
 
 namespace {
 
-char* row(const Tensor& t, int64_t r) { return static_cast<char*>(t.data) + r * t.row_stride() * size_bytes(t.dtype); }
+char* row(const Tensor& t, int64_t r) {
+  return static_cast<char*>(t.data) + r * t.row_stride() * size_bytes(t.dtype);
+}
 
 template <class T>
 T* row_of(const Tensor& t, int64_t r) {

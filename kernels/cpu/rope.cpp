@@ -24,8 +24,8 @@ std::shared_ptr<const Angles> make_angles(double theta, int64_t half, int64_t po
   a->sines.reserve(static_cast<size_t>(positions * half));
   for (int64_t p = 0; p < positions; ++p)
     for (int64_t i = 0; i < half; ++i) {
-      const double angle = static_cast<double>(p) *
-                           std::pow(theta, -static_cast<double>(i) / static_cast<double>(half));
+      const double angle =
+          static_cast<double>(p) * std::pow(theta, -static_cast<double>(i) / static_cast<double>(half));
       a->cosines.push_back(static_cast<float>(std::cos(angle)));
       a->sines.push_back(static_cast<float>(std::sin(angle)));
     }
@@ -86,8 +86,8 @@ struct Common {
 };
 
 Common common(const Tensor& positions, int64_t head_size, double theta, float eps) {
-  return {angles_for(theta, head_size / 2, longest_position(positions)), positions.as<int32_t>(),
-          head_size, eps};
+  return {angles_for(theta, head_size / 2, longest_position(positions)), positions.as<int32_t>(), head_size,
+          eps};
 }
 
 }  // namespace
@@ -109,8 +109,7 @@ void rope_forward(const Queue& queue, const kernels::RopeForward& a) {
 
 void rope_backward(const Queue& queue, const kernels::RopeBackward& a) {
   const Common c = common(a.positions, a.head_size, a.theta, a.eps);
-  const auto run =
-      a.dy_q.dtype == DType::bf16 ? rope_table().backward_bf16 : rope_table().backward_f32;
+  const auto run = a.dy_q.dtype == DType::bf16 ? rope_table().backward_bf16 : rope_table().backward_f32;
   const int64_t rows = a.dy_q.rows(), chunks = kernels::rope_partials(rows), size = a.head_size;
   const bool norms = a.q_weight.defined() || a.k_weight.defined();
   float* partial = norms ? a.partial.as<float>() : nullptr;

@@ -69,9 +69,11 @@ void round_to_nearest(const Queue& queue, const kernels::RoundToNearest& a) {
   parallel_for(queue, a.x.rows(), 4, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       if (a.x.dtype == DType::bf16)
-        round_row(a.y.as<bf16>() + r * a.y.row_stride(), a.x.as<bf16>() + r * a.x.row_stride(), a.x.cols(), a);
+        round_row(a.y.as<bf16>() + r * a.y.row_stride(), a.x.as<bf16>() + r * a.x.row_stride(), a.x.cols(),
+                  a);
       else
-        round_row(a.y.as<float>() + r * a.y.row_stride(), a.x.as<float>() + r * a.x.row_stride(), a.x.cols(), a);
+        round_row(a.y.as<float>() + r * a.y.row_stride(), a.x.as<float>() + r * a.x.row_stride(), a.x.cols(),
+                  a);
     }
   });
 }

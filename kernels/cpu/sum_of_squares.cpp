@@ -15,7 +15,8 @@ void sum_of_squares(const Queue& queue, const kernels::SumOfSquares& args) {
   const float* x = args.x.as<float>();
   parallel_for(queue, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c)
-      sums[static_cast<size_t>(c)] = sum_of_squares_table().sum(x + c * chunk, std::min(chunk, n - c * chunk));
+      sums[static_cast<size_t>(c)] =
+          sum_of_squares_table().sum(x + c * chunk, std::min(chunk, n - c * chunk));
   });
   double total = 0;
   for (int64_t c = 0; c < chunks; ++c) total += sums[static_cast<size_t>(c)];

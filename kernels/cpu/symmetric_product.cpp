@@ -31,7 +31,8 @@ void symmetric_product(const Queue& queue, const kernels::SymmetricProduct& args
   alone.threads = 1;
   // Block rows get shorter: taken alternately from both ends, neighbours cost the same together.
   parallel_for(queue, blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) block_row(alone, args, (i % 2 ? blocks - 1 - i / 2 : i / 2) * block);
+    for (int64_t i = begin; i < end; ++i)
+      block_row(alone, args, (i % 2 ? blocks - 1 - i / 2 : i / 2) * block);
   });
 }
 

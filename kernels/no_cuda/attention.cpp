@@ -1,11 +1,11 @@
 #include "kernels/attention.h"
 
+#include "kernels/no_cuda/absent.h"
+
 namespace osprey::cuda {
 
-static void refuse() { fail("attention", "this osprey was built without CUDA"); }
-
-void attention_forward(const Queue&, const kernels::AttentionForward&) { refuse(); }
-void attention_backward(const Queue&, const kernels::AttentionBackward&) { refuse(); }
-void attention_decode(const Queue&, const kernels::AttentionDecode&) { refuse(); }
+void attention_forward(const Queue&, const kernels::AttentionForward&) { absent("attention_forward"); }
+void attention_backward(const Queue&, const kernels::AttentionBackward&) { absent("attention_backward"); }
+void attention_decode(const Queue&, const kernels::AttentionDecode&) { absent("attention_decode"); }
 
 }  // namespace osprey::cuda

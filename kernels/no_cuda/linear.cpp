@@ -1,13 +1,13 @@
 #include "kernels/linear.h"
 
+#include "kernels/no_cuda/absent.h"
+
 namespace osprey::cuda {
 
-[[noreturn]] static void none() { fail("linear", "this osprey was built without CUDA"); }
-
-int64_t linear_pack_bytes(kernels::Weights, kernels::PackFor) { none(); }
-void linear_pack(const Queue&, const kernels::LinearPack&) { none(); }
-void linear_forward(const Queue&, const kernels::LinearForward&) { none(); }
-void linear_dgrad(const Queue&, const kernels::LinearDgrad&) { none(); }
-void linear_wgrad(const Queue&, const kernels::LinearWgrad&) { none(); }
+int64_t linear_pack_bytes(kernels::Weights, kernels::PackFor) { absent("linear_pack_bytes"); }
+void linear_pack(const Queue&, const kernels::LinearPack&) { absent("linear_pack"); }
+void linear_forward(const Queue&, const kernels::LinearForward&) { absent("linear_forward"); }
+void linear_dgrad(const Queue&, const kernels::LinearDgrad&) { absent("linear_dgrad"); }
+void linear_wgrad(const Queue&, const kernels::LinearWgrad&) { absent("linear_wgrad"); }
 
 }  // namespace osprey::cuda

@@ -1,7 +1,9 @@
 #include "kernels/muon.h"
 
+#include "kernels/no_cuda/absent.h"
+
 namespace osprey::cuda {
-void muon_momentum(const Queue&, const kernels::MuonMomentum&) { fail("muon_momentum", "built without CUDA"); }
-void muon_direction(const Queue&, const kernels::MuonDirection&) { fail("muon_direction", "built without CUDA"); }
-void muon_update(const Queue&, const kernels::MuonUpdate&) { fail("muon_update", "built without CUDA"); }
+void muon_momentum(const Queue&, const kernels::MuonMomentum&) { absent("muon_momentum"); }
+void muon_direction(const Queue&, const kernels::MuonDirection&) { absent("muon_direction"); }
+void muon_update(const Queue&, const kernels::MuonUpdate&) { absent("muon_update"); }
 }  // namespace osprey::cuda

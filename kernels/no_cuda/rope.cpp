@@ -1,10 +1,10 @@
 #include "kernels/rope.h"
 
+#include "kernels/no_cuda/absent.h"
+
 namespace osprey::cuda {
 
-static void refuse() { fail("rope", "this osprey was built without CUDA"); }
-
-void rope_forward(const Queue&, const kernels::RopeForward&) { refuse(); }
-void rope_backward(const Queue&, const kernels::RopeBackward&) { refuse(); }
+void rope_forward(const Queue&, const kernels::RopeForward&) { absent("rope_forward"); }
+void rope_backward(const Queue&, const kernels::RopeBackward&) { absent("rope_backward"); }
 
 }  // namespace osprey::cuda

@@ -37,7 +37,9 @@ OSPREY_HD uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t index) {
 }
 
 /// Uniform in the open interval (0, 1), from 32 bits.
-OSPREY_HD float unit_float(uint32_t bits) { return (static_cast<float>(bits >> 8) + 0.5f) * (1.0f / 16777216.0f); }
+OSPREY_HD float unit_float(uint32_t bits) {
+  return (static_cast<float>(bits >> 8) + 0.5f) * (1.0f / 16777216.0f);
+}
 
 /// Uniform in (0, 1).
 OSPREY_HD float random_uniform(uint64_t seed, uint64_t stream, uint64_t index) {

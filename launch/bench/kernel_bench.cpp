@@ -41,8 +41,10 @@ void bench_layer(const Queue& queue, const GemmCase& c) {
   using kernels::Op;
   using kernels::PackFor;
   Arena memory("bench", queue.device, int64_t{256} << 20);
-  const Tensor x = random_tensor(memory, {rows, c.in}, DType::bf16, 1), w = random_tensor(memory, {c.out, c.in}, DType::bf16, 1);
-  const Tensor y = random_tensor(memory, {rows, c.out}, DType::bf16, 1), dx = memory.alloc({rows, c.in}, DType::bf16);
+  const Tensor x = random_tensor(memory, {rows, c.in}, DType::bf16, 1),
+               w = random_tensor(memory, {c.out, c.in}, DType::bf16, 1);
+  const Tensor y = random_tensor(memory, {rows, c.out}, DType::bf16, 1),
+               dx = memory.alloc({rows, c.in}, DType::bf16);
   const Tensor dw = memory.alloc({c.out, c.in}, DType::f32);
   Tensor packs[2];
   for (PackFor use : {PackFor::forward, PackFor::dgrad}) {
@@ -55,8 +57,10 @@ void bench_layer(const Queue& queue, const GemmCase& c) {
   const Accum into{dw, false};
   const auto ours = [&](int product) {
     if (product == 0) kernels::linear_forward(queue, {.y = y, .x = x, .weights = {&w, 1}, .pack = packs[0]});
-    if (product == 1) kernels::linear_dgrad(queue, {.dx = {dx, false}, .dy = y, .weights = {&w, 1}, .pack = packs[1]});
-    if (product == 2) kernels::linear_wgrad(queue, {.dweights = {&into, 1}, .outs = {&c.out, 1}, .dy = y, .x = x});
+    if (product == 1)
+      kernels::linear_dgrad(queue, {.dx = {dx, false}, .dy = y, .weights = {&w, 1}, .pack = packs[1]});
+    if (product == 2)
+      kernels::linear_wgrad(queue, {.dweights = {&into, 1}, .outs = {&c.out, 1}, .dy = y, .x = x});
   };
   const auto plain = [&](int product) {
     if (product == 0) kernels::matmul(queue, {.c = y, .a = x, .b = w, .op_b = Op::transpose});
@@ -80,11 +84,17 @@ void bench_layer(const Queue& queue, const GemmCase& c) {
 class OpBench {
  public:
   OpBench(const Queue& queue, double gemm_rate)
-      : queue_(queue), gemm_rate_(gemm_rate), inputs_("inputs", queue.device, int64_t{512} << 20),
-        arena_("activations", queue.device, int64_t{1} << 30), pool_("gradients", queue.device), tape_(queue, arena_, pool_) {
+      : queue_(queue),
+        gemm_rate_(gemm_rate),
+        inputs_("inputs", queue.device, int64_t{512} << 20),
+        arena_("activations", queue.device, int64_t{1} << 30),
+        pool_("gradients", queue.device),
+        tape_(queue, arena_, pool_) {
     tape_.set_mode(Tape::Mode::train);
   }
-  Parameter& parameter(const char* name, const Shape& shape) { return params_.add(name, -1, shape, {Init::Kind::normal, 0.02}); }
+  Parameter& parameter(const char* name, const Shape& shape) {
+    return params_.add(name, -1, shape, {Init::Kind::normal, 0.02});
+  }
   void ready() {
     params_.materialize(queue_.device, DType::bf16, ParamStore::Gradients::on);
     params_.initialize(queue_, 1);
@@ -104,7 +114,8 @@ class OpBench {
       const Var y = op(tape_);
       forward = std::min(forward, now_s() - start);
       const Tensor value = tape_.value(y);
-      if (!dy.defined()) dy = value.numel() == 1 ? one() : random_tensor(inputs_, value.shape, value.dtype, 1e-3f);
+      if (!dy.defined())
+        dy = value.numel() == 1 ? one() : random_tensor(inputs_, value.shape, value.dtype, 1e-3f);
       const double middle = now_s();
       tape_.backward_from(y, dy);
       backward = std::min(backward, now_s() - middle);
@@ -136,12 +147,14 @@ void bench_gemm(int threads) {
   Yardstick yardstick(queue);
   double rate = 0;
   for (int i = 0; i < 8; ++i) rate = std::max(rate, yardstick.sample());
-  fmt::print("bench gemm: {} thread{}; oneDNN 2048 x 2048 x 2048 bf16: {:.0f} GFLOP/s; best of 10, in turn\n", threads,
-             threads == 1 ? "" : "s", rate / 1e9);
+  fmt::print("bench gemm: {} thread{}; oneDNN 2048 x 2048 x 2048 bf16: {:.0f} GFLOP/s; best of 10, in turn\n",
+             threads, threads == 1 ? "" : "s", rate / 1e9);
   if (!kernels::bf16_gemm_is_native()) fmt::print("  this CPU multiplies bf16 in fp32\n");
-  fmt::print("  {:<10}{:<9}{:>14}{:>10}{:>10}{:>8}\n", "layer", "product", "out x in", "linear", "matmul", "ratio");
-  for (const GemmCase& c : {GemmCase{"qkv", 3 * width, width}, GemmCase{"o", width, width}, GemmCase{"gate_up", 2 * ffn, width},
-                            GemmCase{"down", width, ffn}, GemmCase{"head", vocabulary, width}})
+  fmt::print("  {:<10}{:<9}{:>14}{:>10}{:>10}{:>8}\n", "layer", "product", "out x in", "linear", "matmul",
+             "ratio");
+  for (const GemmCase& c :
+       {GemmCase{"qkv", 3 * width, width}, GemmCase{"o", width, width}, GemmCase{"gate_up", 2 * ffn, width},
+        GemmCase{"down", width, ffn}, GemmCase{"head", vocabulary, width}})
     bench_layer(queue, c);
 }
 
@@ -150,17 +163,21 @@ void bench_ops(int threads) {
   Yardstick yardstick(queue);
   double rate = 0;
   for (int i = 0; i < 8; ++i) rate = std::max(rate, yardstick.sample());
-  fmt::print("bench ops: 4096 rows of the bench model, {} thread{}; of GEMM: FLOP/s of both directions over oneDNN's {:.0f} GFLOP/s\n",
-             threads, threads == 1 ? "" : "s", rate / 1e9);
+  fmt::print(
+      "bench ops: 4096 rows of the bench model, {} thread{}; of GEMM: FLOP/s of both directions over "
+      "oneDNN's {:.0f} GFLOP/s\n",
+      threads, threads == 1 ? "" : "s", rate / 1e9);
   fmt::print("  {:<26}{:>11}{:>13}{:>10}\n", "op", "forward ms", "backward ms", "of GEMM");
   OpBench b(queue, rate);
   Parameter& norm = b.parameter("norm", {width});
   Parameter& embed = b.parameter("embed", {vocabulary, width});
-  Parameter* qkv[] = {&b.parameter("q", {width, width}), &b.parameter("k", {width, width}), &b.parameter("v", {width, width})};
+  Parameter* qkv[] = {&b.parameter("q", {width, width}), &b.parameter("k", {width, width}),
+                      &b.parameter("v", {width, width})};
   Parameter* gate_up[] = {&b.parameter("gate", {ffn, width}), &b.parameter("up", {ffn, width})};
   Parameter& down = b.parameter("down", {width, ffn});
   b.ready();
-  const Tensor x = b.activation(width), wide = b.activation(3 * width), pair = b.activation(2 * ffn), half = b.activation(ffn);
+  const Tensor x = b.activation(width), wide = b.activation(3 * width), pair = b.activation(2 * ffn),
+               half = b.activation(ffn);
   const Tensor tokens = b.indices(vocabulary), positions = b.indices(512);
   const double n = rows;
   b.run("rmsnorm", 0, [&](Tape& t) { return rmsnorm(t, t.source(x), t.leaf(norm), 1e-6f); });
@@ -168,10 +185,13 @@ void bench_ops(int threads) {
   b.run("add", 0, [&](Tape& t) { return add(t, t.source(x), t.source(x)); });
   b.run("swiglu", 0, [&](Tape& t) { return swiglu(t, t.source(pair)); });
   b.run("rope", 0, [&](Tape& t) {
-    return rope(t, t.source(wide), {.heads = heads, .kv_heads = heads, .head_size = width / heads, .positions = positions}, {}, {});
+    return rope(t, t.source(wide),
+                {.heads = heads, .kv_heads = heads, .head_size = width / heads, .positions = positions}, {},
+                {});
   });
   b.run("attention, causal", 6 * n * 512 * width, [&](Tape& t) {
-    return attention(t, t.source(wide), {.batch = 8, .heads = heads, .kv_heads = heads, .head_size = width / heads}, {}, {});
+    return attention(t, t.source(wide),
+                     {.batch = 8, .heads = heads, .kv_heads = heads, .head_size = width / heads}, {}, {});
   });
   b.run("linear qkv", 6 * n * width * 3 * width, [&](Tape& t) { return linear(t, t.source(x), qkv); });
   b.run("linear gate_up", 6 * n * width * 2 * ffn, [&](Tape& t) { return linear(t, t.source(x), gate_up); });

@@ -11,7 +11,9 @@
 
 namespace osprey::bench {
 
-inline double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+inline double now_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 inline double median(std::vector<double> v) {
   if (v.empty()) return 0;
@@ -24,8 +26,10 @@ inline Tensor random_tensor(Arena& arena, const Shape& shape, DType dtype, float
   const Tensor t = arena.alloc(shape, dtype);
   for (int64_t i = 0; i < t.numel(); ++i) {
     const float v = scale * (random_uniform(3, 1, static_cast<uint64_t>(i)) - 0.5f);
-    if (dtype == DType::bf16) t.as<bf16>()[i] = to_bf16(v);
-    else t.as<float>()[i] = v;
+    if (dtype == DType::bf16)
+      t.as<bf16>()[i] = to_bf16(v);
+    else
+      t.as<float>()[i] = v;
   }
   return t;
 }
@@ -34,7 +38,8 @@ inline Tensor random_tensor(Arena& arena, const Shape& shape, DType dtype, float
 class Yardstick {
  public:
   explicit Yardstick(const Queue& queue)
-      : queue_(queue), memory_("yardstick", queue.device, side * side * 8 + 4096),
+      : queue_(queue),
+        memory_("yardstick", queue.device, side * side * 8 + 4096),
         product_{.c = memory_.alloc({side, side}, DType::f32),
                  .a = random_tensor(memory_, {side, side}, DType::bf16, 1),
                  .b = random_tensor(memory_, {side, side}, DType::bf16, 1)} {

@@ -113,7 +113,8 @@ void BenchRun::make_pieces() {
   int64_t workspace_bytes = 0;
   for (const auto& p : params_.all()) {
     const Optimizer& optimizer = optimizers_->of(*p);
-    auto group = std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) { return g.optimizer == &optimizer; });
+    auto group = std::find_if(groups_.begin(), groups_.end(),
+                              [&](const Group& g) { return g.optimizer == &optimizer; });
     if (group == groups_.end()) group = groups_.insert(groups_.end(), Group{&optimizer, {}});
     const Shape shape = optimizer.granularity() == Granularity::matrix ? p->shape : Shape{p->shape.numel()};
     ParamPiece piece{.name = p->name, .full_shape = p->shape, .end = p->shape.numel()};
@@ -143,8 +144,10 @@ void BenchRun::make_batch() {
     *t = batch_memory_.alloc({micro_batch, sequence}, DType::i32);
   const auto vocabulary = static_cast<uint64_t>(model_->vocabulary());
   for (int64_t i = 0; i < tokens; ++i) {
-    batch_.tokens.as<int32_t>()[i] = static_cast<int32_t>(random_u64(1, 1, static_cast<uint64_t>(i)) % vocabulary);
-    batch_.targets.as<int32_t>()[i] = static_cast<int32_t>(random_u64(1, 2, static_cast<uint64_t>(i)) % vocabulary);
+    batch_.tokens.as<int32_t>()[i] =
+        static_cast<int32_t>(random_u64(1, 1, static_cast<uint64_t>(i)) % vocabulary);
+    batch_.targets.as<int32_t>()[i] =
+        static_cast<int32_t>(random_u64(1, 2, static_cast<uint64_t>(i)) % vocabulary);
     batch_.positions.as<int32_t>()[i] = static_cast<int32_t>(i % sequence);
   }
 }
@@ -162,7 +165,11 @@ void BenchRun::step(int64_t index) {
   const double start = now_s();
   for (const Group& g : groups_)
     g.optimizer->step(queue_, g.pieces,
-                      {.step = index, .learning_rate = 1e-3, .grad_scale = gradient.scale, .seed = 1, .workspace = workspace_});
+                      {.step = index,
+                       .learning_rate = 1e-3,
+                       .grad_scale = gradient.scale,
+                       .seed = 1,
+                       .workspace = workspace_});
   for (const auto& p : params_.all()) ++p->version;
   optimizer_seconds = now_s() - start;
   times.forward("optimizer");
@@ -176,10 +183,12 @@ void print_profile(const OpTimes& before, const OpTimes& after, double steps, do
     OpTimes::Row first{r.op};
     for (const OpTimes::Row& b : before.rows())
       if (std::strcmp(b.op, r.op) == 0) first = b;
-    const double forward = (r.forward - first.forward) / steps * 1e3, backward = (r.backward - first.backward) / steps * 1e3;
+    const double forward = (r.forward - first.forward) / steps * 1e3,
+                 backward = (r.backward - first.backward) / steps * 1e3;
     if (forward + backward < 0.05) continue;
     all += forward + backward;
-    fmt::print("  {:<16}{:>12.1f}{:>13.1f}{:>8.1f}%\n", r.op, forward, backward, 100 * (forward + backward) / step_ms);
+    fmt::print("  {:<16}{:>12.1f}{:>13.1f}{:>8.1f}%\n", r.op, forward, backward,
+               100 * (forward + backward) / step_ms);
   }
   fmt::print("  {:<16}{:>25.1f}\n", "together", all);
 }
@@ -216,21 +225,25 @@ TrainBenchResult bench_train(const TrainBenchOptions& options) {
   result.gemm_flops = median(rates);
 
   const bool adamw = options.optimizer == BenchOptimizer::adamw;
-  fmt::print("bench train: llama, 8 layers, width 512, 8 heads, ffn 1408, vocabulary 8192 ({} parameters), T 512, micro "
-             "batch 8, bf16, {}, {} thread{}\n",
-             run.parameters(), adamw ? "adamw" : "muon + adamw", options.threads, options.threads == 1 ? "" : "s");
-  fmt::print("  step                {:>9.1f} ms   median of {}, one micro batch of {} tokens\n", result.step_ms,
-             options.steps, tokens);
+  fmt::print(
+      "bench train: llama, 8 layers, width 512, 8 heads, ffn 1408, vocabulary 8192 ({} parameters), T 512, "
+      "micro "
+      "batch 8, bf16, {}, {} thread{}\n",
+      run.parameters(), adamw ? "adamw" : "muon + adamw", options.threads, options.threads == 1 ? "" : "s");
+  fmt::print("  step                {:>9.1f} ms   median of {}, one micro batch of {} tokens\n",
+             result.step_ms, options.steps, tokens);
   fmt::print("  tokens/s            {:>9.0f}\n", result.tokens_per_second);
-  fmt::print("  training            {:>9.1f} GFLOP/s   6 N (head included, embedding not) + 6 L T C of causal attention\n",
-             result.flops / 1e9);
+  fmt::print(
+      "  training            {:>9.1f} GFLOP/s   6 N (head included, embedding not) + 6 L T C of causal "
+      "attention\n",
+      result.flops / 1e9);
   fmt::print("  oneDNN bf16 GEMM    {:>9.1f} GFLOP/s   2048 x 2048 x 2048, median, measured in turn\n",
              result.gemm_flops / 1e9);
   fmt::print("  fraction            {:>9.3f}\n", result.fraction());
   fmt::print("  optimizer           {:>9.1f} ms   {:.2f}% of a step of 131072 tokens\n", result.optimizer_ms,
              100 * result.optimizer_ms / (32 * (result.step_ms - result.optimizer_ms) + result.optimizer_ms));
-  fmt::print("  heap allocations    {:>9}   operator new, in {} steps after the first two\n", result.allocations,
-             options.steps);
+  fmt::print("  heap allocations    {:>9}   operator new, in {} steps after the first two\n",
+             result.allocations, options.steps);
   print_profile(warm, run.times, static_cast<double>(options.steps), result.step_ms);
   std::fflush(stdout);
   return result;

@@ -15,11 +15,11 @@ struct TrainBenchOptions {
 
 struct TrainBenchResult {
   double tokens_per_second = 0;
-  double flops = 0;              // training FLOP/s: 6 N (head included, embedding not) + causal attention
-  double gemm_flops = 0;         // oneDNN bf16 GEMM, measured in turn
-  double step_ms = 0;            // median
-  double optimizer_ms = 0;       // of which the optimizer
-  int64_t allocations = 0;       // calls of operator new in the measured steps
+  double flops = 0;         // training FLOP/s: 6 N (head included, embedding not) + causal attention
+  double gemm_flops = 0;    // oneDNN bf16 GEMM, measured in turn
+  double step_ms = 0;       // median
+  double optimizer_ms = 0;  // of which the optimizer
+  int64_t allocations = 0;  // calls of operator new in the measured steps
   double fraction() const { return gemm_flops > 0 ? flops / gemm_flops : 0; }
 };
 

@@ -14,14 +14,18 @@ void add_check(CLI::App& app) {
     std::optional<int64_t> ranks;
   };
   const auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("check", "validate a recipe and print it with every default; nothing is run");
+  CLI::App* command =
+      app.add_subcommand("check", "validate a recipe and print it with every default; nothing is run");
   command->add_option("recipe", options->recipe, "the recipe, a YAML file")->required();
-  command->add_option("--set", options->overrides, "key.path=value, instead of what the recipe says; may be repeated")
+  command
+      ->add_option("--set", options->overrides,
+                   "key.path=value, instead of what the recipe says; may be repeated")
       ->take_all()
       ->allow_extra_args(false);
   command->add_option("--ranks", options->ranks, "also check that the batch divides over this many ranks")
       ->check(CLI::PositiveNumber);
-  command->footer("Example:\n  osprey check recipes/quickstart/osp.yaml --ranks 2 --set train.micro_batch_size=8");
+  command->footer(
+      "Example:\n  osprey check recipes/quickstart/osp.yaml --ranks 2 --set train.micro_batch_size=8");
   command->callback([options] {
     const Recipe recipe = load_recipe(options->recipe, options->overrides, options->ranks);
     std::fputs(dump_recipe(recipe).c_str(), stdout);

@@ -39,7 +39,10 @@ Result evaluate(LoadedModel& m, ValidationLoader& data, const BatchView& view, i
   const auto start = std::chrono::steady_clock::now();
   LossSum sum;
   for (int64_t first = 0; first < rows; first += view.batch()) {
-    Batch batch{.tokens = view.tokens, .targets = view.targets, .positions = view.positions, .document_start = view.document_start};
+    Batch batch{.tokens = view.tokens,
+                .targets = view.targets,
+                .positions = view.positions,
+                .document_start = view.document_start};
     data.batch(first, batch);
     for (int64_t row = rows - first; row < view.batch(); ++row) {
       int32_t* targets = view.targets.as<int32_t>() + row * view.sequence();
@@ -59,7 +62,8 @@ void report(const std::string& name, const Result& r, const Result& plain) {
   fmt::print("\n");
 }
 
-void append(const std::filesystem::path& run, const std::filesystem::path& checkpoint, const std::string& format, const Result& r) {
+void append(const std::filesystem::path& run, const std::filesystem::path& checkpoint,
+            const std::string& format, const Result& r) {
   if (run.empty()) return;
   int64_t step = 0, tokens = 0;
   if (std::filesystem::exists(checkpoint / "state.yaml")) {
@@ -87,7 +91,8 @@ void run(const Options& options) {
   const BatchView view = make_batch(buffers, options.batch, length);
 
   const Result plain = evaluate(m, *data, view, rows);
-  fmt::print("{}\n{} tokens of validation data in sequences of {}, {:.1f} s\n\n", m.path.string(), plain.tokens, length, plain.seconds);
+  fmt::print("{}\n{} tokens of validation data in sequences of {}, {:.1f} s\n\n", m.path.string(),
+             plain.tokens, length, plain.seconds);
   fmt::print("{:<28} {:>9} {:>12} {:>10}\n", "round to nearest", "loss", "perplexity", "added loss");
   report("as trained", plain, plain);
   const std::filesystem::path home = run_of(m.path);
@@ -99,8 +104,11 @@ void run(const Options& options) {
     report(format.name + (options.clip_search ? " (clip search)" : ""), r, plain);
     if (!options.clip_search) append(home, m.path, format.name, r);
   }
-  fmt::print("\nWeights per output row, symmetric; activations per token, asymmetric; linear layers inside the blocks only.\n\n");
-  print_outliers(measure_outliers_of(m, *data, view, std::min(rows, options.batch)), OutlierDetail::over_layers);
+  fmt::print(
+      "\nWeights per output row, symmetric; activations per token, asymmetric; linear layers inside the "
+      "blocks only.\n\n");
+  print_outliers(measure_outliers_of(m, *data, view, std::min(rows, options.batch)),
+                 OutlierDetail::over_layers);
   if (!home.empty()) fmt::print("\nadded to {}\n", (home / "metrics.jsonl").string());
 }
 
@@ -109,16 +117,29 @@ void run(const Options& options) {
 void add_eval(CLI::App& app) {
   const auto o = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
-      "eval", "loss, perplexity and outlier figures of a checkpoint, and the same after rounding it to integers");
-  command->add_option("checkpoint", o->checkpoint, "a checkpoint, or a run (its newest checkpoint)")->required();
+      "eval",
+      "loss, perplexity and outlier figures of a checkpoint, and the same after rounding it to integers");
+  command->add_option("checkpoint", o->checkpoint, "a checkpoint, or a run (its newest checkpoint)")
+      ->required();
   command->add_option("--data", o->data, "token shards (glob) instead of the recipe's validation data");
-  command->add_option("--tokens", o->tokens, "validation tokens")->check(CLI::PositiveNumber)->capture_default_str();
-  command->add_option("--quantize", o->formats, "formats such as w4a4, comma separated")->delimiter(',')->capture_default_str();
-  command->add_flag("--clip-search", o->clip_search, "search each weight row's clipping (80 candidates, |error|^2.4)");
-  command->add_option("--sequence-len", o->sequence_len, "length of a sequence; the checkpoint's if absent")->check(CLI::PositiveNumber);
-  command->add_option("--batch", o->batch, "sequences at a time")->check(CLI::PositiveNumber)->capture_default_str();
-  command->add_option("--threads", o->threads, "CPU threads")->check(CLI::PositiveNumber)->capture_default_str();
-  command->footer("Example:\n  osprey eval runs/quickstart_osp --tokens 100000 --quantize w8a8,w4a4 --clip-search");
+  command->add_option("--tokens", o->tokens, "validation tokens")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--quantize", o->formats, "formats such as w4a4, comma separated")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_flag("--clip-search", o->clip_search,
+                    "search each weight row's clipping (80 candidates, |error|^2.4)");
+  command->add_option("--sequence-len", o->sequence_len, "length of a sequence; the checkpoint's if absent")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--batch", o->batch, "sequences at a time")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--threads", o->threads, "CPU threads")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->footer(
+      "Example:\n  osprey eval runs/quickstart_osp --tokens 100000 --quantize w8a8,w4a4 --clip-search");
   command->callback([o] { run(*o); });
 }
 

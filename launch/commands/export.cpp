@@ -38,8 +38,10 @@ void export_hf(const Options& options) {
   const fs::path from = options.checkpoint, to = options.directory;
   const HubModel hub(from);
   const auto beyond = beyond_transformers(hub.spec());
-  require(!beyond, "export", "no architecture of transformers computes {}; {} itself is what Osprey loads (osprey eval, "
-          "osprey generate)", beyond.value_or(""), from.string());
+  require(!beyond, "export",
+          "no architecture of transformers computes {}; {} itself is what Osprey loads (osprey eval, "
+          "osprey generate)",
+          beyond.value_or(""), from.string());
   require(!fs::exists(to) || (fs::is_directory(to) && fs::is_empty(to)), "export",
           "{} exists and is not an empty directory; choose another", to.string());
   if (fs::exists(from / "manifest.json")) verify_files(from, read_manifest(from));
@@ -62,7 +64,9 @@ void export_hf(const Options& options) {
   partial.publish(PartialDirectory::Manifest::left_out);
   fmt::print("{}: {} tensors, {:.1f} MB of {}{}\n", to.string(), layout.tensors.size(),
              static_cast<double>(file.size_bytes) / 1e6, name(type),
-             from_masters ? ", from the fp32 masters" : widened ? ", widened from BF16 (no masters here)" : "");
+             from_masters ? ", from the fp32 masters"
+             : widened    ? ", widened from BF16 (no masters here)"
+                          : "");
 }
 
 }  // namespace
@@ -70,11 +74,17 @@ void export_hf(const Options& options) {
 void add_export(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("export", "write a checkpoint's model as another program wants it");
-  command->add_option("checkpoint", options->checkpoint, "a checkpoint, or any Hugging Face Llama directory")->required();
-  command->add_option("directory", options->directory, "what to write; must not exist, or be empty")->required();
-  command->add_option("--to", options->to, "hf: a clean Hugging Face directory")->check(CLI::IsMember({"hf"}))->capture_default_str();
-  command->add_option("--dtype", options->dtype, "bf16 or f32; as in the checkpoint when absent. f32 starts from the fp32 "
-                      "masters where the checkpoint has them")
+  command->add_option("checkpoint", options->checkpoint, "a checkpoint, or any Hugging Face Llama directory")
+      ->required();
+  command->add_option("directory", options->directory, "what to write; must not exist, or be empty")
+      ->required();
+  command->add_option("--to", options->to, "hf: a clean Hugging Face directory")
+      ->check(CLI::IsMember({"hf"}))
+      ->capture_default_str();
+  command
+      ->add_option("--dtype", options->dtype,
+                   "bf16 or f32; as in the checkpoint when absent. f32 starts from the fp32 "
+                   "masters where the checkpoint has them")
       ->check(CLI::IsMember({"bf16", "f32"}));
   command->footer("Example:\n  osprey export runs/osp/checkpoints/step-00000500 --to hf osp-hf");
   command->callback([options] { export_hf(*options); });

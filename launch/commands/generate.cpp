@@ -73,7 +73,8 @@ void generate(LoadedModel& m, const Options& o, uint64_t sample, const std::vect
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::printf("\n");
   std::fflush(stdout);
-  fmt::print(stderr, "[{} tokens, {:.1f} tokens/s]\n", text.size() - prompt.size(), static_cast<double>(text.size()) / seconds);
+  fmt::print(stderr, "[{} tokens, {:.1f} tokens/s]\n", text.size() - prompt.size(),
+             static_cast<double>(text.size()) / seconds);
 }
 
 void run(const Options& o) {
@@ -82,8 +83,9 @@ void run(const Options& o) {
   // Documents are separated by the end token, so a text begins after one.
   prompt.push_back(m.tokenizer->bos_id().value_or(m.tokenizer->eos_id()));
   m.tokenizer->encode(o.prompt, prompt);
-  require(m.tokenizer->vocab_size() <= m.hub.spec().vocab_size, "generate", "the tokenizer has {} tokens but the model only {}",
-          m.tokenizer->vocab_size(), m.hub.spec().vocab_size);
+  require(m.tokenizer->vocab_size() <= m.hub.spec().vocab_size, "generate",
+          "the tokenizer has {} tokens but the model only {}", m.tokenizer->vocab_size(),
+          m.hub.spec().vocab_size);
   const int64_t trained = m.hub.context().sequence_len;
   if (static_cast<int64_t>(prompt.size()) + o.max_tokens > trained)
     fmt::print(stderr, "note: the model was trained on {} tokens; text beyond that degrades\n", trained);
@@ -95,16 +97,26 @@ void run(const Options& o) {
 void add_generate(CLI::App& app) {
   const auto o = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("generate", "continue a text with a checkpoint");
-  command->add_option("checkpoint", o->checkpoint, "a checkpoint, or a run (its newest checkpoint)")->required();
+  command->add_option("checkpoint", o->checkpoint, "a checkpoint, or a run (its newest checkpoint)")
+      ->required();
   command->add_option("--prompt", o->prompt, "the text to continue; empty: a new document");
-  command->add_option("--max-tokens", o->max_tokens, "tokens to add at most")->check(CLI::PositiveNumber)->capture_default_str();
-  command->add_option("--samples", o->samples, "continuations")->check(CLI::PositiveNumber)->capture_default_str();
-  command->add_option("--temperature", o->sampler.temperature, "0: always the most likely token")->capture_default_str();
+  command->add_option("--max-tokens", o->max_tokens, "tokens to add at most")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--samples", o->samples, "continuations")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--temperature", o->sampler.temperature, "0: always the most likely token")
+      ->capture_default_str();
   command->add_option("--top-k", o->sampler.top_k, "only the k most likely tokens");
-  command->add_option("--top-p", o->sampler.top_p, "only the most likely tokens that together have probability p");
+  command->add_option("--top-p", o->sampler.top_p,
+                      "only the most likely tokens that together have probability p");
   command->add_option("--seed", o->sampler.seed, "of the draws")->capture_default_str();
-  command->add_option("--threads", o->threads, "CPU threads")->check(CLI::PositiveNumber)->capture_default_str();
-  command->footer("Example:\n  osprey generate runs/quickstart_osp --prompt \"Osprey\" --temperature 0.7 --top-p 0.9");
+  command->add_option("--threads", o->threads, "CPU threads")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->footer(
+      "Example:\n  osprey generate runs/quickstart_osp --prompt \"Osprey\" --temperature 0.7 --top-p 0.9");
   command->callback([o] { run(*o); });
 }
 

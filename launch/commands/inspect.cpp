@@ -22,14 +22,16 @@ struct Options {
 
 /// Largest |w| over mean |w|: of the matrix, and of its worst input channel (column) over the mean column.
 void print_weights(const ParamStore& params) {
-  fmt::print("\n{:<32}{:>16}{:>10}{:>12}{:>16}{:>12}\n", "weight", "shape", "max", "max/mean", "worst column", "kurtosis");
+  fmt::print("\n{:<32}{:>16}{:>10}{:>12}{:>16}{:>12}\n", "weight", "shape", "max", "max/mean", "worst column",
+             "kurtosis");
   for (const auto& p : params.all()) {
     if (!p->matrix()) continue;
     const int64_t cols = p->shape[1];
     std::vector<double> column(static_cast<size_t>(cols));
     double largest = 0, sum = 0, square = 0, fourth = 0;
     for (int64_t i = 0; i < p->shape.numel(); ++i) {
-      const double v = std::abs(static_cast<double>(p->value.dtype == DType::bf16 ? to_float(p->value.as<bf16>()[i]) : p->value.as<float>()[i]));
+      const double v = std::abs(static_cast<double>(
+          p->value.dtype == DType::bf16 ? to_float(p->value.as<bf16>()[i]) : p->value.as<float>()[i]));
       largest = std::max(largest, v);
       sum += v;
       square += v * v;
@@ -38,22 +40,31 @@ void print_weights(const ParamStore& params) {
     }
     const double n = static_cast<double>(p->shape.numel()), mean = sum / n;
     const double worst = *std::max_element(column.begin(), column.end()) / (sum / static_cast<double>(cols));
-    fmt::print("{:<32}{:>16}{:>10.4f}{:>12.2f}{:>16.2f}{:>12.2f}\n", p->name, p->shape.str(), largest, mean > 0 ? largest / mean : 0,
-               worst, square > 0 ? fourth * n / (square * square) - 3 : 0);
+    fmt::print("{:<32}{:>16}{:>10.4f}{:>12.2f}{:>16.2f}{:>12.2f}\n", p->name, p->shape.str(), largest,
+               mean > 0 ? largest / mean : 0, worst, square > 0 ? fourth * n / (square * square) - 3 : 0);
   }
-  fmt::print("worst column: mean |w| of the heaviest input channel over the mean of all; kurtosis: excess, uncentred.\n");
+  fmt::print(
+      "worst column: mean |w| of the heaviest input channel over the mean of all; kurtosis: excess, "
+      "uncentred.\n");
 }
 
 }  // namespace
 
 void add_inspect(CLI::App& app) {
   const auto o = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("inspect", "outlier tables of a checkpoint: every tensor of every layer, and its weights");
-  command->add_option("checkpoint", o->checkpoint, "a checkpoint, or a run (its newest checkpoint)")->required();
+  CLI::App* command = app.add_subcommand(
+      "inspect", "outlier tables of a checkpoint: every tensor of every layer, and its weights");
+  command->add_option("checkpoint", o->checkpoint, "a checkpoint, or a run (its newest checkpoint)")
+      ->required();
   command->add_option("--data", o->data, "token shards (glob) instead of the recipe's validation data");
-  command->add_option("--sequences", o->sequences, "sequences to run")->check(CLI::PositiveNumber)->capture_default_str();
-  command->add_option("--sequence-len", o->sequence_len, "length of a sequence; the checkpoint's if absent")->check(CLI::PositiveNumber);
-  command->add_option("--threads", o->threads, "CPU threads")->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--sequences", o->sequences, "sequences to run")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--sequence-len", o->sequence_len, "length of a sequence; the checkpoint's if absent")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--threads", o->threads, "CPU threads")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command->footer("Example:\n  osprey inspect runs/quickstart_osp --sequences 16");
   command->callback([o] {
     LoadedModel m(o->checkpoint, o->threads);
@@ -62,7 +73,8 @@ void add_inspect(CLI::App& app) {
     const int64_t rows = std::min(o->sequences, data->rows()), batch = std::min<int64_t>(rows, 8);
     Arena buffers("token buffers", m.queue.device, int64_t{64} << 20);
     fmt::print("{}\n\n", m.path.string());
-    print_outliers(measure_outliers_of(m, *data, make_batch(buffers, batch, length), rows / batch * batch), OutlierDetail::every_layer);
+    print_outliers(measure_outliers_of(m, *data, make_batch(buffers, batch, length), rows / batch * batch),
+                   OutlierDetail::every_layer);
     print_weights(m.params);
   });
 }

@@ -40,26 +40,31 @@ void print_plan(const Recipe& recipe, int ranks, int threads) {
   int64_t embedding = 0;
   for (const auto& p : session.params.all())
     if (p->name == "embed.weight") embedding = p->shape.numel();
-  fmt::print("{}: {} steps of {} tokens, {} tokens in all, on {} rank{}\n\n", recipe.run.name, train.total_steps(),
-             train.global_batch_tokens, train.total_steps() * train.global_batch_tokens, ranks, ranks == 1 ? "" : "s");
+  fmt::print("{}: {} steps of {} tokens, {} tokens in all, on {} rank{}\n\n", recipe.run.name,
+             train.total_steps(), train.global_batch_tokens, train.total_steps() * train.global_batch_tokens,
+             ranks, ranks == 1 ? "" : "s");
   fmt::print("parameters            {:>14}\n  without embedding   {:>14}\n", session.params.numel(),
              session.params.numel() - embedding);
   fmt::print("micro steps per step  {:>14}\n", micro_steps(train, recipe.data.sequence_len, ranks));
   fmt::print("FLOPs per token       {:>14.4g}   (6 N + causal attention)\n", flops);
   fmt::print("FLOPs per step        {:>14.4g}\n", flops * static_cast<double>(train.global_batch_tokens));
-  fmt::print("FLOPs in all          {:>14.4g}\n\n",
-             flops * static_cast<double>(train.global_batch_tokens) * static_cast<double>(train.total_steps()));
+  fmt::print("FLOPs in all          {:>14.4g}\n\n", flops * static_cast<double>(train.global_batch_tokens) *
+                                                        static_cast<double>(train.total_steps()));
 
-  fmt::print("memory by category    {:>14} {:>14}\n", "rank 0", ranks > 1 ? fmt::format("rank {}", ranks - 1) : "");
-  const auto first = plan_memory(recipe, 0, ranks, threads), last = plan_memory(recipe, ranks - 1, ranks, threads);
+  fmt::print("memory by category    {:>14} {:>14}\n", "rank 0",
+             ranks > 1 ? fmt::format("rank {}", ranks - 1) : "");
+  const auto first = plan_memory(recipe, 0, ranks, threads),
+             last = plan_memory(recipe, ranks - 1, ranks, threads);
   int64_t totals[2] = {0, 0};
   for (size_t i = 0; i < first.size(); ++i) {
-    fmt::print("  {:<20}{:>14} {:>14}\n", first[i].name, gib(first[i].bytes), ranks > 1 ? gib(last[i].bytes) : "");
+    fmt::print("  {:<20}{:>14} {:>14}\n", first[i].name, gib(first[i].bytes),
+               ranks > 1 ? gib(last[i].bytes) : "");
     totals[0] += first[i].bytes;
     totals[1] += last[i].bytes;
   }
   fmt::print("  {:<20}{:>14} {:>14}\n", "total", gib(totals[0]), ranks > 1 ? gib(totals[1]) : "");
-  fmt::print("\nsent per step         {:>14}   by rank 0\n", gib(ranks > 1 ? sent_bytes(recipe, session.plan, 0) : 0));
+  fmt::print("\nsent per step         {:>14}   by rank 0\n",
+             gib(ranks > 1 ? sent_bytes(recipe, session.plan, 0) : 0));
 }
 
 }  // namespace
@@ -72,9 +77,12 @@ void add_plan(CLI::App& app) {
     int threads = 1;
   };
   const auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("plan", "parameters, memory of each rank by category, traffic and FLOPs; nothing is run");
+  CLI::App* command = app.add_subcommand(
+      "plan", "parameters, memory of each rank by category, traffic and FLOPs; nothing is run");
   command->add_option("recipe", options->recipe, "the recipe, a YAML file")->required();
-  command->add_option("--set", options->overrides, "key.path=value, instead of what the recipe says; may be repeated")
+  command
+      ->add_option("--set", options->overrides,
+                   "key.path=value, instead of what the recipe says; may be repeated")
       ->take_all()
       ->allow_extra_args(false);
   command->add_option("--ranks", options->ranks, "number of ranks")->check(CLI::PositiveNumber);

@@ -43,13 +43,11 @@ class ProgressLine {
     std::string line =
         fmt::format("{}: {} documents, {:.1f} MB", at.stage, at.documents, at.text_bytes * 1e-6);
     if (at.tokens > 0 && !new_stage)
-      line += fmt::format(", {:.2f} M tokens, {:.2f} M tokens/s", at.tokens * 1e-6,
-                          at.tokens * 1e-6 / seconds);
-    std::fputs(
-        terminal
-            ? fmt::format("{}\r{}\033[K", new_stage && !stage_.empty() ? "\n" : "", line).c_str()
-            : (line + "\n").c_str(),
-        stderr);
+      line +=
+          fmt::format(", {:.2f} M tokens, {:.2f} M tokens/s", at.tokens * 1e-6, at.tokens * 1e-6 / seconds);
+    std::fputs(terminal ? fmt::format("{}\r{}\033[K", new_stage && !stage_.empty() ? "\n" : "", line).c_str()
+                        : (line + "\n").c_str(),
+               stderr);
     std::fflush(stderr);
     stage_ = at.stage;
     last_ = now;
@@ -80,20 +78,18 @@ std::string unescape(const std::string& text) {
 }
 
 void print(const PrepareOptions& options, const PrepareSummary& summary, double seconds) {
-  if (summary.already_there)
-    fmt::print("{} is complete and of these settings: kept\n", options.output);
+  if (summary.already_there) fmt::print("{} is complete and of these settings: kept\n", options.output);
   fmt::print("{:<12} {:>7} {:>12} {:>14} {:>10} {:>13}\n", "split", "shards", "documents", "tokens",
              "text MB", "bytes/token");
   for (const SplitSummary& split : summary.splits)
-    fmt::print("{:<12} {:>7} {:>12} {:>14} {:>10.1f} {:>13.2f}\n", split.name, split.shards,
-               split.documents, split.tokens, split.text_bytes * 1e-6,
-               static_cast<double>(split.text_bytes) /
-                   static_cast<double>(std::max<int64_t>(1, split.tokens)));
+    fmt::print(
+        "{:<12} {:>7} {:>12} {:>14} {:>10.1f} {:>13.2f}\n", split.name, split.shards, split.documents,
+        split.tokens, split.text_bytes * 1e-6,
+        static_cast<double>(split.text_bytes) / static_cast<double>(std::max<int64_t>(1, split.tokens)));
   fmt::print("tokenizer    {}, {} tokens, in {}/tokenizer\n", summary.tokenizer_fingerprint,
              summary.vocab_size, options.output);
   if (summary.skipped > 0)
-    fmt::print("skipped      {} documents; the first: {}\n", summary.skipped,
-               summary.first_skipped);
+    fmt::print("skipped      {} documents; the first: {}\n", summary.skipped, summary.first_skipped);
   if (!summary.already_there) fmt::print("written to   {} in {:.1f} s\n", options.output, seconds);
 }
 
@@ -109,8 +105,7 @@ const Words<Documents> kDocuments = {{"file", Documents::file},
                                      {"line", Documents::line},
                                      {"paragraph", Documents::paragraph},
                                      {"entry", Documents::entry}};
-const Words<Encoding> kEncodings = {{"utf-8", Encoding::utf8},
-                                    {"windows-1252", Encoding::windows1252}};
+const Words<Encoding> kEncodings = {{"utf-8", Encoding::utf8}, {"windows-1252", Encoding::windows1252}};
 const Words<Kind> kKinds = {{"bpe", Kind::bpe}, {"unigram", Kind::unigram}};
 
 /// An option that takes one of a few words.
@@ -149,8 +144,7 @@ struct Command {
       require(options.inputs.empty() && options.output.empty() && !train_asked(), "prepare",
               "--adopt takes shards and --tokenizer only");
       const auto tokenizer = load_tokenizer(options.tokenizer);
-      for (const std::string& prefix : adopt_shards(adopt, *tokenizer))
-        fmt::print("wrote {}.json\n", prefix);
+      for (const std::string& prefix : adopt_shards(adopt, *tokenizer)) fmt::print("wrote {}.json\n", prefix);
       return;
     }
     if (!separator.empty()) options.text.separator = unescape(separator);
@@ -163,8 +157,7 @@ struct Command {
       ProgressLine line;
       summary = prepare(options, [&](const PrepareProgress& at) { line(at); });
     }
-    print(options, summary,
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    print(options, summary, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }
 };
 
@@ -185,8 +178,7 @@ void add_prepare(CLI::App& app) {
                            "train a sentencepiece tokenizer: bpe or unigram")
                     ->group(tokens);
   state->train = train;
-  command
-      ->add_option("--vocab-size", state->training.vocab_size, "tokens of the tokenizer to train")
+  command->add_option("--vocab-size", state->training.vocab_size, "tokens of the tokenizer to train")
       ->capture_default_str()
       ->needs(train)
       ->group(tokens);
@@ -204,14 +196,12 @@ void add_prepare(CLI::App& app) {
       ->group(tokens);
 
   const char* text = "Text";
-  add_choice(command, "--format", o.text.format, kFormats, "auto (by name), text or jsonl")
-      ->group(text);
-  auto* documents =
-      add_choice(command, "--documents", o.text.documents, kDocuments,
-                 "what a document of a text file is: file (default), line, paragraph (between "
-                 "blank lines), or entry (an "
-                 "unindented line after a blank one begins the next, as in dictionaries)")
-          ->group(text);
+  add_choice(command, "--format", o.text.format, kFormats, "auto (by name), text or jsonl")->group(text);
+  auto* documents = add_choice(command, "--documents", o.text.documents, kDocuments,
+                               "what a document of a text file is: file (default), line, paragraph (between "
+                               "blank lines), or entry (an "
+                               "unindented line after a blank one begins the next, as in dictionaries)")
+                        ->group(text);
   command
       ->add_option("--document-separator", state->separator,
                    "text that stands between documents; \\n is a newline")
@@ -231,25 +221,20 @@ void add_prepare(CLI::App& app) {
 
   const char* output = "Output";
   command
-      ->add_option("--validation-fraction", o.validation_fraction,
-                   "share of documents held out; 0 for none")
+      ->add_option("--validation-fraction", o.validation_fraction, "share of documents held out; 0 for none")
       ->capture_default_str()
       ->group(output);
-  command
-      ->add_option("--shard-tokens", o.shard_tokens, "close a shard when it holds so many tokens")
+  command->add_option("--shard-tokens", o.shard_tokens, "close a shard when it holds so many tokens")
       ->capture_default_str()
       ->group(output);
   command->add_option("--seed", o.seed, "decides which documents are held out")
       ->capture_default_str()
       ->group(output);
-  command
-      ->add_option("--threads", o.threads, "threads to encode with; results do not depend on them")
+  command->add_option("--threads", o.threads, "threads to encode with; results do not depend on them")
       ->check(CLI::Range(1, 1024).description(""))
       ->capture_default_str()
       ->group(output);
-  command
-      ->add_flag("--if-missing", state->if_missing,
-                 "keep a complete output that has these very settings")
+  command->add_flag("--if-missing", state->if_missing, "keep a complete output that has these very settings")
       ->group(output);
   command
       ->add_option("--adopt", state->adopt,

@@ -30,7 +30,8 @@ void write_page(const fs::path& file, const std::string& html) {
   }
   std::error_code error;
   fs::rename(aside, file, error);
-  require(!error, "report", "cannot write {}: {}; choose another file with -o", file.string(), error.message());
+  require(!error, "report", "cannot write {}: {}; choose another file with -o", file.string(),
+          error.message());
 }
 
 void report_runs(const std::vector<std::string>& dirs, const std::string& output) {
@@ -48,7 +49,8 @@ void report_runs(const std::vector<std::string>& dirs, const std::string& output
 }  // namespace
 
 void add_report(CLI::App& app) {
-  auto* command = app.add_subcommand("report", "write one self-contained HTML page about one or several runs");
+  auto* command =
+      app.add_subcommand("report", "write one self-contained HTML page about one or several runs");
   command->footer("Example: osprey report runs/osp runs/adam -o report.html");
   auto dirs = std::make_shared<std::vector<std::string>>();
   auto output = std::make_shared<std::string>();

@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -28,9 +30,17 @@ void stop_on_signals() {
   sigaction(SIGUSR1, &action, nullptr);
 }
 
+/// What is allowed but worth a line before the run starts.
+void print_notes(const Recipe& recipe, const Session& session) {
+  for (const std::string& warning : session.optimizers->warnings()) fmt::print(stderr, "note: {}\n", warning);
+  if (recipe.train.precision == DType::bf16 && !cpu::has_bf16_instructions())
+    fmt::print(stderr, "note: this CPU ({}) has no bf16 products; they run in fp32 on bf16-rounded operands\n",
+               cpu::name(cpu::active_isa()));
+}
+
 /// The hook that writes down what happens. Collective.
-std::unique_ptr<RunWatch> watch_run(const Recipe& recipe, const Session& session, const Trainer& trainer, Communicator& world,
-                                    std::optional<int64_t> resumed) {
+std::unique_ptr<RunWatch> watch_run(const Recipe& recipe, const Session& session, const Trainer& trainer,
+                                    Communicator& world, std::optional<int64_t> resumed) {
   const std::filesystem::path directory = std::filesystem::path(recipe.run.output_dir) / recipe.run.name;
   RunWatchOptions options;
   options.directory = directory;
@@ -54,7 +64,8 @@ std::unique_ptr<RunWatch> watch_run(const Recipe& recipe, const Session& session
       std::ofstream out(directory / "recipe.yaml", std::ios::binary);
       out << dump_recipe(recipe);
       out.flush();
-      require(out.good(), "train", "cannot write {}; check run.output_dir", (directory / "recipe.yaml").string());
+      require(out.good(), "train", "cannot write {}; check run.output_dir",
+              (directory / "recipe.yaml").string());
     }
     watch = std::make_unique<RunWatch>(options, world, session.queue);
   });
@@ -74,7 +85,8 @@ void train(const Options& options, Communicator& world) {
     tokenizer = load_tokenizer(recipe.data.tokenizer);
     const int64_t rows = recipe.train.global_batch_tokens / recipe.data.sequence_len;
     loader = std::make_unique<Loader>(recipe.data, *tokenizer,
-                                      Loader::Setup{.seed = static_cast<uint64_t>(recipe.run.seed), .global_rows = rows,
+                                      Loader::Setup{.seed = static_cast<uint64_t>(recipe.run.seed),
+                                                    .global_rows = rows,
                                                     .vocab_size = recipe.model.vocab_size});
     if (!recipe.data.validation.empty())
       validation = std::make_unique<ValidationLoader>(recipe.data, *tokenizer, recipe.model.vocab_size);
@@ -84,6 +96,7 @@ void train(const Options& options, Communicator& world) {
     session = std::make_unique<Session>(recipe, world, queue, activation_bytes + (int64_t{64} << 20));
   });
   const std::unique_ptr<RunLock> lock = lock_run(recipe, world);
+  if (world.rank() == 0) print_notes(recipe, *session);
   session->initialize();
 
   TrainSource train_source(*loader, world);
@@ -114,7 +127,9 @@ void add_train(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("train", "train a model as a recipe says; also under mpirun");
   command->add_option("recipe", options->recipe, "the recipe, a YAML file")->required();
-  command->add_option("--set", options->overrides, "key.path=value, instead of what the recipe says; may be repeated")
+  command
+      ->add_option("--set", options->overrides,
+                   "key.path=value, instead of what the recipe says; may be repeated")
       ->take_all()
       ->allow_extra_args(false);
   command->footer("Example:\n  mpirun -np 2 osprey train recipes/quickstart/osp.yaml --set train.steps=100");

@@ -61,16 +61,18 @@ json data_of(const RunData& run) {
   for (const auto& [key, curve] : run.train) train[key] = curve_of(curve);
   for (const auto& [key, layers] : run.outliers) outliers[key[0]][key[1]][key[2]] = grid_of(layers);
   for (const auto& [step, reason] : run.skipped) skipped.push_back({step, reason});
-  return {{"name", run.name},         {"train", train},     {"validation", curve_of(run.validation)},
-          {"outliers", outliers},     {"skipped", skipped}, {"resumed", run.resumed}};
+  return {{"name", run.name},     {"train", train},     {"validation", curve_of(run.validation)},
+          {"outliers", outliers}, {"skipped", skipped}, {"resumed", run.resumed}};
 }
 
 /// JSON that may stand inside a script element: no "<", so nothing can end the element or open a comment.
 std::string script_json(const json& value) {
   std::string out;
   for (const char c : value.dump(-1, ' ', true, json::error_handler_t::replace)) {
-    if (c == '<' || c == '>' || c == '&') out += fmt::format("\\u{:04x}", static_cast<int>(c));
-    else out += c;
+    if (c == '<' || c == '>' || c == '&')
+      out += fmt::format("\\u{:04x}", static_cast<int>(c));
+    else
+      out += c;
   }
   return out;
 }
@@ -150,7 +152,8 @@ struct Row {
 std::string table(const std::vector<RunData>& runs, const std::vector<Row>& rows, const char* corner) {
   std::string out = fmt::format("<div class=\"scroll\"><table><thead><tr><th scope=\"col\">{}</th>", corner);
   for (size_t i = 0; i < runs.size(); ++i)
-    out += fmt::format("<th scope=\"col\"><span class=\"chip c{}\"></span>{}</th>", i % 8, escape_html(runs[i].name));
+    out += fmt::format("<th scope=\"col\"><span class=\"chip c{}\"></span>{}</th>", i % 8,
+                       escape_html(runs[i].name));
   out += "</tr></thead><tbody>\n";
   for (const Row& row : rows) {
     const std::string title = row.help.empty() ? "" : fmt::format(" title=\"{}\"", escape_html(row.help));
@@ -164,34 +167,48 @@ std::string table(const std::vector<RunData>& runs, const std::vector<Row>& rows
 
 /// Appends a row unless no run has anything to say in it.
 template <class Cell>
-void add_row(std::vector<Row>& rows, const std::vector<RunData>& runs, const std::string& label, const char* help,
-             const Cell& cell) {
+void add_row(std::vector<Row>& rows, const std::vector<RunData>& runs, const std::string& label,
+             const char* help, const Cell& cell) {
   Row row{label, help, {}};
   for (const RunData& run : runs) row.cells.push_back(cell(run));
-  const bool any = std::any_of(row.cells.begin(), row.cells.end(), [](const std::string& c) { return !c.empty(); });
+  const bool any =
+      std::any_of(row.cells.begin(), row.cells.end(), [](const std::string& c) { return !c.empty(); });
   if (any) rows.push_back(std::move(row));
 }
 
 std::string outlier_figures(const std::vector<RunData>& runs) {
   std::vector<Row> rows;
-  const auto add = [&](const std::string& label, const char* help, const auto& cell) { add_row(rows, runs, label, help, cell); };
-  for (const auto& [tensor, label] : {std::pair{"block_input", "block input"}, {"attention_output", "attention output"},
-                                      {"down_input", "down input"}, {"final_hidden", "final hidden"}}) {
+  const auto add = [&](const std::string& label, const char* help, const auto& cell) {
+    add_row(rows, runs, label, help, cell);
+  };
+  for (const auto& [tensor, label] : {std::pair{"block_input", "block input"},
+                                      {"attention_output", "attention output"},
+                                      {"down_input", "down input"},
+                                      {"final_hidden", "final hidden"}}) {
     add(fmt::format("Kurtosis, {}, in context", label), "excess, per token, ordinary batch; mean over layers",
-        [t = tensor](const RunData& r) { return outlier_text(latest(r, {"context", t, "kurtosis"}, Over::mean)); });
+        [t = tensor](const RunData& r) {
+          return outlier_text(latest(r, {"context", t, "kurtosis"}, Over::mean));
+        });
     add(fmt::format("Kurtosis, {}, OSP protocol", label), "sequences of length one; mean over layers",
-        [t = tensor](const RunData& r) { return outlier_text(latest(r, {"osp", t, "osp_kurtosis"}, Over::mean)); });
+        [t = tensor](const RunData& r) {
+          return outlier_text(latest(r, {"osp", t, "osp_kurtosis"}, Over::mean));
+        });
     add(fmt::format("Largest |x|, {}, in context", label), "ordinary batch, over all layers",
-        [t = tensor](const RunData& r) { return outlier_text(latest(r, {"context", t, "max_abs"}, Over::largest)); });
+        [t = tensor](const RunData& r) {
+          return outlier_text(latest(r, {"context", t, "max_abs"}, Over::largest));
+        });
   }
-  add("Attention on the first token", "mean over heads, later queries and layers",
-      [](const RunData& r) { return fixed(latest(r, {"context", "attention", "first_token_share"}, Over::mean), 4); });
+  add("Attention on the first token", "mean over heads, later queries and layers", [](const RunData& r) {
+    return fixed(latest(r, {"context", "attention", "first_token_share"}, Over::mean), 4);
+  });
   return rows.empty() ? "" : table(runs, rows, "Outliers, last measurement");
 }
 
 std::string final_figures(const std::vector<RunData>& runs) {
   std::vector<Row> rows;
-  const auto add = [&](const std::string& label, const char* help, const auto& cell) { add_row(rows, runs, label, help, cell); };
+  const auto add = [&](const std::string& label, const char* help, const auto& cell) {
+    add_row(rows, runs, label, help, cell);
+  };
   const auto summary = [](const char* key) {
     return [key](const RunData& run) {
       const auto at = run.summary.find(key);
@@ -202,11 +219,15 @@ std::string final_figures(const std::vector<RunData>& runs) {
   add("Steps", "", [](const RunData& r) { return grouped(r.step); });
   add("Tokens", "", [](const RunData& r) { return grouped(r.tokens); });
   add("Parameters", "", [](const RunData& r) { return count_text(r, "parameters"); });
-  add("Training loss", "last train entry, nats per token", [](const RunData& r) { return fixed(train_last(r, "loss"), 4); });
-  add("Validation loss", "last eval entry, nats per token", [](const RunData& r) { return fixed(last_finite(r.validation), 4); });
+  add("Training loss", "last train entry, nats per token",
+      [](const RunData& r) { return fixed(train_last(r, "loss"), 4); });
+  add("Validation loss", "last eval entry, nats per token",
+      [](const RunData& r) { return fixed(last_finite(r.validation), 4); });
   add("Perplexity", "exp of the validation loss", [](const RunData& r) { return perplexity(r, "none"); });
-  for (const auto& [how, label] : {std::pair{"w8a8", "Perplexity, W8A8"}, {"w4a16", "Perplexity, W4A16"}, {"w4a4", "Perplexity, W4A4"}})
-    add(label, "round to nearest: weights per row, activations per token", [how = how](const RunData& r) { return perplexity(r, how); });
+  for (const auto& [how, label] :
+       {std::pair{"w8a8", "Perplexity, W8A8"}, {"w4a16", "Perplexity, W4A16"}, {"w4a4", "Perplexity, W4A4"}})
+    add(label, "round to nearest: weights per row, activations per token",
+        [how = how](const RunData& r) { return perplexity(r, how); });
   add("Tokens per second", "over all ranks", [](const RunData& r) {
     const auto v = summary_number(r, "tokens_per_second");
     return fixed(v ? v : train_last(r, "tokens_per_second"), 0);
@@ -216,9 +237,11 @@ std::string final_figures(const std::vector<RunData>& runs) {
     return fixed(v ? v : train_last(r, "gemm_percent"), 1);
   });
   add("Ranks", "", [](const RunData& r) { return count_text(r, "ranks"); });
-  add("Wall time, s", "of the last process", [](const RunData& r) { return fixed(summary_number(r, "wall_s"), 1); });
+  add("Wall time, s", "of the last process",
+      [](const RunData& r) { return fixed(summary_number(r, "wall_s"), 1); });
   add("Peak memory", "all categories of the rank with the most", peak_memory);
-  add("Skipped updates", "loss or gradient was not finite", [](const RunData& r) { return grouped(static_cast<int64_t>(r.skipped.size())); });
+  add("Skipped updates", "loss or gradient was not finite",
+      [](const RunData& r) { return grouped(static_cast<int64_t>(r.skipped.size())); });
   return "<div class=\"pair\">" + table(runs, rows, "Figure") + outlier_figures(runs) + "</div>\n";
 }
 
@@ -247,9 +270,12 @@ std::string recipes(const std::vector<RunData>& runs) {
   std::string out;
   if (runs.size() > 1) {
     out += fmt::format("<h3>Keys that differ ({})</h3>\n", differing.size());
-    out += differing.empty() ? "<p class=\"quiet\">The recipes are equal.</p>\n" : table(runs, differing, "Key");
+    out +=
+        differing.empty() ? "<p class=\"quiet\">The recipes are equal.</p>\n" : table(runs, differing, "Key");
   }
-  return out + fmt::format("<details{}><summary>All {} keys</summary>\n", runs.size() > 1 ? "" : " open", all.size()) +
+  return out +
+         fmt::format("<details{}><summary>All {} keys</summary>\n", runs.size() > 1 ? "" : " open",
+                     all.size()) +
          table(runs, all, "Key") + "</details>\n";
 }
 
@@ -258,7 +284,9 @@ std::string notes(const std::vector<RunData>& runs) {
   for (const RunData& run : runs)
     for (const std::string& note : run.notes)
       out += fmt::format("<li><b>{}</b>: {}</li>\n", escape_html(run.name), escape_html(note));
-  return out.empty() ? out : "<section class=\"notes\" role=\"note\"><h2>Missing or broken</h2><ul>\n" + out + "</ul></section>\n";
+  return out.empty() ? out
+                     : "<section class=\"notes\" role=\"note\"><h2>Missing or broken</h2><ul>\n" + out +
+                           "</ul></section>\n";
 }
 
 constexpr const char* head = R"(<!doctype html>
@@ -276,13 +304,26 @@ std::string escape_html(std::string_view text) {
   std::string out;
   for (const char c : clean) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      case '\'': out += "&#39;"; break;
-      case '\0': out += "\xEF\xBF\xBD"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      case '\'':
+        out += "&#39;";
+        break;
+      case '\0':
+        out += "\xEF\xBF\xBD";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -292,20 +333,24 @@ std::string page(const std::vector<RunData>& runs) {
   std::string title = "Osprey report", list;
   for (size_t i = 0; i < runs.size(); ++i) {
     title += (i ? ", " : ": ") + escape_html(runs[i].name);
-    list += fmt::format("<li><span class=\"chip c{}\"></span><b>{}</b> <span class=\"quiet\">{}</span></li>\n", i % 8,
-                        escape_html(runs[i].name), escape_html(runs[i].dir.string()));
+    list +=
+        fmt::format("<li><span class=\"chip c{}\"></span><b>{}</b> <span class=\"quiet\">{}</span></li>\n",
+                    i % 8, escape_html(runs[i].name), escape_html(runs[i].dir.string()));
   }
   json data = json::array();
   for (const RunData& run : runs) data.push_back(data_of(run));
   return fmt::format(
-      "{}<title>{}</title>\n<style>{}</style></head>\n<body>\n<svg id=\"ns\" width=\"0\" height=\"0\" aria-hidden=\"true\"></svg>\n"
+      "{}<title>{}</title>\n<style>{}</style></head>\n<body>\n<svg id=\"ns\" width=\"0\" height=\"0\" "
+      "aria-hidden=\"true\"></svg>\n"
       "<header><h1>Osprey report</h1><ul class=\"runs\">\n{}</ul></header>\n<main>\n{}"
       "<section><h2>Final figures</h2>\n{}</section>\n"
-      "<noscript><p class=\"notes\">The curves are drawn by a script inside this page; it is switched off here.</p></noscript>\n"
+      "<noscript><p class=\"notes\">The curves are drawn by a script inside this page; it is switched off "
+      "here.</p></noscript>\n"
       "<div id=\"charts\"></div>\n"
       "<section><h2>Recipe</h2>\n{}</section>\n</main>\n"
       "<script type=\"application/json\" id=\"data\">{}</script>\n<script>{}</script>\n</body></html>\n",
-      head, title, page_css, list, notes(runs), final_figures(runs), recipes(runs), script_json({{"runs", data}}), page_js);
+      head, title, page_css, list, notes(runs), final_figures(runs), recipes(runs),
+      script_json({{"runs", data}}), page_js);
 }
 
 }  // namespace osprey::report

@@ -37,7 +37,8 @@ std::optional<double> number(const json& entry, const char* key) {
 std::optional<int64_t> count(const json& entry, const char* key) {
   const auto at = entry.find(key);
   if (at == entry.end() || !at->is_number_integer()) return {};
-  const int64_t value = at->is_number_unsigned() && at->get<uint64_t>() > uint64_t{1} << 62 ? -1 : at->get<int64_t>();
+  const int64_t value =
+      at->is_number_unsigned() && at->get<uint64_t>() > uint64_t{1} << 62 ? -1 : at->get<int64_t>();
   return value < 0 ? std::nullopt : std::optional(value);
 }
 
@@ -56,7 +57,8 @@ std::string add_entry(RunData& run, const json& entry) {
   if (!tokens) return "no tokens";
   if (event == "train") {
     if (!number(entry, "loss")) return "a train entry without loss";
-    for (const char* key : {"loss", "grad_norm", "learning_rate", "tokens_per_second", "gemm_percent", "step_ms"})
+    for (const char* key :
+         {"loss", "grad_norm", "learning_rate", "tokens_per_second", "gemm_percent", "step_ms"})
       if (const auto value = number(entry, key)) run.train[key].add(*step, *tokens, *value);
   } else if (event == "eval") {
     const auto loss = number(entry, "loss");
@@ -71,8 +73,8 @@ std::string add_entry(RunData& run, const json& entry) {
       return "an outliers entry without protocol, tensor or layer";
     const auto index = layer->get<int64_t>();
     if (index < -1 || index > 100000) return "an outliers entry with an impossible layer";
-    for (const char* key : {"osp_kurtosis", "kurtosis", "pooled_kurtosis", "max_abs", "max_to_mean", "max_to_median",
-                            "first_token_share"})
+    for (const char* key : {"osp_kurtosis", "kurtosis", "pooled_kurtosis", "max_abs", "max_to_mean",
+                            "max_to_median", "first_token_share"})
       if (const auto value = number(entry, key))
         run.outliers[{protocol, tensor, key}][static_cast<int>(index)].add(*step, *tokens, *value);
   } else if (event == "skipped_update") {
@@ -126,8 +128,10 @@ size_t depth_of(const std::string& text) {
   bool quoted = false;
   for (size_t i = 0; i < text.size(); ++i) {
     if (quoted) {
-      if (text[i] == '\\') ++i;
-      else if (text[i] == '"') quoted = false;
+      if (text[i] == '\\')
+        ++i;
+      else if (text[i] == '"')
+        quoted = false;
     } else if (text[i] == '"') {
       quoted = true;
     } else if (text[i] == '{' || text[i] == '[') {
@@ -160,14 +164,19 @@ void read_summary(RunData& run) {
   const auto content = small_file(run, "summary.json");
   if (!content) return;
   const json value = depth_of(*content) > 32 ? json() : json::parse(*content, nullptr, false);
-  if (value.is_object()) flatten(value, "", run.summary);
-  else run.notes.push_back("summary.json is not a JSON object: not read");
+  if (value.is_object())
+    flatten(value, "", run.summary);
+  else
+    run.notes.push_back("summary.json is not a JSON object: not read");
 }
 
-void flatten(const yaml::Node& node, const std::string& path, std::vector<std::pair<std::string, std::string>>& out) {
+void flatten(const yaml::Node& node, const std::string& path,
+             std::vector<std::pair<std::string, std::string>>& out) {
   const std::string prefix = path.empty() ? "" : path + ".";
   switch (node.kind) {
-    case yaml::Node::Kind::scalar: out.emplace_back(path, node.text); break;
+    case yaml::Node::Kind::scalar:
+      out.emplace_back(path, node.text);
+      break;
     case yaml::Node::Kind::map:
       for (const yaml::Entry& e : node.entries)
         if (e.value) flatten(*e.value, prefix + e.key, out);
@@ -197,10 +206,11 @@ void Curve::add(int64_t step, int64_t tokens_seen, double value) {
 
 RunData read_run(const fs::path& dir) {
   std::error_code error;
-  require(fs::is_directory(dir, error), "report", "{} is no directory; give the run directory that osprey train wrote",
-          dir.string());
+  require(fs::is_directory(dir, error), "report",
+          "{} is no directory; give the run directory that osprey train wrote", dir.string());
   require(fs::exists(dir / "recipe.yaml", error) || fs::exists(dir / "metrics.jsonl", error), "report",
-          "{} is no run: it holds neither recipe.yaml nor metrics.jsonl; give the run directory that osprey train wrote",
+          "{} is no run: it holds neither recipe.yaml nor metrics.jsonl; give the run directory that osprey "
+          "train wrote",
           dir.string());
   RunData run;
   run.dir = dir;

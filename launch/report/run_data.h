@@ -28,8 +28,8 @@ struct RunData {
   std::filesystem::path dir;
   std::string name;  // unique among the runs of one report
 
-  std::map<std::string, Curve> train;      // by key of the train entries: "loss", "grad_norm", ...
-  Curve validation;                        // loss of eval entries without quantization
+  std::map<std::string, Curve> train;       // by key of the train entries: "loss", "grad_norm", ...
+  Curve validation;                         // loss of eval entries without quantization
   std::map<std::string, double> eval_loss;  // the last one, by quantization ("none", "w8a8", ...)
   std::map<OutlierKey, LayerCurves> outliers;
   std::vector<std::pair<int64_t, std::string>> skipped;  // step and reason of skipped updates

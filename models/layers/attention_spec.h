@@ -24,11 +24,17 @@ struct AttentionSpec {
   }
 
   void fields(Fields& f) {
-    f.choice("kind", kind,
-             {{"softmax", Kind::softmax}, {"clipped_softmax", Kind::clipped_softmax}, {"gated", Kind::gated}, {"sink", Kind::sink}},
-             "attention variant. gated is the one that removes outliers from causal models (Qiu et al. 2505.06708); sink is "
-             "a learned extra logit per head; clipped_softmax works for encoders but makes causal models worse to "
-             "quantize (OPT-125m: kurtosis 1778 -> 19728, W8A8 perplexity 21.2 -> 37.2; Bondarenko et al. 2306.12929)");
+    f.choice(
+        "kind", kind,
+        {{"softmax", Kind::softmax},
+         {"clipped_softmax", Kind::clipped_softmax},
+         {"gated", Kind::gated},
+         {"sink", Kind::sink}},
+        "attention variant. gated is the one that removes outliers from causal models (Qiu et al. "
+        "2505.06708); sink is "
+        "a learned extra logit per head; clipped_softmax works for encoders but makes causal models worse to "
+        "quantize (OPT-125m: kurtosis 1778 -> 19728, W8A8 perplexity 21.2 -> 37.2; Bondarenko et al. "
+        "2306.12929)");
     f.when(kind == Kind::clipped_softmax, "kind is clipped_softmax", [&] {
       f("zeta", zeta, "upper stretch of clip((zeta - gamma) p + gamma, 0, 1)", at_least(1));
       f("gamma", gamma, "lower stretch, at most 0; give gamma or alpha", Limits{{}, 0.0, false});
@@ -37,7 +43,8 @@ struct AttentionSpec {
     });
     f.when(kind == Kind::gated, "kind is gated", [&] {
       f.choice("gate", gate, {{"headwise", Gate::headwise}, {"elementwise", Gate::elementwise}},
-               "one sigmoid gate for each head, or for each channel of each head, computed from the attention input");
+               "one sigmoid gate for each head, or for each channel of each head, computed from the "
+               "attention input");
       f("bias_init", bias_init, "initial gate bias; 0 starts the gates near one half");
     });
   }

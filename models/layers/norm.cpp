@@ -2,12 +2,15 @@
 
 namespace osprey {
 
-Norm Norm::declare(ParamStore& params, const std::string& name, int layer, NormKind kind, int64_t width, double eps) {
+Norm Norm::declare(ParamStore& params, const std::string& name, int layer, NormKind kind, int64_t width,
+                   double eps) {
   Norm n;
   n.kind = kind;
   n.eps = static_cast<float>(eps);
-  n.weight = &params.add(name + ".weight", layer, {kind == NormKind::ssnorm ? 1 : width}, {Init::Kind::constant, 1.0});
-  if (kind == NormKind::layernorm) n.bias = &params.add(name + ".bias", layer, {width}, {Init::Kind::constant, 0.0});
+  n.weight = &params.add(name + ".weight", layer, {kind == NormKind::ssnorm ? 1 : width},
+                         {Init::Kind::constant, 1.0});
+  if (kind == NormKind::layernorm)
+    n.bias = &params.add(name + ".bias", layer, {width}, {Init::Kind::constant, 0.0});
   return n;
 }
 

@@ -14,7 +14,8 @@ struct Norm {
   float eps = 1e-6f;
 
   /// Declares `name`.weight (ones) and, for layernorm, `name`.bias (zeros).
-  static Norm declare(ParamStore& params, const std::string& name, int layer, NormKind kind, int64_t width, double eps);
+  static Norm declare(ParamStore& params, const std::string& name, int layer, NormKind kind, int64_t width,
+                      double eps);
   Var operator()(Tape& t, Var x) const;
 };
 

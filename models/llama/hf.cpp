@@ -30,10 +30,16 @@ std::vector<HubTensor> hub_tensors(const ModelSpec& s) {
     all.push_back({name, shape, Rule::copy, from, "", {}});
   };
   const auto norm = [&](const std::string& name, const std::string& from) {
-    all.push_back({name + ".weight", {C}, s.norm == NormKind::ssnorm ? Rule::broadcast : Rule::copy, from + ".weight", "", {}});
+    all.push_back({name + ".weight",
+                   {C},
+                   s.norm == NormKind::ssnorm ? Rule::broadcast : Rule::copy,
+                   from + ".weight",
+                   "",
+                   {}});
     if (s.norm == NormKind::layernorm) copy(name + ".bias", from + ".bias", {C});
   };
-  const auto table = [&](const std::string& name, const std::string& from, Rule rule, const std::string& projection) {
+  const auto table = [&](const std::string& name, const std::string& from, Rule rule,
+                         const std::string& projection) {
     if (s.embedding_projection)
       all.push_back({name, {s.vocab_size, C}, rule, from, projection, {C, C}});
     else
@@ -70,12 +76,17 @@ std::vector<HubTensor> hub_tensors(const ModelSpec& s) {
 
 /// What the family's own keys say, for directories that only Osprey loads.
 ordered_json osprey_keys(const ModelSpec& s) {
-  ordered_json keys = {{"norm", s.norm == NormKind::layernorm ? "layernorm" : "rmsnorm"}, {"qk_norm", s.qk_norm}};
+  ordered_json keys = {{"norm", s.norm == NormKind::layernorm ? "layernorm" : "rmsnorm"},
+                       {"qk_norm", s.qk_norm}};
   const AttentionSpec& a = s.attention;
   ordered_json& attention = keys["attention"] = ordered_json::object();
   switch (a.kind) {
-    case Kind::softmax: attention["kind"] = "softmax"; break;
-    case Kind::sink: attention["kind"] = "sink"; break;
+    case Kind::softmax:
+      attention["kind"] = "softmax";
+      break;
+    case Kind::sink:
+      attention["kind"] = "sink";
+      break;
     case Kind::gated:
       attention["kind"] = "gated";
       attention["gate"] = a.gate == AttentionSpec::Gate::headwise ? "headwise" : "elementwise";
@@ -143,8 +154,9 @@ struct Config {
   }
   int64_t whole(const char* key) const {
     const json* v = find(key);
-    require(v && v->is_number_unsigned() && v->get<uint64_t>() > 0 && v->get<uint64_t>() <= (uint64_t{1} << 40), where,
-            "{} must be a positive whole number, found {}", key, v ? shown(v->dump()) : "nothing");
+    require(
+        v && v->is_number_unsigned() && v->get<uint64_t>() > 0 && v->get<uint64_t>() <= (uint64_t{1} << 40),
+        where, "{} must be a positive whole number, found {}", key, v ? shown(v->dump()) : "nothing");
     return v->get<int64_t>();
   }
   int64_t whole(const char* key, int64_t otherwise) const { return find(key) ? whole(key) : otherwise; }
@@ -174,8 +186,8 @@ struct Config {
     const json* v = find(key);
     if (v && v->is_array()) v = v->empty() ? nullptr : &v->front();
     if (!v) return std::nullopt;
-    require(v->is_number_unsigned() && v->get<uint64_t>() < (uint64_t{1} << 31), where, "{} must be a token, found {}", key,
-            shown(v->dump()));
+    require(v->is_number_unsigned() && v->get<uint64_t>() < (uint64_t{1} << 31), where,
+            "{} must be a token, found {}", key, shown(v->dump()));
     return v->get<int32_t>();
   }
 };
@@ -185,7 +197,8 @@ void read_attention(const Config& c, const json& keys, AttentionSpec& a) {
   if (kind == "gated") {
     a.kind = Kind::gated;
     const std::string gate = c.word(keys, "gate", "headwise");
-    require(gate == "headwise" || gate == "elementwise", c.where, "osprey.attention.gate '{}' is unknown", shown(gate));
+    require(gate == "headwise" || gate == "elementwise", c.where, "osprey.attention.gate '{}' is unknown",
+            shown(gate));
     a.gate = gate == "headwise" ? AttentionSpec::Gate::headwise : AttentionSpec::Gate::elementwise;
   } else if (kind == "sink") {
     a.kind = Kind::sink;
@@ -233,10 +246,12 @@ ModelSpec read_model(const Config& c) {
     require(rope->is_object(), c.where, "rope_parameters must be an object");
     s.rope_theta = c.real(*rope, "rope_theta", s.rope_theta);
     const std::string kind = c.word(*rope, "rope_type", "default");
-    require(kind == "default", c.where, "rope_parameters.rope_type '{}' is not computed by Osprey", shown(kind));
+    require(kind == "default", c.where, "rope_parameters.rope_type '{}' is not computed by Osprey",
+            shown(kind));
   }
   require(!c.find("rope_scaling"), c.where, "rope_scaling is not computed by Osprey");
-  require(c.word("hidden_act", "silu") == "silu", c.where, "hidden_act must be silu, found {}", shown(c.word("hidden_act", "")));
+  require(c.word("hidden_act", "silu") == "silu", c.where, "hidden_act must be silu, found {}",
+          shown(c.word("hidden_act", "")));
   for (const char* bias : {"attention_bias", "mlp_bias"})
     require(!c.flag(bias, false), c.where, "{} is true; Osprey's linear layers have no bias", bias);
   require(!c.find("sliding_window") || !c.flag("use_sliding_window", type == "mistral"), c.where,
@@ -258,10 +273,14 @@ bool ignorable(const std::string& name) { return name.ends_with(".rotary_emb.inv
 std::optional<std::string> beyond_transformers(const ModelSpec& s) {
   if (s.norm == NormKind::layernorm) return "model.norm: layernorm";
   switch (s.attention.kind) {
-    case Kind::softmax: return std::nullopt;
-    case Kind::sink: return "model.attention.kind: sink";
-    case Kind::gated: return "model.attention.kind: gated";
-    case Kind::clipped_softmax: return "model.attention.kind: clipped_softmax";
+    case Kind::softmax:
+      return std::nullopt;
+    case Kind::sink:
+      return "model.attention.kind: sink";
+    case Kind::gated:
+      return "model.attention.kind: gated";
+    case Kind::clipped_softmax:
+      return "model.attention.kind: clipped_softmax";
   }
   return std::nullopt;
 }
@@ -287,7 +306,8 @@ HubModel::HubModel(const fs::path& directory) {
   if (!spec_.embedding_projection && !tensors_->has("lm_head.weight")) spec_.tie_embeddings = true;
   layout_.tensors = hub_tensors(spec_);
   check_tensors();
-  context_.dtype = tensors_->tensor(layout_.tensors[0].name).type == StoredType::f32 ? DType::f32 : DType::bf16;
+  context_.dtype =
+      tensors_->tensor(layout_.tensors[0].name).type == StoredType::f32 ? DType::f32 : DType::bf16;
   layout_ = hub_layout(spec_, context_);
 }
 
@@ -309,8 +329,8 @@ void HubModel::check_tensors() const {
     const bool tied_copy = spec_.tie_embeddings && name == "lm_head.weight";
     if (!wanted.contains(name) && !ignorable(name) && !tied_copy) differ(shown(name) + " is unknown");
   }
-  require(count == 0, "checkpoint", "the tensors of {} do not fit its config.json: {}{}", tensors_->path().string(), differences,
-          count > 8 ? fmt::format("; and {} more", count - 8) : "");
+  require(count == 0, "checkpoint", "the tensors of {} do not fit its config.json: {}{}",
+          tensors_->path().string(), differences, count > 8 ? fmt::format("; and {} more", count - 8) : "");
 }
 
 void HubModel::load(ParamStore& params) const {

@@ -17,16 +17,20 @@ struct Attention {
   int layer = 0;
   std::optional<ClipArgs> clip;
   Parameter *q = nullptr, *k = nullptr, *v = nullptr, *o = nullptr;
-  Parameter *q_norm = nullptr, *k_norm = nullptr;           // (D), qk_norm only
-  Parameter *gate_weight = nullptr, *gate_bias = nullptr;   // (H or H*D, C) and (H or H*D), gated only
-  Parameter* sink = nullptr;                                // (H), sink only
+  Parameter *q_norm = nullptr, *k_norm = nullptr;          // (D), qk_norm only
+  Parameter *gate_weight = nullptr, *gate_bias = nullptr;  // (H or H*D, C) and (H or H*D), gated only
+  Parameter* sink = nullptr;                               // (H), sink only
 
   static Var leaf_or_none(Tape& t, Parameter* p) { return p ? t.leaf(*p) : Var{}; }
 
   Var projected(Tape& t, Var x, const Tensor& positions) const {  // (N, C) -> (N, (H + 2G) D)
     Parameter* const weights[] = {q, k, v};
-    const RopeArgs args{.heads = spec->heads, .kv_heads = spec->groups(), .head_size = spec->head_dim(),
-                        .theta = spec->rope_theta, .eps = static_cast<float>(spec->norm_eps), .positions = positions};
+    const RopeArgs args{.heads = spec->heads,
+                        .kv_heads = spec->groups(),
+                        .head_size = spec->head_dim(),
+                        .theta = spec->rope_theta,
+                        .eps = static_cast<float>(spec->norm_eps),
+                        .positions = positions};
     return rope(t, linear(t, x, weights), args, leaf_or_none(t, q_norm), leaf_or_none(t, k_norm));
   }
 
@@ -35,13 +39,18 @@ struct Attention {
   }
 
   AttentionArgs args(int64_t batch, const Tensor& document_start) const {
-    return {.batch = batch, .heads = spec->heads, .kv_heads = spec->groups(), .head_size = spec->head_dim(),
-            .document_start = document_start, .clip = clip};
+    return {.batch = batch,
+            .heads = spec->heads,
+            .kv_heads = spec->groups(),
+            .head_size = spec->head_dim(),
+            .document_start = document_start,
+            .clip = clip};
   }
 
   Var operator()(Tape& t, Var x, const BatchView& batch) const {  // (N, C) -> (N, C)
     const Var qkv = projected(t, x, batch.positions);
-    const Var y = attention(t, qkv, args(batch.batch(), batch.document_start), gate_logits(t, x), leaf_or_none(t, sink));
+    const Var y = attention(t, qkv, args(batch.batch(), batch.document_start), gate_logits(t, x),
+                            leaf_or_none(t, sink));
     t.observe("attention_output", t.value(y));
     return linear(t, y, *o);
   }
@@ -49,8 +58,8 @@ struct Attention {
   Var decode(Tape& t, Var x, const Tensor& positions, DecodeCache& cache) const {  // (B, C) -> (B, C)
     const Var qkv = projected(t, x, positions);
     const size_t l = static_cast<size_t>(layer);
-    const Var y = cached_attention(t, qkv, args(t.value(x).rows(), {}), gate_logits(t, x), leaf_or_none(t, sink),
-                                   cache.keys[l], cache.values[l], cache.lengths);
+    const Var y = cached_attention(t, qkv, args(t.value(x).rows(), {}), gate_logits(t, x),
+                                   leaf_or_none(t, sink), cache.keys[l], cache.values[l], cache.lengths);
     return linear(t, y, *o);
   }
 };
@@ -90,9 +99,10 @@ class Llama final : public LanguageModel {
 
   void declare(ParamStore& params) override;
   Var hidden(Tape& t, const BatchView& batch) override;
-  Var loss(Tape& t, const BatchView& batch, float grad_scale, LossSum& sum, const Tensor& token_losses) override {
-    return cross_entropy(t, hidden(t, batch), *head_, batch.targets.view({batch.targets.numel()}), grad_scale, sum,
-                         token_losses);
+  Var loss(Tape& t, const BatchView& batch, float grad_scale, LossSum& sum,
+           const Tensor& token_losses) override {
+    return cross_entropy(t, hidden(t, batch), *head_, batch.targets.view({batch.targets.numel()}), grad_scale,
+                         sum, token_losses);
   }
   Tensor decode(Tape& t, const Tensor& tokens, const Tensor& positions, DecodeCache& cache) override;
   DecodeCache make_cache(Arena& arena, int64_t batch, int64_t capacity) override;
@@ -119,7 +129,8 @@ void Llama::declare(ParamStore& params) {
   const int64_t width = spec_.hidden_size;
   embed_ = &params.add("embed.weight", -1, {spec_.vocab_size, width}, normal);
   if (spec_.embedding_projection)
-    embed_projection_ = &params.add("embed_projection.weight", -1, {width, width}, {Init::Kind::orthogonal, 0});
+    embed_projection_ =
+        &params.add("embed_projection.weight", -1, {width, width}, {Init::Kind::orthogonal, 0});
   blocks_.resize(static_cast<size_t>(spec_.layers));
   for (int l = 0; l < static_cast<int>(spec_.layers); ++l) declare_block(params, l);
   norm_ = Norm::declare(params, "norm", -1, spec_.norm, width, spec_.norm_eps);
@@ -130,8 +141,10 @@ void Llama::declare(ParamStore& params) {
 
 void Llama::declare_block(ParamStore& params, int layer) {
   const Init normal{Init::Kind::normal, spec_.init_std};
-  const Init residual{Init::Kind::normal, spec_.init_std / std::sqrt(2.0 * static_cast<double>(spec_.layers))};
-  const int64_t width = spec_.hidden_size, dim = spec_.head_dim(), heads = spec_.heads * dim, groups = spec_.groups() * dim;
+  const Init residual{Init::Kind::normal,
+                      spec_.init_std / std::sqrt(2.0 * static_cast<double>(spec_.layers))};
+  const int64_t width = spec_.hidden_size, dim = spec_.head_dim(), heads = spec_.heads * dim,
+                groups = spec_.groups() * dim;
   const std::string at = fmt::format("layers.{}.", layer);
   Block& b = blocks_[static_cast<size_t>(layer)];
   b.batch = &batch_;
@@ -149,13 +162,16 @@ void Llama::declare_block(ParamStore& params, int layer) {
   }
   const AttentionSpec& variant = spec_.attention;
   if (variant.kind == AttentionSpec::Kind::clipped_softmax)
-    a.clip = ClipArgs{.zeta = static_cast<float>(variant.zeta), .gamma = static_cast<float>(variant.clip_gamma(sequence_len_))};
+    a.clip = ClipArgs{.zeta = static_cast<float>(variant.zeta),
+                      .gamma = static_cast<float>(variant.clip_gamma(sequence_len_))};
   if (variant.kind == AttentionSpec::Kind::gated) {
     const int64_t gates = variant.gate == AttentionSpec::Gate::headwise ? spec_.heads : heads;
     a.gate_weight = &params.add(at + "attn.gate.weight", layer, {gates, width}, normal);
-    a.gate_bias = &params.add(at + "attn.gate.bias", layer, {gates}, {Init::Kind::constant, variant.bias_init});
+    a.gate_bias =
+        &params.add(at + "attn.gate.bias", layer, {gates}, {Init::Kind::constant, variant.bias_init});
   }
-  if (variant.kind == AttentionSpec::Kind::sink) a.sink = &params.add(at + "attn.sink", layer, {spec_.heads}, normal);
+  if (variant.kind == AttentionSpec::Kind::sink)
+    a.sink = &params.add(at + "attn.sink", layer, {spec_.heads}, normal);
   a.o = &params.add(at + "attn.o.weight", layer, {width, heads}, residual);
 
   b.norm2 = Norm::declare(params, at + "norm2", layer, spec_.norm, width, spec_.norm_eps);
@@ -203,9 +219,11 @@ DecodeCache Llama::make_cache(Arena& arena, int64_t batch, int64_t capacity) {
 
 double Llama::flops_per_token(int64_t sequence) const {
   const double width = static_cast<double>(spec_.hidden_size), dim = static_cast<double>(spec_.head_dim());
-  const double heads = static_cast<double>(spec_.heads) * dim, groups = static_cast<double>(spec_.groups()) * dim;
+  const double heads = static_cast<double>(spec_.heads) * dim,
+               groups = static_cast<double>(spec_.groups()) * dim;
   const double layers = static_cast<double>(spec_.layers);
-  double weights = layers * (width * (2 * heads + 2 * groups) + 3 * width * static_cast<double>(spec_.ffn_size));
+  double weights =
+      layers * (width * (2 * heads + 2 * groups) + 3 * width * static_cast<double>(spec_.ffn_size));
   weights += width * static_cast<double>(spec_.vocab_size);
   for (const Block& b : blocks_)
     if (b.attention.gate_weight) weights += static_cast<double>(b.attention.gate_weight->shape.numel());

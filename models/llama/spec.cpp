@@ -12,27 +12,33 @@ void ModelSpec::fields(Fields& f) {
   f("kv_heads", kv_heads, "key and value heads (grouped-query attention); heads if absent", at_least(1));
   f("head_size", head_size, "channels of one head; hidden_size / heads if absent", at_least(8));
   f.rule(head_size.has_value() || hidden_size % heads == 0, "heads",
-         fmt::format("{} heads do not divide hidden_size {}; choose a divisor or give head_size", heads, hidden_size));
+         fmt::format("{} heads do not divide hidden_size {}; choose a divisor or give head_size", heads,
+                     hidden_size));
   f.rule(groups() < 1 || heads % groups() == 0, "kv_heads",
          fmt::format("{} kv_heads do not divide {} heads", groups(), heads));
   f.rule(head_dim() % 8 == 0 && head_dim() <= 256, "heads",
          fmt::format("the head size {} must be a multiple of 8 up to 256", head_dim()));
   f("ffn_size", ffn_size, "width F of the MLP", at_least(8));
   f("vocab_size", vocab_size, "vocabulary; at least the tokenizer's", at_least(2));
-  f.choice("norm", norm, {{"rmsnorm", NormKind::rmsnorm}, {"ssnorm", NormKind::ssnorm}, {"layernorm", NormKind::layernorm}},
-           "normalisation. ssnorm is RMSNorm with one learnable scale: no channel can be privileged, a third of "
-           "outlier-safe pretraining (arXiv 2506.19697)");
+  f.choice(
+      "norm", norm,
+      {{"rmsnorm", NormKind::rmsnorm}, {"ssnorm", NormKind::ssnorm}, {"layernorm", NormKind::layernorm}},
+      "normalisation. ssnorm is RMSNorm with one learnable scale: no channel can be privileged, a third of "
+      "outlier-safe pretraining (arXiv 2506.19697)");
   f("norm_eps", norm_eps, "added to the mean square", positive());
   f("rope_theta", rope_theta, "base of the rotary frequencies", positive());
   f("qk_norm", qk_norm, "RMSNorm over each head's queries and keys before rotation");
   f("tie_embeddings", tie_embeddings, "the head shares the embedding's weight");
   f("embedding_projection", embedding_projection,
-    "two orthogonally initialised C x C matrices, after the embedding and before the head, which spread what the "
+    "two orthogonally initialised C x C matrices, after the embedding and before the head, which spread what "
+    "the "
     "embedding concentrates; folded into embedding and head on export (arXiv 2506.19697)");
   f.rule(!(tie_embeddings && embedding_projection), "embedding_projection",
          "cannot be folded on export when tie_embeddings is true; choose one");
-  f("init_std", init_std, "standard deviation of normally initialised matrices; those that write to the residual "
-    "stream (attn.o, mlp.down) are divided by sqrt(2 layers)", positive());
+  f("init_std", init_std,
+    "standard deviation of normally initialised matrices; those that write to the residual "
+    "stream (attn.o, mlp.down) are divided by sqrt(2 layers)",
+    positive());
   f.section("attention", attention, "attention variant");
 }
 

@@ -49,7 +49,8 @@ TEST(AdamW, ThreeStepsAgreeWithTorch) {
   State s(8);
   for (int i = 0; i < 8; ++i) s.p[static_cast<size_t>(i)] = static_cast<float>(i - 3.5) / 4;
   for (int t = 0; t < 3; ++t) {
-    for (int i = 0; i < 8; ++i) s.g[static_cast<size_t>(i)] = static_cast<float>((7 * i + 5 * t) % 11 - 5) / 64;
+    for (int i = 0; i < 8; ++i)
+      s.g[static_cast<size_t>(i)] = static_cast<float>((7 * i + 5 * t) % 11 - 5) / 64;
     kernels::AdamW a = s.args();
     a.eps = 1e-2;
     a.step = t;

@@ -22,8 +22,8 @@ struct Case {
   double q_scale = 1.0;
 
   std::string str() const {
-    return fmt::format("{} B{} T{} H{} G{} D{}{}{}{}{}", name(dtype), batch, tokens, heads,
-                       kv_heads, head_size, clip ? " clip" : "", sink ? " sink" : "",
+    return fmt::format("{} B{} T{} H{} G{} D{}{}{}{}{}", name(dtype), batch, tokens, heads, kv_heads,
+                       head_size, clip ? " clip" : "", sink ? " sink" : "",
                        gate == Gate::headwise      ? " headwise"
                        : gate == Gate::elementwise ? " elementwise"
                                                    : "",
@@ -131,8 +131,7 @@ double largest(const std::vector<double>& v) {
 }
 
 /// Largest difference relative to the largest value expected; NaN counts as infinitely far.
-double distance(const std::vector<double>& got, const std::vector<double>& expected,
-                double floor = 1e-3) {
+double distance(const std::vector<double>& got, const std::vector<double>& expected, double floor = 1e-3) {
   if (got.size() != expected.size()) return INFINITY;
   double most = 0;
   for (size_t i = 0; i < got.size(); ++i) {
@@ -156,8 +155,7 @@ oracle::Attention oracle_of(const Case& c, const Tensors& t) {
     a.gamma = static_cast<double>(c.clip->gamma);
   }
   if (c.documents)
-    for (int64_t i = 0; i < c.rows(); ++i)
-      a.document_start.push_back(static_cast<int>(t.start.get(0, i)));
+    for (int64_t i = 0; i < c.rows(); ++i) a.document_start.push_back(static_cast<int>(t.start.get(0, i)));
   return a;
 }
 
@@ -181,8 +179,7 @@ void expect_oracle(const Case& c) {
   const double near = f32 ? 3e-6 : 8e-3, back = f32 ? 1e-5 : c.tokens <= 2 ? 4e-2 : 1.5e-2;
   EXPECT_LT(distance(values(t.o), out.o), near) << "o";
   EXPECT_LT(distance(t.lse.values(), out.lse), 3e-6) << "lse";
-  const double floor =
-      c.tokens == 1 ? 1.0 : 1e-3;  // a single key has probability 1 and no gradient
+  const double floor = c.tokens == 1 ? 1.0 : 1e-3;  // a single key has probability 1 and no gradient
   EXPECT_LT(distance(values(t.q(t.dqkv)), grad.q, floor), back) << "dq";
   EXPECT_LT(distance(values(t.k(t.dqkv)), grad.k, floor), back) << "dk";
   EXPECT_LT(distance(values(t.v(t.dqkv)), grad.v), back) << "dv";
@@ -319,23 +316,15 @@ TEST(Attention, SharesKvHeadsAmongGroupsOfHeads) {
 TEST(Attention, TakesEveryHeadSize) {
   for (DType dtype : {DType::f32, DType::bf16})
     for (int64_t head_size : {8, 24, 40, 48, 64, 72, 80, 96, 128, 200, 256})
-      expect_oracle({.dtype = dtype,
-                     .batch = 1,
-                     .tokens = 67,
-                     .head_size = head_size,
-                     .gate = Gate::elementwise});
+      expect_oracle(
+          {.dtype = dtype, .batch = 1, .tokens = 67, .head_size = head_size, .gate = Gate::elementwise});
 }
 
 TEST(Attention, TakesManyBlocksAndLargeScores) {
   for (DType dtype : {DType::f32, DType::bf16}) {
+    expect_oracle({.dtype = dtype, .batch = 1, .tokens = 700, .heads = 1, .kv_heads = 1, .head_size = 8});
     expect_oracle(
-        {.dtype = dtype, .batch = 1, .tokens = 700, .heads = 1, .kv_heads = 1, .head_size = 8});
-    expect_oracle({.dtype = dtype,
-                   .batch = 1,
-                   .tokens = 200,
-                   .head_size = 64,
-                   .sink = true,
-                   .documents = true});
+        {.dtype = dtype, .batch = 1, .tokens = 200, .head_size = 64, .sink = true, .documents = true});
   }
   expect_oracle({.batch = 1, .tokens = 130, .head_size = 16, .q_scale = 4.0});
 }
@@ -355,8 +344,7 @@ TEST(Attention, DoesNotDependOnTheNumberOfThreadsOrTheRun) {
         other.run(threads);
         EXPECT_TRUE(one.o.same_bits(other.o) && one.lse.same_bits(other.lse)) << threads;
         EXPECT_TRUE(one.dqkv.same_bits(other.dqkv)) << threads;
-        EXPECT_TRUE(one.dgate.same_bits(other.dgate) && one.dsink.same_bits(other.dsink))
-            << threads;
+        EXPECT_TRUE(one.dgate.same_bits(other.dgate) && one.dsink.same_bits(other.dsink)) << threads;
       }
     }
 }
@@ -395,8 +383,7 @@ TEST(Attention, PackedDocumentsEqualSeparateOnes) {
   for (DType dtype : {DType::f32, DType::bf16}) {
     // 150 tokens are documents of 64, 20 and 66: the packed row must give what each gives alone.
     const int64_t lengths[] = {64, 20, 66};
-    Case c{
-        .dtype = dtype, .batch = 1, .tokens = 150, .heads = 2, .head_size = 32, .documents = true};
+    Case c{.dtype = dtype, .batch = 1, .tokens = 150, .heads = 2, .head_size = 32, .documents = true};
     Tensors packed(c);
     int64_t at = 0;
     for (int64_t n : lengths) {
@@ -411,17 +398,13 @@ TEST(Attention, PackedDocumentsEqualSeparateOnes) {
       alone.documents = false;
       Tensors one(alone);
       for (int64_t t = 0; t < n; ++t) {
-        for (int64_t i = 0; i < one.qkv.tensor().cols(); ++i)
-          one.qkv.set(t, i, packed.qkv.get(at + t, i));
-        for (int64_t i = 0; i < one.dy.tensor().cols(); ++i)
-          one.dy.set(t, i, packed.dy.get(at + t, i));
+        for (int64_t i = 0; i < one.qkv.tensor().cols(); ++i) one.qkv.set(t, i, packed.qkv.get(at + t, i));
+        for (int64_t i = 0; i < one.dy.tensor().cols(); ++i) one.dy.set(t, i, packed.dy.get(at + t, i));
       }
       one.run(1);
       const double tolerance = dtype == DType::f32 ? 2e-6 : 1e-2;
-      EXPECT_LT(distance(values(packed.o.tensor().row_range(at, at + n)), values(one.o)),
-                tolerance);
-      EXPECT_LT(distance(values(packed.dqkv.tensor().row_range(at, at + n)), values(one.dqkv)),
-                tolerance);
+      EXPECT_LT(distance(values(packed.o.tensor().row_range(at, at + n)), values(one.o)), tolerance);
+      EXPECT_LT(distance(values(packed.dqkv.tensor().row_range(at, at + n)), values(one.dqkv)), tolerance);
       at += n;
     }
   }
@@ -440,8 +423,7 @@ TEST(Attention, NothingLeaksAcrossDocuments) {
   t.run(1);
   changed.run(1);
   EXPECT_EQ(values(t.o.tensor().row_range(40, 100)), values(changed.o.tensor().row_range(40, 100)));
-  EXPECT_EQ(values(t.dqkv.tensor().row_range(40, 100)),
-            values(changed.dqkv.tensor().row_range(40, 100)));
+  EXPECT_EQ(values(t.dqkv.tensor().row_range(40, 100)), values(changed.dqkv.tensor().row_range(40, 100)));
 }
 
 TEST(Attention, ANanShowsInTheOutputs) {
@@ -504,8 +486,7 @@ TEST(Attention, DecodingGivesTheLastRowsOfForward) {
       const int64_t capacity = 50, length[] = {37, 20};
       Buffer keys({c.batch, capacity, c.kv_heads * c.head_size}, dtype),
           cached({c.batch, capacity, c.kv_heads * c.head_size}, dtype);
-      Buffer q({c.batch, c.heads * c.head_size}, dtype, 2),
-          o({c.batch, c.heads * c.head_size}, dtype, 2);
+      Buffer q({c.batch, c.heads * c.head_size}, dtype, 2), o({c.batch, c.heads * c.head_size}, dtype, 2);
       Buffer gate({c.batch, t.gate.tensor().cols()}, dtype), lengths({c.batch}, DType::i32);
       const auto k = values(t.k(t.qkv)), v = values(t.v(t.qkv));
       const int64_t kv_cols = c.kv_heads * c.head_size;
@@ -516,8 +497,7 @@ TEST(Attention, DecodingGivesTheLastRowsOfForward) {
         for (int64_t s = 0; s < length[b]; ++s)
           for (int64_t i = 0; i < kv_cols; ++i) {
             keys.set(b * capacity + s, i, k[static_cast<size_t>((b * c.tokens + s) * kv_cols + i)]);
-            cached.set(b * capacity + s, i,
-                       v[static_cast<size_t>((b * c.tokens + s) * kv_cols + i)]);
+            cached.set(b * capacity + s, i, v[static_cast<size_t>((b * c.tokens + s) * kv_cols + i)]);
           }
         for (int64_t i = 0; i < q.tensor().cols(); ++i) {
           q.set(b, i, t.qkv.get(row, i));
@@ -555,27 +535,21 @@ TEST(Attention, SaysWhatDoesNotFit) {
   };
   EXPECT_EQ(message([](auto& a) { a.head_size = 12; }),
             "[attention] head size must be a multiple of 8 from 8 to 256, got 12");
-  EXPECT_EQ(message([](auto& a) { a.batch = 3; }),
-            "[attention] 130 rows are not 3 equal sequences");
-  EXPECT_EQ(
-      message([](auto& a) { a.clip = kernels::Clip{.zeta = 0.5f, .gamma = -0.1f}; }),
-      "[attention] clipped softmax needs gamma <= 0 and zeta >= 1, got gamma -0.1 and zeta 0.5");
-  EXPECT_EQ(
-      message([&](auto& a) { a.gate = a.k.columns(0, 16); }),
-      "[attention] gate must have 2 (headwise) or 32 (elementwise) columns, got f32 (130, 16)");
-  EXPECT_EQ(message([&](auto& a) { a.sink = t.lse; }),
-            "[attention] sink must be (2), got (2, 2, 65)");
+  EXPECT_EQ(message([](auto& a) { a.batch = 3; }), "[attention] 130 rows are not 3 equal sequences");
+  EXPECT_EQ(message([](auto& a) { a.clip = kernels::Clip{.zeta = 0.5f, .gamma = -0.1f}; }),
+            "[attention] clipped softmax needs gamma <= 0 and zeta >= 1, got gamma -0.1 and zeta 0.5");
+  EXPECT_EQ(message([&](auto& a) { a.gate = a.k.columns(0, 16); }),
+            "[attention] gate must have 2 (headwise) or 32 (elementwise) columns, got f32 (130, 16)");
+  EXPECT_EQ(message([&](auto& a) { a.sink = t.lse; }), "[attention] sink must be (2), got (2, 2, 65)");
   EXPECT_EQ(message([&](auto& a) { a.k = a.k.columns(0, 16); }),
             "[attention] k and v must have one shape, got f32 (130, 16) and f32 (130, 32)");
-  EXPECT_NE(message([](auto& a) { a.document_start = a.lse; }).find("document_start"),
-            std::string::npos);
-  auto decode =
-      kernels::AttentionDecode{.o = t.o.tensor().row_range(0, 2),
-                               .q = t.q(t.qkv).row_range(0, 2),
-                               .k_cache = make_tensor(t.dy.tensor().data, {2, 4, 32}, DType::f32),
-                               .v_cache = make_tensor(t.dy.tensor().data, {2, 4, 32}, DType::f32),
-                               .lengths = t.start.tensor(),
-                               .head_size = 16};
+  EXPECT_NE(message([](auto& a) { a.document_start = a.lse; }).find("document_start"), std::string::npos);
+  auto decode = kernels::AttentionDecode{.o = t.o.tensor().row_range(0, 2),
+                                         .q = t.q(t.qkv).row_range(0, 2),
+                                         .k_cache = make_tensor(t.dy.tensor().data, {2, 4, 32}, DType::f32),
+                                         .v_cache = make_tensor(t.dy.tensor().data, {2, 4, 32}, DType::f32),
+                                         .lengths = t.start.tensor(),
+                                         .head_size = 16};
   Buffer lengths({2}, DType::i32);
   lengths.set(0, 0, 4);
   lengths.set(0, 1, 5);

@@ -27,7 +27,13 @@ double relative_error(const std::vector<double>& got, const std::vector<double>&
 
 struct Head {
   Head(int64_t n, int64_t c, int64_t v, DType type)
-      : rows(n), width(c), vocabulary(v), dtype(type), x({n, c}, type, 3), weight({v, c}, type, 1), targets({n}, DType::i32) {
+      : rows(n),
+        width(c),
+        vocabulary(v),
+        dtype(type),
+        x({n, c}, type, 3),
+        weight({v, c}, type, 1),
+        targets({n}, DType::i32) {
     x.fill(1);
     weight.fill(2, 0.5);
     for (int64_t i = 0; i < n; ++i) {
@@ -35,7 +41,9 @@ struct Head {
       targets.tensor().as<int32_t>()[i] = ids.back();
     }
   }
-  Buffer scratch(Gradients g) const { return Buffer({kernels::classifier_scratch(rows, vocabulary, dtype, g)}, DType::f32); }
+  Buffer scratch(Gradients g) const {
+    return Buffer({kernels::classifier_scratch(rows, vocabulary, dtype, g)}, DType::f32);
+  }
   oracle::Classifier want(double scale) const {
     return oracle::classifier(x.values(), weight.values(), ids, width, scale);
   }
@@ -51,10 +59,16 @@ TEST(Classifier, StridedInputsAgreeWithTheOracleAndGuardsStayIntact) {
       SCOPED_TRACE(fmt::format("{} {}x{} to {}", name(dtype), n, c, v));
       const Head h(n, c, v, dtype);
       const oracle::Classifier want = h.want(0.5);
-      Buffer scratch = h.scratch(Gradients::wanted), dx({n, c}, dtype, 2), dw({v, c}, DType::f32, 4), losses({n}, DType::f32);
-      const kernels::ClassifierLoss got =
-          kernels::classifier(two, {.x = h.x, .weight = h.weight, .targets = h.targets, .grad_scale = 0.5f, .dx = dx,
-                                    .dweight = {dw, false}, .token_losses = losses, .scratch = scratch});
+      Buffer scratch = h.scratch(Gradients::wanted), dx({n, c}, dtype, 2), dw({v, c}, DType::f32, 4),
+             losses({n}, DType::f32);
+      const kernels::ClassifierLoss got = kernels::classifier(two, {.x = h.x,
+                                                                    .weight = h.weight,
+                                                                    .targets = h.targets,
+                                                                    .grad_scale = 0.5f,
+                                                                    .dx = dx,
+                                                                    .dweight = {dw, false},
+                                                                    .token_losses = losses,
+                                                                    .scratch = scratch});
       const double tolerance = dtype == DType::bf16 ? 1.5e-2 : 2e-5;
       EXPECT_EQ(got.tokens, want.tokens);
       EXPECT_NEAR(got.loss, want.loss, 1e-5 * want.loss + 1e-6);
@@ -67,10 +81,17 @@ TEST(Classifier, StridedInputsAgreeWithTheOracleAndGuardsStayIntact) {
 
 TEST(Classifier, EvaluationGivesTheLossesOfTrainingBitForBit) {
   const Head h(130, 32, 257, DType::bf16);
-  Buffer scratch = h.scratch(Gradients::wanted), small = h.scratch(Gradients::none), dx({130, 32}, DType::bf16);
+  Buffer scratch = h.scratch(Gradients::wanted), small = h.scratch(Gradients::none),
+         dx({130, 32}, DType::bf16);
   Buffer trained({130}, DType::f32), evaluated({130}, DType::f32);
-  const auto a = kernels::classifier(two, {.x = h.x, .weight = h.weight, .targets = h.targets, .dx = dx, .token_losses = trained, .scratch = scratch});
-  const auto b = kernels::classifier(one, {.x = h.x, .weight = h.weight, .targets = h.targets, .token_losses = evaluated, .scratch = small});
+  const auto a = kernels::classifier(two, {.x = h.x,
+                                           .weight = h.weight,
+                                           .targets = h.targets,
+                                           .dx = dx,
+                                           .token_losses = trained,
+                                           .scratch = scratch});
+  const auto b = kernels::classifier(
+      one, {.x = h.x, .weight = h.weight, .targets = h.targets, .token_losses = evaluated, .scratch = small});
   EXPECT_EQ(a.loss, b.loss);
   EXPECT_EQ(a.tokens, b.tokens);
   EXPECT_TRUE(trained.same_bits(evaluated));
@@ -81,7 +102,9 @@ TEST(Classifier, RefusesATargetOutsideTheVocabularyBeforeWriting) {
   h.targets.tensor().as<int32_t>()[4] = 5;
   Buffer scratch = h.scratch(Gradients::wanted), dx({6, 8}, DType::f32);
   dx.fill_value(3);
-  EXPECT_THROW(kernels::classifier(two, {.x = h.x, .weight = h.weight, .targets = h.targets, .dx = dx, .scratch = scratch}), Error);
+  EXPECT_THROW(kernels::classifier(
+                   two, {.x = h.x, .weight = h.weight, .targets = h.targets, .dx = dx, .scratch = scratch}),
+               Error);
   for (double v : dx.values()) EXPECT_EQ(v, 3);
 }
 

@@ -39,14 +39,12 @@ const std::vector<Case> cases = {{1, 64, {64}},
 std::string label(const Case& c) {
   std::string outs;
   for (int64_t o : c.outs) outs += std::to_string(o) + " ";
-  return fmt::format("rows {} in {} outs {}{} padding {}", c.rows, c.in, outs, name(c.dtype),
-                     c.padding);
+  return fmt::format("rows {} in {} outs {}{} padding {}", c.rows, c.in, outs, name(c.dtype), c.padding);
 }
 
 struct Layer {
   explicit Layer(const Case& c)
-      : out(std::accumulate(c.outs.begin(), c.outs.end(), int64_t{0})),
-        stack({out, c.in}, c.dtype) {
+      : out(std::accumulate(c.outs.begin(), c.outs.end(), int64_t{0})), stack({out, c.in}, c.dtype) {
     stack.fill(11, 0.5);
     int64_t row = 0;
     for (int64_t o : c.outs) {
@@ -63,8 +61,8 @@ struct Layer {
     memory.assign(static_cast<size_t>(bytes) + 64, 0x7f);
     void* data = memory.data();
     size_t space = memory.size();
-    const Tensor t = make_tensor(std::align(64, static_cast<size_t>(bytes), data, space),
-                                 {bytes / 2}, DType::bf16);
+    const Tensor t =
+        make_tensor(std::align(64, static_cast<size_t>(bytes), data, space), {bytes / 2}, DType::bf16);
     kernels::linear_pack(queue, {.pack = t, .weights = views, .use = use});
     return t;
   }
@@ -81,9 +79,9 @@ void expect_near(const Buffer& got, const oracle::Product& want, const std::vect
   for (int64_t i = 0; i < got.tensor().numel(); ++i) {
     const auto u = static_cast<size_t>(i);
     const double w = want.value[u] + (added.empty() ? 0 : added[u]);
-    ASSERT_NEAR(got.get(i), w,
-                1e-6 * std::sqrt(static_cast<double>(k)) * (want.magnitude[u] + 1) +
-                    ulp * (std::fabs(w) + 1e-3))
+    ASSERT_NEAR(
+        got.get(i), w,
+        1e-6 * std::sqrt(static_cast<double>(k)) * (want.magnitude[u] + 1) + ulp * (std::fabs(w) + 1e-3))
         << "element " << i;
   }
   EXPECT_TRUE(got.guards_intact());
@@ -100,13 +98,12 @@ TEST(Linear, ForwardAgreesWithTheOracleWithAndWithoutPackAndResidual) {
         for (const bool with_residual : {false, true}) {
           SCOPED_TRACE(label(c) + (packed ? " packed" : "") + (with_residual ? " residual" : ""));
           Buffer residual({c.rows, layer.out}, y_type, c.padding);
-          Buffer y({c.rows, layer.out}, y_type, c.padding),
-              again({c.rows, layer.out}, y_type, c.padding);
+          Buffer y({c.rows, layer.out}, y_type, c.padding), again({c.rows, layer.out}, y_type, c.padding);
           residual.fill(2);
           const Tensor pack = packed ? layer.pack(two, PackFor::forward) : Tensor{};
           const Tensor add = with_residual ? residual.tensor() : Tensor{};
-          kernels::linear_forward(
-              two, {.y = y, .x = x, .weights = layer.views, .pack = pack, .residual = add});
+          kernels::linear_forward(two,
+                                  {.y = y, .x = x, .weights = layer.views, .pack = pack, .residual = add});
           expect_near(y, want, with_residual ? residual.values() : std::vector<double>{}, c.in);
           kernels::linear_forward(
               one, {.y = again, .x = x, .weights = layer.views, .pack = pack, .residual = add});
@@ -124,8 +121,7 @@ TEST(Linear, ResidualMayBeTheOutput) {
     y.fill(2);
     const std::vector<double> before = y.values();
     const Tensor pack = layer.pack(two, PackFor::forward);
-    kernels::linear_forward(two,
-                            {.y = y, .x = x, .weights = layer.views, .pack = pack, .residual = y});
+    kernels::linear_forward(two, {.y = y, .x = x, .weights = layer.views, .pack = pack, .residual = y});
     expect_near(y, oracle::matmul(x, false, layer.stack, true), before, c.in);
   }
 }
@@ -148,11 +144,9 @@ TEST(Linear, DgradAgreesWithTheOracleAndAccumulates) {
           }
           const std::vector<double> before = add ? dx.values() : std::vector<double>{};
           const Tensor pack = packed ? layer.pack(two, PackFor::dgrad) : Tensor{};
-          kernels::linear_dgrad(two,
-                                {.dx = {dx, add}, .dy = dy, .weights = layer.views, .pack = pack});
+          kernels::linear_dgrad(two, {.dx = {dx, add}, .dy = dy, .weights = layer.views, .pack = pack});
           expect_near(dx, want, before, layer.out);
-          kernels::linear_dgrad(
-              one, {.dx = {again, add}, .dy = dy, .weights = layer.views, .pack = pack});
+          kernels::linear_dgrad(one, {.dx = {again, add}, .dy = dy, .weights = layer.views, .pack = pack});
           EXPECT_TRUE(dx.same_bits(again)) << "depends on the number of threads";
         }
   }
@@ -210,8 +204,8 @@ TEST(Linear, NaNDoesNotLeakFromPaddingOrOldOutputs) {
 }
 
 TEST(Linear, RefusesWhatDoesNotFit) {
-  Buffer x({4, 8}, DType::bf16), w({6, 8}, DType::bf16), other({6, 9}, DType::bf16),
-      y({4, 6}, DType::bf16), wide({6, 8}, DType::f32);
+  Buffer x({4, 8}, DType::bf16), w({6, 8}, DType::bf16), other({6, 9}, DType::bf16), y({4, 6}, DType::bf16),
+      wide({6, 8}, DType::f32);
   const auto forward = [&](const Buffer& weight, const Tensor& out) {
     const Tensor view = weight;
     kernels::linear_forward(two, {.y = out, .x = x, .weights = {&view, 1}});
@@ -222,8 +216,7 @@ TEST(Linear, RefusesWhatDoesNotFit) {
   EXPECT_THROW(forward(w, x), Error);
   const int64_t outs[] = {6};
   const Accum bad{x, false};
-  EXPECT_THROW(kernels::linear_wgrad(two, {.dweights = {&bad, 1}, .outs = outs, .dy = y, .x = x}),
-               Error);
+  EXPECT_THROW(kernels::linear_wgrad(two, {.dweights = {&bad, 1}, .outs = outs, .dy = y, .x = x}), Error);
 }
 
 }  // namespace

@@ -31,8 +31,8 @@ struct Case {
 
 std::string label(const Case& c) {
   return fmt::format("{}x{}x{} {}->{} {}{} alpha {} beta {} padding {}", c.m, c.n, c.k, name(c.in),
-                     name(c.out), c.op_a == Op::none ? 'n' : 't', c.op_b == Op::none ? 'n' : 't',
-                     c.alpha, c.beta, c.padding);
+                     name(c.out), c.op_a == Op::none ? 'n' : 't', c.op_b == Op::none ? 'n' : 't', c.alpha,
+                     c.beta, c.padding);
 }
 
 void expect_matches_oracle(const Case& c) {
@@ -45,30 +45,22 @@ void expect_matches_oracle(const Case& c) {
   before.fill(3);
   for (Buffer* r : {&result, &one_thread})
     for (int64_t i = 0; i < c.m * c.n; ++i)
-      r->set(i / c.n, i % c.n,
-             c.beta == 0 ? std::numeric_limits<double>::quiet_NaN() : before.get(i));
-  const Matmul args{.c = result,
-                    .a = a,
-                    .b = b,
-                    .op_a = c.op_a,
-                    .op_b = c.op_b,
-                    .alpha = c.alpha,
-                    .beta = c.beta};
+      r->set(i / c.n, i % c.n, c.beta == 0 ? std::numeric_limits<double>::quiet_NaN() : before.get(i));
+  const Matmul args{
+      .c = result, .a = a, .b = b, .op_a = c.op_a, .op_b = c.op_b, .alpha = c.alpha, .beta = c.beta};
   matmul(queue, args);
   Matmul again = args;
   again.c = one_thread;
   matmul({.device = {}, .threads = 1}, again);
-  const oracle::Product expected =
-      oracle::matmul(a, c.op_a == Op::transpose, b, c.op_b == Op::transpose);
+  const oracle::Product expected = oracle::matmul(a, c.op_a == Op::transpose, b, c.op_b == Op::transpose);
   for (int64_t i = 0; i < c.m * c.n; ++i) {
     const auto u = static_cast<size_t>(i);
     const double old = c.beta == 0 ? 0 : c.beta * before.get(i);
     const double want = c.alpha * expected.value[u] + old;
     const double rounding = c.out == DType::bf16 ? std::fabs(want) / 200 : 0;
-    ASSERT_NEAR(
-        result.get(i), want,
-        1e-6 * std::sqrt(c.k) * (std::fabs(c.alpha) * expected.magnitude[u] + std::fabs(old)) +
-            rounding + 1e-6)
+    ASSERT_NEAR(result.get(i), want,
+                1e-6 * std::sqrt(c.k) * (std::fabs(c.alpha) * expected.magnitude[u] + std::fabs(old)) +
+                    rounding + 1e-6)
         << "element " << i;
   }
   EXPECT_TRUE(result.guards_intact());
@@ -101,8 +93,7 @@ TEST(Matmul, ScalesAndAccumulates) {
 }
 
 TEST(Matmul, LargeProductsDoNotDependOnTheNumberOfThreads) {
-  expect_matches_oracle(
-      {128, 96, 4096, DType::bf16, DType::f32, Op::transpose, Op::none, 1.0f, 1.0f, 0});
+  expect_matches_oracle({128, 96, 4096, DType::bf16, DType::f32, Op::transpose, Op::none, 1.0f, 1.0f, 0});
   expect_matches_oracle({1, 40000, 65, DType::bf16, DType::f32, Op::none, Op::none, 1.0f, 0.0f, 0});
   for (DType in : {DType::f32, DType::bf16})
     for (auto [m, n, k] : {std::array<int64_t, 3>{256, 256, 1024},
@@ -113,8 +104,7 @@ TEST(Matmul, LargeProductsDoNotDependOnTheNumberOfThreads) {
       for (Op op : {Op::none, Op::transpose})
         expect_matches_oracle({m, n, k, in, DType::f32, op, Op::none, 1.0f, 0.0f, 0});
   expect_matches_oracle({64, 64, 8192, DType::f32, DType::f32, Op::none, Op::none, 1.0f, 0.0f, 0});
-  expect_matches_oracle(
-      {2, 300, 4096, DType::bf16, DType::bf16, Op::none, Op::transpose, 1.0f, 0.0f, 0});
+  expect_matches_oracle({2, 300, 4096, DType::bf16, DType::bf16, Op::none, Op::transpose, 1.0f, 0.0f, 0});
 }
 
 TEST(Matmul, MultipliesBatches) {
@@ -145,16 +135,14 @@ TEST(Matmul, RunsInSeveralThreadsAtOnce) {
   for (int i = 0; i < 4; ++i)
     threads.emplace_back([&, i] {
       for (int round = 0; round < 20; ++round)
-        kernels::matmul({.device = {}, .threads = 1},
-                        {.c = results[static_cast<size_t>(i)], .a = a, .b = b});
+        kernels::matmul({.device = {}, .threads = 1}, {.c = results[static_cast<size_t>(i)], .a = a, .b = b});
     });
   for (auto& t : threads) t.join();
   for (const Buffer& r : results) EXPECT_TRUE(r.same_bits(want));
 }
 
 TEST(Matmul, RefusesWhatDoesNotFit) {
-  Buffer a({4, 5}, DType::f32), b({6, 7}, DType::f32), c({4, 7}, DType::f32),
-      half({5, 7}, DType::bf16);
+  Buffer a({4, 5}, DType::f32), b({6, 7}, DType::f32), c({4, 7}, DType::f32), half({5, 7}, DType::bf16);
   EXPECT_THROW(kernels::matmul(queue, {.c = c, .a = a, .b = b}), Error);
   EXPECT_THROW(kernels::matmul(queue, {.c = c, .a = a, .b = half}), Error);
   const Queue meta{.device = {DeviceKind::meta}, .threads = 1};

@@ -36,11 +36,11 @@ TEST(MuonKernels, MomentumAccumulatesAndMeasuresTheDirection) {
       const std::vector<float> before = m;
       double sum = 0, expected = 0;
       kernels::muon_momentum(with_threads(threads), {.momentum = matrix(m, rows, cols),
-                                                    .grad = matrix(g, rows, cols),
-                                                    .beta = 0.9,
-                                                    .grad_scale = 0.5,
-                                                    .form = form,
-                                                    .sum_of_squares = &sum});
+                                                     .grad = matrix(g, rows, cols),
+                                                     .beta = 0.9,
+                                                     .grad_scale = 0.5,
+                                                     .form = form,
+                                                     .sum_of_squares = &sum});
       for (size_t i = 0; i < m.size(); ++i) {
         const double m1 = 0.9 * before[i] + 0.5 * g[i];
         const double u = form == Momentum::plain ? m1 : 0.5 * g[i] + 0.9 * m1;
@@ -48,8 +48,10 @@ TEST(MuonKernels, MomentumAccumulatesAndMeasuresTheDirection) {
         expected += u * u;
       }
       EXPECT_NEAR(sum, expected, 1e-6 * expected);
-      if (threads == 1) one_thread = sum;
-      else EXPECT_EQ(sum, one_thread);
+      if (threads == 1)
+        one_thread = sum;
+      else
+        EXPECT_EQ(sum, one_thread);
     }
   }
 }
@@ -61,13 +63,13 @@ TEST(MuonKernels, DirectionIsScaledCastAndTransposed) {
   std::vector<float> y(static_cast<size_t>(n)), yt(static_cast<size_t>(n));
   const auto run = [&](Tensor out, Layout layout) {
     kernels::muon_direction(with_threads(2), {.x = out,
-                                             .momentum = matrix(m, rows, cols),
-                                             .grad = matrix(g, rows, cols),
-                                             .beta = 0.9,
-                                             .grad_scale = 0.5,
-                                             .form = Momentum::nesterov,
-                                             .scale = 0.125,
-                                             .layout = layout});
+                                              .momentum = matrix(m, rows, cols),
+                                              .grad = matrix(g, rows, cols),
+                                              .beta = 0.9,
+                                              .grad_scale = 0.5,
+                                              .form = Momentum::nesterov,
+                                              .scale = 0.125,
+                                              .layout = layout});
   };
   run(make_tensor(x.data(), {rows, cols}, DType::bf16), Layout::same);
   run(make_tensor(xt.data(), {cols, rows}, DType::bf16), Layout::transposed);
@@ -88,7 +90,8 @@ TEST(MuonKernels, UpdateStepsDecaysAndRounds) {
   const std::vector<float> start = draw(n, 1);
   std::vector<float> x = draw(n, 2), xt(x.size());
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < cols; ++c) xt[static_cast<size_t>(c * rows + r)] = x[static_cast<size_t>(r * cols + c)];
+    for (int64_t c = 0; c < cols; ++c)
+      xt[static_cast<size_t>(c * rows + r)] = x[static_cast<size_t>(r * cols + c)];
   for (Layout layout : {Layout::same, Layout::transposed}) {
     std::vector<float> p = start;
     std::vector<bf16> value(p.size());

@@ -35,8 +35,7 @@ struct Tensors {
   Tensor q() const { return qkv.tensor().columns(0, heads * size); }
   Tensor k() const { return qkv.tensor().columns(heads * size, (heads + kv_heads) * size); }
   kernels::RopeForward forward(bool norms) {
-    kernels::RopeForward a{
-        .q = q(), .k = k(), .positions = positions, .head_size = size, .theta = 5e5};
+    kernels::RopeForward a{.q = q(), .k = k(), .positions = positions, .head_size = size, .theta = 5e5};
     if (norms) a.q_weight = q_weight, a.k_weight = k_weight, a.saved = saved;
     return a;
   }
@@ -54,8 +53,7 @@ struct Tensors {
     return a;
   }
   bool guards_intact() const {
-    for (const Buffer* b :
-         {&qkv, &positions, &q_weight, &k_weight, &saved, &partial, &dq_weight, &dk_weight})
+    for (const Buffer* b : {&qkv, &positions, &q_weight, &k_weight, &saved, &partial, &dq_weight, &dk_weight})
       if (!b->guards_intact()) return false;
     return true;
   }
@@ -68,17 +66,14 @@ TEST(RopeKernel, AgreesWithTheOracleAtLongPositionsAndLeavesValuesAlone) {
     for (int64_t size : {8, 24, 64, 128, 256})
       for (bool norms : {false, true}) {
         Tensors t(dtype, 33, 2, 1, size);
-        const std::vector<double> x = t.qkv.values(), qw = t.q_weight.values(),
-                                  kw = t.k_weight.values();
+        const std::vector<double> x = t.qkv.values(), qw = t.q_weight.values(), kw = t.k_weight.values();
         std::vector<int> positions;
-        for (int64_t i = 0; i < 33; ++i)
-          positions.push_back(static_cast<int>(t.positions.get(0, i)));
+        for (int64_t i = 0; i < 33; ++i) positions.push_back(static_cast<int>(t.positions.get(0, i)));
         kernels::rope_forward({.device = {}, .threads = 2}, t.forward(norms));
-        const auto expected =
-            oracle::rope(x, static_cast<size_t>(4 * size), 3, static_cast<size_t>(size), positions,
-                         5e5, 1e-6, [&](size_t h) { return !norms  ? nullptr
-                                                           : h < 2 ? &qw
-                                                                   : &kw; });
+        const auto expected = oracle::rope(x, static_cast<size_t>(4 * size), 3, static_cast<size_t>(size),
+                                           positions, 5e5, 1e-6, [&](size_t h) {
+                                             return !norms ? nullptr : h < 2 ? &qw : &kw;
+                                           });
         const std::vector<double> got = t.qkv.values();
         double worst = 0, most = 0;
         for (size_t i = 0; i < got.size(); ++i) {
@@ -101,8 +96,7 @@ TEST(RopeKernel, FrequenciesAreThoseOfLlama3) {
   k.fill_value(0);
   for (int64_t i = 0; i < 64; ++i) q.set(0, i, 1.0);
   positions.set(0, 0, 1);
-  kernels::rope_forward({},
-                        {.q = q, .k = k, .positions = positions, .head_size = 128, .theta = 5e5});
+  kernels::rope_forward({}, {.q = q, .k = k, .positions = positions, .head_size = 128, .theta = 5e5});
   EXPECT_NEAR(q.get(0, 64), std::sin(1.0), 1e-6);
   EXPECT_NEAR(q.get(0, 65), std::sin(0.8146172), 1e-6);
   EXPECT_NEAR(q.get(0, 64 + 16), std::sin(0.03760603), 1e-6);

@@ -11,7 +11,8 @@ using namespace osprey::test;
 
 namespace {
 
-Values rounded(const Values& x, int64_t rows, int bits, kernels::RowGrid grid, kernels::ClipSearch clip = kernels::ClipSearch::none) {
+Values rounded(const Values& x, int64_t rows, int bits, kernels::RowGrid grid,
+               kernels::ClipSearch clip = kernels::ClipSearch::none) {
   TestBed bed;
   const Shape shape{rows, static_cast<int64_t>(x.size()) / rows};
   const Tensor t = make(bed.inputs, shape, DType::f32, x);
@@ -41,7 +42,8 @@ TEST(RoundToNearest, EveryRowHasItsOwnScale) {
 
 TEST(RoundToNearest, AsymmetricUsesTheWholeRangeOfAPositiveRow) {
   EXPECT_EQ(rounded({0, 1, 14.6, 15}, 1, 4, kernels::RowGrid::asymmetric), (Values{0, 1, 15, 15}));
-  EXPECT_EQ(rounded({5, 15}, 1, 4, kernels::RowGrid::asymmetric), (Values{5, 15})) << "zero is always on the grid";
+  EXPECT_EQ(rounded({5, 15}, 1, 4, kernels::RowGrid::asymmetric), (Values{5, 15}))
+      << "zero is always on the grid";
 }
 
 TEST(RoundToNearest, ZeroRowsStayZeroAndNonFiniteRowsAreNan) {

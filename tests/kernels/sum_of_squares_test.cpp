@@ -19,8 +19,9 @@ Queue with_threads(int threads) {
 
 double sum_of(std::vector<float>& x, int threads) {
   double sum = 0;
-  kernels::sum_of_squares(with_threads(threads),
-                          {.x = make_tensor(x.data(), {static_cast<int64_t>(x.size())}, DType::f32), .sum = &sum});
+  kernels::sum_of_squares(
+      with_threads(threads),
+      {.x = make_tensor(x.data(), {static_cast<int64_t>(x.size())}, DType::f32), .sum = &sum});
   return sum;
 }
 

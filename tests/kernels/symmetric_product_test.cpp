@@ -30,7 +30,8 @@ void check(int64_t m, int64_t k, float beta, double tolerance) {
     for (int64_t j = 0; j < m; ++j) {
       double dot = 0, size = 0;
       for (int64_t l = 0; l < k; ++l) {
-        const double x = to_float(a[static_cast<size_t>(i * k + l)]), y = to_float(a[static_cast<size_t>(j * k + l)]);
+        const double x = to_float(a[static_cast<size_t>(i * k + l)]),
+                     y = to_float(a[static_cast<size_t>(j * k + l)]);
         dot += x * y;
         size += std::abs(x * y);
       }
@@ -54,8 +55,8 @@ TEST(SymmetricProduct, AgreesWithDoubleOnEveryBlock) {
 TEST(SymmetricProduct, WrongShapesAreNamed) {
   std::vector<float> a(12), c(16);
   try {
-    kernels::symmetric_product({}, {.c = make_tensor(c.data(), {4, 4}, DType::f32),
-                                    .a = make_tensor(a.data(), {3, 4}, DType::f32)});
+    kernels::symmetric_product(
+        {}, {.c = make_tensor(c.data(), {4, 4}, DType::f32), .a = make_tensor(a.data(), {3, 4}, DType::f32)});
     FAIL();
   } catch (const Error& e) {
     EXPECT_STREQ(e.what(), "[symmetric_product] c must be (3, 3), got (4, 4)");

@@ -33,7 +33,8 @@ const std::map<std::string, Words> allowed = {
 const std::vector<std::pair<Words, Words>> guarded = {
     {{"mpi.h"}, {"framework/parallel/mpi_comm.cpp"}},
     {{"yaml-cpp/"}, {"framework/config/yaml.cpp"}},
-    {{"cuda", "cublas", "cudnn", "cooperative_groups", "mma.h"}, {"kernels/cuda/", "framework/parallel/nccl_comm."}},
+    {{"cuda", "cublas", "cudnn", "cooperative_groups", "mma.h"},
+     {"kernels/cuda/", "framework/parallel/nccl_comm."}},
     {{"nccl"}, {"framework/parallel/nccl_comm."}},
 };
 
@@ -53,7 +54,8 @@ TEST(IncludeRules, NoFileIncludesAgainstTheArrows) {
   int scanned = 0;
   for (const auto& [folder, words] : allowed) {
     if (!fs::exists(fs::path(osprey::test::source_dir()) / folder)) continue;
-    for (const auto& entry : fs::recursive_directory_iterator(fs::path(osprey::test::source_dir()) / folder)) {
+    for (const auto& entry :
+         fs::recursive_directory_iterator(fs::path(osprey::test::source_dir()) / folder)) {
       const std::string extension = entry.path().extension();
       if (extension != ".h" && extension != ".cpp" && extension != ".cu" && extension != ".cuh") continue;
       const std::string file = fs::relative(entry.path(), osprey::test::source_dir());
@@ -62,7 +64,8 @@ TEST(IncludeRules, NoFileIncludesAgainstTheArrows) {
       for (std::string line; std::getline(in, line);) {
         ++number;
         const size_t first = line.find_first_not_of(" \t");
-        if (first == std::string::npos || line[first] != '#' || line.find("include") == std::string::npos) continue;
+        if (first == std::string::npos || line[first] != '#' || line.find("include") == std::string::npos)
+          continue;
         const size_t open = line.find_first_of("\"<");
         if (open == std::string::npos) continue;
         const std::string header = line.substr(open + 1, line.find_first_of("\">", open + 1) - open - 1);

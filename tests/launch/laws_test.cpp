@@ -23,7 +23,8 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
 
 TEST(Laws, TheFirstLossIsTheEntropyOfTheVocabulary) {
   for (const char* precision : {"fp32", "bf16"}) {
-    const TinyResult r = tiny_run(tiny_recipe({"train.steps=1", fmt::format("train.precision={}", precision)}));
+    const TinyResult r =
+        tiny_run(tiny_recipe({"train.steps=1", fmt::format("train.precision={}", precision)}));
     EXPECT_NEAR(r.losses[0], std::log(96.0), 0.1) << precision;
   }
 }
@@ -37,8 +38,11 @@ TEST(Laws, RanksDoNotChangeTheLosses) {
   const std::vector<double> one = tiny_run(tiny_recipe()).losses;
   for (const char* zero : {"0", "1"}) {
     for (int ranks : {2, 4}) {
-      const Recipe recipe = tiny_recipe({fmt::format("parallel.zero={}", zero), fmt::format("train.micro_batch_size={}", ranks == 4 ? 1 : 2)}, ranks);
-      EXPECT_LT(largest_difference(tiny_run(recipe, ranks).losses, one), 2e-5) << ranks << " ranks, zero " << zero;
+      const Recipe recipe = tiny_recipe({fmt::format("parallel.zero={}", zero),
+                                         fmt::format("train.micro_batch_size={}", ranks == 4 ? 1 : 2)},
+                                        ranks);
+      EXPECT_LT(largest_difference(tiny_run(recipe, ranks).losses, one), 2e-5)
+          << ranks << " ranks, zero " << zero;
     }
   }
 }
@@ -65,25 +69,29 @@ TEST(Laws, GradientAccumulationDoesNotChangeTheLosses) {
 TEST(Laws, RecomputeDoesNotChangeABit) {
   for (const char* precision : {"fp32", "bf16"}) {
     const std::string p = fmt::format("train.precision={}", precision);
-    const TinyResult plain = tiny_run(tiny_recipe({p})), replayed = tiny_run(tiny_recipe({p, "train.recompute=block"}));
+    const TinyResult plain = tiny_run(tiny_recipe({p})),
+                     replayed = tiny_run(tiny_recipe({p, "train.recompute=block"}));
     EXPECT_EQ(plain.losses, replayed.losses);
     EXPECT_EQ(plain.parameters, replayed.parameters);
   }
 }
 
 TEST(Laws, ThreadsDoNotChangeABit) {
-  const TinyResult one = tiny_run(tiny_recipe({"train.precision=bf16"}), 1, 1), three = tiny_run(tiny_recipe({"train.precision=bf16"}), 1, 3);
+  const TinyResult one = tiny_run(tiny_recipe({"train.precision=bf16"}), 1, 1),
+                   three = tiny_run(tiny_recipe({"train.precision=bf16"}), 1, 3);
   EXPECT_EQ(one.losses, three.losses);
   EXPECT_EQ(one.parameters, three.parameters);
 }
 
 TEST(Laws, EveryPartOfTheModelTrains) {
-  for (const char* change : {"model.norm=rmsnorm", "model.norm=layernorm", "model.qk_norm=true", "model.attention.kind=gated",
-                             "model.attention.kind=sink", "model.kv_heads=4", "model.kv_heads=1"}) {
+  for (const char* change :
+       {"model.norm=rmsnorm", "model.norm=layernorm", "model.qk_norm=true", "model.attention.kind=gated",
+        "model.attention.kind=sink", "model.kv_heads=4", "model.kv_heads=1"}) {
     const TinyResult r = tiny_run(tiny_recipe({change, "train.steps=40"}), 1, 1, 1);
     EXPECT_LT(r.losses.back(), r.losses.front() - 1) << change;
   }
-  const TinyResult clipped = tiny_run(tiny_recipe({"model.attention={kind: clipped_softmax, alpha: 2}", "train.steps=40"}), 1, 1, 1);
+  const TinyResult clipped =
+      tiny_run(tiny_recipe({"model.attention={kind: clipped_softmax, alpha: 2}", "train.steps=40"}), 1, 1, 1);
   EXPECT_LT(clipped.losses.back(), clipped.losses.front() - 1);
 }
 

@@ -45,8 +45,8 @@ std::string error_of(const std::vector<OptimizerGroupSpec>& groups) {
 }
 
 TEST(Groups, TheFirstMatchWins) {
-  const std::vector<OptimizerGroupSpec> groups = {group("*norm*", adamw), group("*.{attn,mlp}.*.weight", muon),
-                                                  group("*", adamw)};
+  const std::vector<OptimizerGroupSpec> groups = {group("*norm*", adamw),
+                                                  group("*.{attn,mlp}.*.weight", muon), group("*", adamw)};
   const std::vector<NamedShape> parameters = model();
   const GroupAssignment a = assign_groups(groups, parameters);
   for (size_t i = 0; i < parameters.size(); ++i) {
@@ -62,12 +62,14 @@ TEST(Groups, EverythingWrongIsListedAtOnce) {
   const std::string text = error_of({group("layer.*.attn.q.weight", muon), group("*.attn.*", muon),
                                      group("*.attn.q.weight", adamw), group("*.{mlp", adamw)});
   EXPECT_NE(text.find("optim.0: \"layer.*.attn.q.weight\" matches no parameter"), std::string::npos) << text;
-  EXPECT_NE(text.find("optim.1: muon orthogonalises matrices and cannot train layers.0.attn.q_norm.weight (16), "
-                      "layers.1.attn.q_norm.weight (16); add an adamw entry for them before this one"),
-            std::string::npos)
+  EXPECT_NE(
+      text.find("optim.1: muon orthogonalises matrices and cannot train layers.0.attn.q_norm.weight (16), "
+                "layers.1.attn.q_norm.weight (16); add an adamw entry for them before this one"),
+      std::string::npos)
       << text;
-  EXPECT_NE(text.find("optim.2: all 2 parameters that \"*.attn.q.weight\" matches are taken by earlier entries"),
-            std::string::npos)
+  EXPECT_NE(
+      text.find("optim.2: all 2 parameters that \"*.attn.q.weight\" matches are taken by earlier entries"),
+      std::string::npos)
       << text;
   EXPECT_NE(text.find("optim.3: [pattern] '*.{mlp' has a { without its }"), std::string::npos) << text;
   EXPECT_NE(text.find("no entry matches embed.weight, embed_projection.weight, "), std::string::npos) << text;
@@ -85,8 +87,7 @@ TEST(Groups, ANearMissGetsASuggestion) {
 }
 
 TEST(Groups, MuonOnTheEmbeddingIsAllowedAndSaid) {
-  const GroupAssignment a = assign_groups(
-      std::vector{group("*norm*", adamw), group("*", muon)}, model());
+  const GroupAssignment a = assign_groups(std::vector{group("*norm*", adamw), group("*", muon)}, model());
   ASSERT_EQ(a.warnings.size(), 2u);
   EXPECT_NE(a.warnings[0].find("embed.weight"), std::string::npos);
 }
@@ -94,8 +95,8 @@ TEST(Groups, MuonOnTheEmbeddingIsAllowedAndSaid) {
 TEST(OptimizerGroups, GiveEachParameterOfAStoreItsOptimizer) {
   ParamStore store;
   for (const NamedShape& p : model()) store.add(p.name, -1, p.shape, {});
-  const std::vector<OptimizerGroupSpec> groups = {group("*norm*", adamw), group("*.{attn,mlp}.*.weight", muon),
-                                                  group("*", adamw)};
+  const std::vector<OptimizerGroupSpec> groups = {group("*norm*", adamw),
+                                                  group("*.{attn,mlp}.*.weight", muon), group("*", adamw)};
   const OptimizerGroups optimizers(groups, store);
   EXPECT_STREQ(optimizers.of(store.at("layers.1.mlp.up.weight")).kind(), "muon");
   EXPECT_STREQ(optimizers.of(store.at("embed.weight")).kind(), "adamw");
@@ -106,14 +107,15 @@ TEST(OptimizerGroups, GiveEachParameterOfAStoreItsOptimizer) {
 
 TEST(OptimizerGroupSpec, ReadsDumpsAndRefuses) {
   const auto read = [](const char* text) { return read_spec<OptimizerGroupSpec>(text, "r.yaml"); };
-  const OptimizerGroupSpec g =
-      read("{ match: \"*.mlp.*\", kind: muon, learning_rate: 5.0e-4, newton_schulz: keller, ns_steps: 6, scale: spectral }");
+  const OptimizerGroupSpec g = read(
+      "{ match: \"*.mlp.*\", kind: muon, learning_rate: 5.0e-4, newton_schulz: keller, ns_steps: 6, scale: "
+      "spectral }");
   EXPECT_EQ(g.ns_steps, 6);
   EXPECT_EQ(g.scale, MuonScale::spectral);
   EXPECT_EQ(dump_spec(read(dump_spec(g).c_str())), dump_spec(g));
-  EXPECT_THROW(read("{ kind: adamw }"), Error);                                                   // no learning rate
-  EXPECT_THROW(read("{ kind: adamw, learning_rate: 1, momentum: 0.9 }"), Error);                  // muon's key
-  EXPECT_THROW(read("{ kind: muon, learning_rate: 1, ns_steps: 4 }"), Error);                     // polar_express
+  EXPECT_THROW(read("{ kind: adamw }"), Error);                                   // no learning rate
+  EXPECT_THROW(read("{ kind: adamw, learning_rate: 1, momentum: 0.9 }"), Error);  // muon's key
+  EXPECT_THROW(read("{ kind: muon, learning_rate: 1, ns_steps: 4 }"), Error);     // polar_express
   EXPECT_THROW(read("{ kind: adamw, learning_rate: 1, betas: [0.9] }"), Error);
   EXPECT_THROW(read("{ kind: adamw, learning_rate: 1, betas: [0.9, 1.0] }"), Error);
   EXPECT_THROW(read("{ kind: muon, learning_rate: 1, momentum: 1.0 }"), Error);

@@ -197,8 +197,8 @@ TEST(Muon, RankOneGradientsGiveFiniteRankOneSteps) {
   Matrix m(64, 48, "w", DType::f32);
   for (int64_t r = 0; r < 64; ++r)
     for (int64_t c = 0; c < 48; ++c)
-      m.grad[static_cast<size_t>(r * 48 + c)] = random_normal(1, 90, static_cast<uint64_t>(r)) *
-                                                random_normal(1, 91, static_cast<uint64_t>(c));
+      m.grad[static_cast<size_t>(r * 48 + c)] =
+          random_normal(1, 90, static_cast<uint64_t>(r)) * random_normal(1, 91, static_cast<uint64_t>(c));
   const std::vector<float> before = m.master;
   step(Muon({.weight_decay = 0, .scale = MuonScale::keller}), {m.piece()}, {.learning_rate = 0.1});
   const std::vector<double> sigma = oracle::singular_values(moved(m, before, 0.1));
@@ -237,7 +237,8 @@ TEST(Muon, NeitherThreadsNorNeighboursNorOwnersChangeABit) {
 
 TEST(Muon, OneMatrixWorthOfWorkspaceIsEnough) {
   std::vector<Matrix> a, b;
-  for (int i = 0; i < 4; ++i) a.emplace_back(40, 72, std::to_string(i)), b.emplace_back(40, 72, std::to_string(i));
+  for (int i = 0; i < 4; ++i)
+    a.emplace_back(40, 72, std::to_string(i)), b.emplace_back(40, 72, std::to_string(i));
   const Muon muon({});
   std::vector<ParamPiece> pieces;
   for (Matrix& m : a) pieces.push_back(m.piece());
@@ -267,8 +268,9 @@ TEST(Muon, WhatIsNotAMatrixIsRefusedWithTheCure) {
     step(Muon({}), {p}, {});
     FAIL();
   } catch (const Error& e) {
-    EXPECT_STREQ(e.what(), "[muon] norm.weight has shape (64), and Muon orthogonalises matrices; give it to adamw "
-                           "in an earlier optim group");
+    EXPECT_STREQ(e.what(),
+                 "[muon] norm.weight has shape (64), and Muon orthogonalises matrices; give it to adamw "
+                 "in an earlier optim group");
   }
   EXPECT_THROW(Muon({.steps = 6}), Error);
 }

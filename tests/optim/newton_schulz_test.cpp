@@ -73,8 +73,10 @@ Dense run(const Dense& x, NewtonSchulz method, int steps, DType dtype, int threa
   const double length = oracle::norm(x) * newton_schulz_safety(method);
   for (size_t i = 0; i < x.v.size(); ++i) {
     const float e = static_cast<float>(length > 0 ? x.v[i] / length : 0);
-    if (dtype == DType::bf16) buffers.x.as<bf16>()[i] = to_bf16(e);
-    else buffers.x.as<float>()[i] = e;
+    if (dtype == DType::bf16)
+      buffers.x.as<bf16>()[i] = to_bf16(e);
+    else
+      buffers.x.as<float>()[i] = e;
   }
   Queue queue;
   queue.threads = threads;
@@ -96,7 +98,8 @@ double scalar(NewtonSchulz method, int steps, double sigma) {
 TEST(NewtonSchulz, ScalarRangesAreThePublishedOnes) {
   double keller_low = 9, keller_high = 0, polar_low = 9, polar_high = 0;
   for (double s = 1e-3; s <= 1; s *= 1.0005) {
-    const double keller = scalar(NewtonSchulz::keller, 5, s), polar = scalar(NewtonSchulz::polar_express, 5, s);
+    const double keller = scalar(NewtonSchulz::keller, 5, s),
+                 polar = scalar(NewtonSchulz::polar_express, 5, s);
     if (s >= 1e-2) keller_low = std::min(keller_low, keller), keller_high = std::max(keller_high, keller);
     polar_low = std::min(polar_low, polar), polar_high = std::max(polar_high, polar);
   }

@@ -59,7 +59,8 @@ TEST(Schedule, WsdHoldsThenFalls) {
 
 TEST(Schedule, WarmupInTokensRoundsUpToSteps) {
   const auto steps = [](int64_t tokens) {
-    return Schedule({.kind = Kind::wsd, .warmup_steps = {}, .warmup_tokens = tokens}, 100, 1000).warmup_steps();
+    return Schedule({.kind = Kind::wsd, .warmup_steps = {}, .warmup_tokens = tokens}, 100, 1000)
+        .warmup_steps();
   };
   EXPECT_EQ(steps(0), 0);
   EXPECT_EQ(steps(1), 1);
@@ -70,7 +71,8 @@ TEST(Schedule, WarmupInTokensRoundsUpToSteps) {
 TEST(Schedule, OneStepRunsLearn) {
   for (Kind kind : {Kind::constant, Kind::linear, Kind::cosine, Kind::wsd})
     for (int64_t warmup : {0, 1})
-      EXPECT_DOUBLE_EQ(Schedule({.kind = kind, .warmup_steps = warmup, .warmup_tokens = {}}, 1, 1).multiplier(0), 1);
+      EXPECT_DOUBLE_EQ(
+          Schedule({.kind = kind, .warmup_steps = warmup, .warmup_tokens = {}}, 1, 1).multiplier(0), 1);
 }
 
 TEST(Schedule, WhatDoesNotFitIsRefusedWithItsNumbers) {
@@ -87,7 +89,8 @@ TEST(Schedule, WhatDoesNotFitIsRefusedWithItsNumbers) {
 }
 
 TEST(ScheduleSpec, ReadsDumpsAndRefuses) {
-  const ScheduleSpec s = read_spec<ScheduleSpec>("{ kind: wsd, warmup_tokens: 5.0e9, decay: one_minus_sqrt }", "r.yaml");
+  const ScheduleSpec s =
+      read_spec<ScheduleSpec>("{ kind: wsd, warmup_tokens: 5.0e9, decay: one_minus_sqrt }", "r.yaml");
   EXPECT_EQ(s.warmup_tokens, 5000000000);
   EXPECT_EQ(s.decay, ScheduleSpec::Decay::one_minus_sqrt);
   EXPECT_EQ(dump_spec(read_spec<ScheduleSpec>(dump_spec(s), "again")), dump_spec(s));

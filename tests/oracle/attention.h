@@ -57,9 +57,7 @@ struct Attention {
     for (size_t j = first(b, t); j <= t; ++j) p[j] = std::exp(p[j] - *lse);
     return p;
   }
-  double clip(double p) const {
-    return clipped ? std::clamp((zeta - gamma) * p + gamma, 0.0, 1.0) : p;
-  }
+  double clip(double p) const { return clipped ? std::clamp((zeta - gamma) * p + gamma, 0.0, 1.0) : p; }
   double slope(double p) const {
     if (!clipped) return 1.0;
     const double stretched = (zeta - gamma) * p + gamma;
@@ -112,10 +110,8 @@ struct Attention {
           for (size_t j = first(b, t); j <= t; ++j) {
             const double ds = p[j] * (slope(p[j]) * dp[j] - term) * scale;
             for (size_t d = 0; d < head_size; ++d) {
-              at(grad.q, r, h, heads, d) +=
-                  ds * in.k[((b * tokens + j) * kv_heads + g) * head_size + d];
-              at(grad.k, b * tokens + j, g, kv_heads, d) +=
-                  ds * in.q[(r * heads + h) * head_size + d];
+              at(grad.q, r, h, heads, d) += ds * in.k[((b * tokens + j) * kv_heads + g) * head_size + d];
+              at(grad.k, b * tokens + j, g, kv_heads, d) += ds * in.q[(r * heads + h) * head_size + d];
             }
           }
           if (!in.sink.empty()) grad.sink[h] -= std::exp(in.sink[h] - lse) * term;

@@ -5,8 +5,8 @@
 
 namespace osprey::oracle {
 
-Classifier classifier(const std::vector<double>& x, const std::vector<double>& weight, const std::vector<int>& targets,
-                      long width, double scale) {
+Classifier classifier(const std::vector<double>& x, const std::vector<double>& weight,
+                      const std::vector<int>& targets, long width, double scale) {
   const size_t c = static_cast<size_t>(width), v = weight.size() / c;
   Classifier r;
   r.token_losses.assign(targets.size(), 0);

@@ -10,7 +10,7 @@ struct Classifier {
 };
 
 /// Head and cross-entropy in plain double loops. x (N, C), weight (V, C); target -1 is not counted.
-Classifier classifier(const std::vector<double>& x, const std::vector<double>& weight, const std::vector<int>& targets,
-                      long width, double scale);
+Classifier classifier(const std::vector<double>& x, const std::vector<double>& weight,
+                      const std::vector<int>& targets, long width, double scale);
 
 }  // namespace osprey::oracle

@@ -24,8 +24,8 @@ std::vector<double> rope(std::vector<double> x, size_t cols, size_t turned, size
         for (size_t i = 0; i < size; ++i) head[i] = head[i] / rms * (*w)[i];
       }
       for (size_t i = 0; i < size / 2; ++i) {
-        const double angle = positions[r] * std::pow(theta, -2.0 * static_cast<double>(i) /
-                                                                static_cast<double>(size));
+        const double angle =
+            positions[r] * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(size));
         const double a = head[i], b = head[i + size / 2];
         head[i] = a * std::cos(angle) - b * std::sin(angle);
         head[i + size / 2] = b * std::cos(angle) + a * std::sin(angle);

@@ -19,16 +19,20 @@ namespace fs = std::filesystem;
 
 std::vector<std::string> recipes(const std::string& folder = "") {
   std::vector<std::string> paths;
-  for (const auto& entry : fs::recursive_directory_iterator(fs::path(test::source_dir()) / "recipes" / folder))
+  for (const auto& entry :
+       fs::recursive_directory_iterator(fs::path(test::source_dir()) / "recipes" / folder))
     if (entry.path().extension() == ".yaml") paths.push_back(entry.path().string());
   std::sort(paths.begin(), paths.end());
   return paths;
 }
 
-std::string recipe_path(const std::string& name) { return (fs::path(test::source_dir()) / "recipes" / name).string(); }
+std::string recipe_path(const std::string& name) {
+  return (fs::path(test::source_dir()) / "recipes" / name).string();
+}
 
 /// The message that loading gives; empty when it is accepted.
-std::string error(const std::string& name, const std::vector<std::string>& overrides, std::optional<int64_t> ranks = {}) {
+std::string error(const std::string& name, const std::vector<std::string>& overrides,
+                  std::optional<int64_t> ranks = {}) {
   try {
     load_recipe(recipe_path(name), overrides, ranks);
   } catch (const Error& e) {
@@ -83,7 +87,8 @@ TEST(Recipes, SmokeRecipesRunOnOneTwoAndFourRanks) {
 TEST(Recipes, ImpossibleCombinationsNameLineAndCure) {
   const std::string osp = recipe_path("quickstart/osp.yaml");
   const std::string heads = error("quickstart/osp.yaml", {"model.heads=5"});
-  EXPECT_EQ(heads.find("--set model.heads=5: model.heads: 5 heads do not divide hidden_size 256"), 0u) << heads;
+  EXPECT_EQ(heads.find("--set model.heads=5: model.heads: 5 heads do not divide hidden_size 256"), 0u)
+      << heads;
   const std::string both = error("quickstart/osp.yaml", {"train.steps=5"});
   EXPECT_NE(both.find("train.tokens: give exactly one of tokens and steps"), std::string::npos) << both;
   const std::string ranks = error("quickstart/osp.yaml", {}, 3);
@@ -94,7 +99,8 @@ TEST(Recipes, ImpossibleCombinationsNameLineAndCure) {
   EXPECT_NE(error("quickstart/osp.yaml", {"optim=[]"}), "");
   EXPECT_NE(error("quickstart/osp.yaml", {"parallel.zero=2"}), "");
   EXPECT_NE(error("quickstart/osp.yaml", {"quant=[]"}).find("quant is not a key"), std::string::npos);
-  EXPECT_NE(error("quickstart/osp.yaml", {"train.global_batch_tokens=9e18", "train.micro_batch_size=9e18"}, 4), "");
+  EXPECT_NE(
+      error("quickstart/osp.yaml", {"train.global_batch_tokens=9e18", "train.micro_batch_size=9e18"}, 4), "");
 }
 
 }  // namespace

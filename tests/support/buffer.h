@@ -15,8 +15,7 @@ namespace osprey::test {
 class Buffer {
  public:
   Buffer(const Shape& shape, DType dtype, int64_t row_padding = 0) : dtype_(dtype) {
-    const int64_t cols = shape[-1], rows = cols == 0 ? 0 : shape.numel() / cols,
-                  stride = cols + row_padding;
+    const int64_t cols = shape[-1], rows = cols == 0 ? 0 : shape.numel() / cols, stride = cols + row_padding;
     bytes_.assign(static_cast<size_t>((rows * stride + 2 * guard) * size_bytes(dtype)), pattern);
     view_ = make_tensor(bytes_.data() + guard * size_bytes(dtype), shape, dtype);
     int64_t s = stride;
@@ -48,8 +47,7 @@ class Buffer {
   /// Standard normal times `scale`.
   Buffer& fill(uint64_t stream, double scale = 1.0) {
     for (int64_t i = 0; i < view_.numel(); ++i)
-      set(i / view_.cols(), i % view_.cols(),
-          scale * random_normal(7, stream, static_cast<uint64_t>(i)));
+      set(i / view_.cols(), i % view_.cols(), scale * random_normal(7, stream, static_cast<uint64_t>(i)));
     return *this;
   }
   Buffer& fill_value(double value) {
@@ -73,8 +71,7 @@ class Buffer {
   }
   bool same_bits(const Buffer& other) const {
     for (int64_t r = 0; r < view_.rows(); ++r)
-      if (memcmp(at(r, 0), other.at(r, 0),
-                 static_cast<size_t>(view_.cols() * size_bytes(dtype_))) != 0)
+      if (memcmp(at(r, 0), other.at(r, 0), static_cast<size_t>(view_.cols() * size_bytes(dtype_))) != 0)
         return false;
     return true;
   }

@@ -46,9 +46,15 @@ inline std::string mutate(std::string text, FuzzDraws& draws, const std::vector<
       case 1:
         if (at < text.size()) text[at] = static_cast<char>(draws.bits());
         break;
-      case 2: text.resize(at); break;
-      case 3: text.erase(at, length); break;
-      case 4: text.insert(at, text.substr(draws.below(text.size() + 1), length)); break;
+      case 2:
+        text.resize(at);
+        break;
+      case 3:
+        text.erase(at, length);
+        break;
+      case 4:
+        text.insert(at, text.substr(draws.below(text.size() + 1), length));
+        break;
       case 5:
         if (!dictionary.empty()) text.insert(at, dictionary[draws.below(dictionary.size())]);
         break;
@@ -71,8 +77,8 @@ struct FuzzCount {
 inline FuzzCount fuzz(const std::vector<std::string>& seeds, const std::vector<std::string>& dictionary,
                       const std::function<void(const std::string&)>& parse) {
   const char* budget = std::getenv("OSPREY_FUZZ_SECONDS");
-  const auto end = std::chrono::steady_clock::now() +
-                   std::chrono::duration<double>(budget ? std::atof(budget) : 2.0);
+  const auto end =
+      std::chrono::steady_clock::now() + std::chrono::duration<double>(budget ? std::atof(budget) : 2.0);
   FuzzCount count;
   for (uint64_t number = 0; std::chrono::steady_clock::now() < end; ++number) {
     FuzzDraws draws(number);

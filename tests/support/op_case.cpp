@@ -21,7 +21,8 @@ std::vector<Values> input_values(const OpCase& op, DType dtype) {
     Values v = random_values(op.name + std::to_string(i), in.shape.numel(), DType::f32, in.scale);
     for (double& x : v) {
       x += in.offset;
-      x = static_cast<double>(dtype == DType::bf16 ? to_float(to_bf16(static_cast<float>(x))) : static_cast<float>(x));
+      x = static_cast<double>(dtype == DType::bf16 ? to_float(to_bf16(static_cast<float>(x)))
+                                                   : static_cast<float>(x));
     }
     all.push_back(std::move(v));
   }
@@ -69,7 +70,8 @@ Result run(const OpCase& op, DType dtype, const std::vector<Values>& values, con
         EXPECT_EQ(p.grad_written, !frozen[i]) << op.name << ": input " << i;
         if (p.grad_written) result.gradients[i] = read(p.grad);
       } else if (!frozen[i]) {
-        EXPECT_TRUE(bed.tape.gradient_of(vars[i]).defined()) << op.name << ": no gradient reached input " << i;
+        EXPECT_TRUE(bed.tape.gradient_of(vars[i]).defined())
+            << op.name << ": no gradient reached input " << i;
         result.gradients[i] = read(bed.tape.gradient_of(vars[i]));
       }
     }
@@ -108,7 +110,8 @@ void check_gradients(const OpCase& op, DType dtype, const std::vector<Values>& v
       expected.push_back((up - down) / (2 * h));
       got.push_back(result.gradients[i][e]);
     }
-    EXPECT_LT(relative_error(got, expected), tolerance) << op.name << " " << name(dtype) << ": gradient of input " << i;
+    EXPECT_LT(relative_error(got, expected), tolerance)
+        << op.name << " " << name(dtype) << ": gradient of input " << i;
   }
 }
 

@@ -31,7 +31,7 @@ struct OpCase {
   std::function<Var(Tape&, const std::vector<Var>&)> build;
   /// The same in plain double loops: values of all inputs in, values of the output out.
   std::function<Values(const std::vector<Values>&)> oracle;
-  double f32_tolerance = 2e-5;   // of the largest output or gradient
+  double f32_tolerance = 2e-5;  // of the largest output or gradient
   double bf16_tolerance = 1.5e-2;
   std::vector<DType> dtypes = {DType::f32, DType::bf16};
 };

@@ -23,9 +23,11 @@ static double load(const Tensor& t, int64_t element) {
 }
 
 void write(const Tensor& t, const Values& values) {
-  require(static_cast<int64_t>(values.size()) == t.numel(), "test", "{} values for {}", values.size(), t.str());
+  require(static_cast<int64_t>(values.size()) == t.numel(), "test", "{} values for {}", values.size(),
+          t.str());
   for (int64_t r = 0, i = 0; r < t.rows(); ++r)
-    for (int64_t c = 0; c < t.cols(); ++c, ++i) store(t, r * t.row_stride() + c, values[static_cast<size_t>(i)]);
+    for (int64_t c = 0; c < t.cols(); ++c, ++i)
+      store(t, r * t.row_stride() + c, values[static_cast<size_t>(i)]);
 }
 
 Values read(const Tensor& t) {

@@ -15,7 +15,8 @@ namespace osprey::test {
 void SyntheticSource::fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) {
   const int64_t rows = into.batch(), length = into.sequence();
   for (int64_t b = 0; b < rows; ++b) {
-    const int64_t global = (((step % distinct_steps_) * micro_steps + micro_step) * ranks_ + rank_) * rows + b;
+    const int64_t global =
+        (((step % distinct_steps_) * micro_steps + micro_step) * ranks_ + rank_) * rows + b;
     const uint64_t row = static_cast<uint64_t>(global);
     int64_t token = static_cast<int64_t>(random_u64(11, row, 0) % static_cast<uint64_t>(vocabulary_));
     const int64_t stride = 1 + static_cast<int64_t>(random_u64(11, row, 1) % 3);
@@ -45,7 +46,8 @@ schedule: {kind: constant}
 train: {steps: 6, global_batch_tokens: 256, micro_batch_size: 2, precision: fp32}
 )";
   const auto path = std::filesystem::temp_directory_path() /
-                    fmt::format("osprey-tiny-{}-{}.yaml", getpid(), std::hash<std::thread::id>()(std::this_thread::get_id()));
+                    fmt::format("osprey-tiny-{}-{}.yaml", getpid(),
+                                std::hash<std::thread::id>()(std::this_thread::get_id()));
   std::ofstream(path) << text;
   const Recipe recipe = load_recipe(path.string(), overrides, ranks);
   std::filesystem::remove(path);
@@ -55,7 +57,8 @@ train: {steps: 6, global_batch_tokens: 256, micro_batch_size: 2, precision: fp32
 namespace {
 
 struct Collect : StepHook {
-  explicit Collect(TinyResult& r, Session& s, const std::function<void(Session&, int64_t)>& f) : result(r), session(s), on_step(f) {}
+  explicit Collect(TinyResult& r, Session& s, const std::function<void(Session&, int64_t)>& f)
+      : result(r), session(s), on_step(f) {}
   void after_step(Trainer&, const StepResult& r) override {
     result.losses.push_back(r.loss);
     result.grad_norms.push_back(r.grad_norm);

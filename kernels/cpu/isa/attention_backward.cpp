@@ -83,8 +83,7 @@ struct BackwardTask {
 
   void foresee(const RowsIn& m, int64_t block, int64_t head) const {
     if (block < blocks)
-      prefetch_rows<0>(row_of(m, block * tile, head * head_size), m.stride, valid(block),
-                       head_size);
+      prefetch_rows<0>(row_of(m, block * tile, head * head_size), m.stride, valid(block), head_size);
   }
 
   /// dO = dY * gate, row terms, gate gradients and panels of every query block.
@@ -104,8 +103,7 @@ struct BackwardTask {
           start[t] = 0;
           continue;
         }
-        const T *dy_row = row_of(a.dy, t, head * head_size),
-                *y_row = row_of(a.o, t, head * head_size);
+        const T *dy_row = row_of(a.dy, t, head * head_size), *y_row = row_of(a.o, t, head * head_size);
         for (int d = 0; d < head_size; ++d) dy[d] = to_float(dy_row[d]);
         for (int d = 0; d < head_size; ++d) y[d] = to_float(y_row[d]);
         Vec total = {};
@@ -138,8 +136,7 @@ struct BackwardTask {
 
   /// dy becomes the gradient of the ungated output. dlogit = dY * Y * (1 - gate), since Y = gate *
   /// O.
-  void through_gate(int64_t head, int64_t t, float* dy, const float* y, float* gate,
-                    float row_sum) {
+  void through_gate(int64_t head, int64_t t, float* dy, const float* y, float* gate, float row_sum) {
     const bool headwise = a.gate_kind == GateKind::headwise;
     const int64_t column = headwise ? head : head * head_size;
     const int n = headwise ? 1 : head_size;
@@ -179,18 +176,17 @@ struct BackwardTask {
   /// Scores and dP of 16 keys from `k` on of block j against the queries of block i from `first`
   /// on.
   void score_strip(int64_t i, int k, int first) {
-    gemm<W, false>(scores + first, tile, key_rows + k * words, words,
-                   q_transposed + i * words * tile + first, tile, strip, tile - first, words);
-    gemm<W, false>(dp + first, tile, value_rows + k * words, words,
-                   do_transposed + i * words * tile + first, tile, strip, tile - first, words);
+    gemm<W, false>(scores + first, tile, key_rows + k * words, words, q_transposed + i * words * tile + first,
+                   tile, strip, tile - first, words);
+    gemm<W, false>(dp + first, tile, value_rows + k * words, words, do_transposed + i * words * tile + first,
+                   tile, strip, tile - first, words);
   }
 
   template <bool masked>
   Vec probability(int64_t i, int64_t key, const float* score, int c) const {
     const Vec p = exp2_of(load(score + c) * (a.scale * log2e) - load(log_sum + i * tile + c));
     if constexpr (!masked) return p;
-    const IVec query = iota() + static_cast<int32_t>(i * tile + c),
-               at = splat(static_cast<int32_t>(key));
+    const IVec query = iota() + static_cast<int32_t>(i * tile + c), at = splat(static_cast<int32_t>(key));
     return (query >= at) & (load(start + i * tile + c) <= at) ? p : Vec{};
   }
 
@@ -264,8 +260,7 @@ struct BackwardTask {
       const int first = i == j ? k : 0;  // earlier queries see none of these keys
       score_strip(i, k, first);
       if (a.clipped)
-        all_visible ? differentiate<false, true>(i, j, k, first)
-                    : differentiate<true, true>(i, j, k, first);
+        all_visible ? differentiate<false, true>(i, j, k, first) : differentiate<true, true>(i, j, k, first);
       else
         all_visible ? differentiate<false, false>(i, j, k, first)
                     : differentiate<true, false>(i, j, k, first);
@@ -275,8 +270,8 @@ struct BackwardTask {
       gemm<W, true>(dk_tile + k * padded, padded, ds + k * tile_words + skip, tile_words,
                     q_panel + (i * tile_words + skip) * padded, padded, strip, padded, steps);
     }
-    gemm<W, true>(dq_transposed + i * head_size * tile, tile, key_columns, tile_words, ds_panel,
-                  tile, head_size, tile, tile_words);
+    gemm<W, true>(dq_transposed + i * head_size * tile, tile, key_columns, tile_words, ds_panel, tile,
+                  head_size, tile, tile_words);
   }
 
   void write_keys(int64_t j, const float* dk_tile, const float* dv_tile) {
@@ -291,8 +286,7 @@ struct BackwardTask {
     for (int64_t i = 0; i < blocks && a.dq.data; ++i) {
       transpose(rows, padded, dq_transposed + i * head_size * tile, tile, head_size, tile);
       for (int r = 0; r < valid(i); ++r)
-        write_row<T>(a.dq, b * a.tokens + i * tile + r, head * head_size, rows + r * padded,
-                     head_size);
+        write_row<T>(a.dq, b * a.tokens + i * tile + r, head * head_size, rows + r * padded, head_size);
     }
   }
 

@@ -65,9 +65,8 @@ struct Task {
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t i = 0; i < blocks; ++i) {
         const int64_t block = first_block + i, slot = h * blocks + i;
-        pack_rows<W>(q_rows + slot * tile * words,
-                     row_of(a.q, block * tile, group_head(h) * head_size), a.q.stride, valid(block),
-                     head_size);
+        pack_rows<W>(q_rows + slot * tile * words, row_of(a.q, block * tile, group_head(h) * head_size),
+                     a.q.stride, valid(block), head_size);
         memset(acc + slot * tile * padded, 0, static_cast<size_t>(tile * padded) * 4);
         const float sink = a.sink ? a.sink[group_head(h)] * log2e : -INFINITY;
         for (int r = 0; r < tile; ++r) {
@@ -94,16 +93,13 @@ struct Task {
         rows_to_panel<W>(values, rows, head_size, padded);
       }
       if (j + 1 < first_block + blocks) {
-        prefetch_rows<0>(row_of(a.k, (j + 1) * tile, g * head_size), a.k.stride, valid(j + 1),
-                         head_size);
+        prefetch_rows<0>(row_of(a.k, (j + 1) * tile, g * head_size), a.k.stride, valid(j + 1), head_size);
         if constexpr (sweep != Sweep::measure)
-          prefetch_rows<0>(row_of(a.v, (j + 1) * tile, g * head_size), a.v.stride, valid(j + 1),
-                           head_size);
+          prefetch_rows<0>(row_of(a.v, (j + 1) * tile, g * head_size), a.v.stride, valid(j + 1), head_size);
       }
       for (int64_t h = 0; h < heads; ++h)
         for (int64_t i = j > first_block ? j - first_block : 0; i < blocks; ++i)
-          for (int r = 0; r < valid(first_block + i); r += strip)
-            run_strip<sweep>(h * blocks + i, i, j, r);
+          for (int r = 0; r < valid(first_block + i); r += strip) run_strip<sweep>(h * blocks + i, i, j, r);
     }
   }
 
@@ -118,8 +114,8 @@ struct Task {
       const int32_t s = start[i * tile + r + n];
       latest = s > latest ? s : latest;
     }
-    gemm<W, false>(scores, tile, q_rows + (slot * tile + r) * words, words, keys, tile, strip,
-                   columns, words);
+    gemm<W, false>(scores, tile, q_rows + (slot * tile + r) * words, words, keys, tile, strip, columns,
+                   words);
     if (diagonal || latest > key)
       for (int n = 0; n < strip; ++n)
         hide(scores + n * tile, start[i * tile + r + n] - key, row + n - key, columns);
@@ -178,8 +174,7 @@ struct Task {
       rows_of[n] = sums;
     }
     reduce_rows<SumOf>(total, rows_of);
-    for (int n = 0; n < strip; n += lanes)
-      store(l + n, load(l + n) * load(decay + n) + load(total + n));
+    for (int n = 0; n < strip; n += lanes) store(l + n, load(l + n) * load(decay + n) + load(total + n));
     for (int n = 0; gather && n < strip; ++n)
       if (decay[n] != 1.0f)
         for (int d = 0; d < padded; d += lanes)
@@ -216,8 +211,7 @@ struct Task {
           float factor = a.clipped ? 1.0f : 1.0f / sum[at];
           if (a.gate_kind == GateKind::headwise)
             factor *= sigmoid_of(splat(to_float(*row_of(a.gate, t, head))))[0];
-          for (int d = 0; d < padded; d += lanes)
-            store(line + d, load(acc + at * padded + d) * factor);
+          for (int d = 0; d < padded; d += lanes) store(line + d, load(acc + at * padded + d) * factor);
           if (a.gate_kind == GateKind::elementwise) {
             const T* logits = row_of(a.gate, t, head * head_size);
             for (int d = 0; d < head_size; ++d) gates[d] = to_float(logits[d]);
@@ -250,8 +244,7 @@ Task<T, W> make_task(const AttentionForwardParams& a, int64_t task) {
   const int64_t all = (a.tokens + tile - 1) / tile,
                 chunks = (all + a.blocks_per_task - 1) / a.blocks_per_task;
   // The last query blocks see the most keys: hand them out first.
-  const int64_t chunk = chunks - 1 - task / (a.batch * a.kv_heads),
-                pair = task % (a.batch * a.kv_heads);
+  const int64_t chunk = chunks - 1 - task / (a.batch * a.kv_heads), pair = task % (a.batch * a.kv_heads);
   const int64_t first = chunk * a.blocks_per_task, end = first + a.blocks_per_task;
   const int d = static_cast<int>(a.head_size);
   return Task<T, W>{.a = a,
@@ -295,8 +288,7 @@ int64_t decode_scratch_bytes(const AttentionDecodeParams& a) {
 
 template <class T>
 void decode_run(const AttentionDecodeParams& a, int64_t task, void* scratch) {
-  const int64_t b = task / a.heads, h = task % a.heads, g = h / (a.heads / a.kv_heads),
-                size = a.head_size;
+  const int64_t b = task / a.heads, h = task % a.heads, g = h / (a.heads / a.kv_heads), size = a.head_size;
   const int64_t length = a.lengths[b];
   const T* q = static_cast<const T*>(a.q.data) + b * a.q.stride + h * size;
   const T* keys = static_cast<const T*>(a.k.data) + b * a.tokens * a.k.stride + g * size;
@@ -339,8 +331,7 @@ using Bf16Words = WordsF32<true>;
 }  // namespace
 
 extern const AttentionTable attention_table{
-    .forward_f32 = {forward_scratch_bytes<float, WordsF32<false>>,
-                    forward_run<float, WordsF32<false>>},
+    .forward_f32 = {forward_scratch_bytes<float, WordsF32<false>>, forward_run<float, WordsF32<false>>},
     .forward_bf16 = {forward_scratch_bytes<bf16, Bf16Words>, forward_run<bf16, Bf16Words>},
     .decode_f32 = {decode_scratch_bytes<float>, decode_run<float>},
     .decode_bf16 = {decode_scratch_bytes<bf16>, decode_run<bf16>}};

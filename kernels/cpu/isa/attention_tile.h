@@ -54,8 +54,8 @@ struct WordsBf16 {
 
 /// C (4, NV * lanes) = [C +] A B over `steps` words.
 template <class W, int NV, bool add>
-OSPREY_INLINE void gemm_block(float* c, int64_t ldc, const float* a, int64_t lda, const float* b,
-                              int64_t ldb, int steps) {
+OSPREY_INLINE void gemm_block(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb,
+                              int steps) {
   Vec acc[4][NV];
   for (int r = 0; r < 4; ++r)
     for (int n = 0; n < NV; ++n) acc[r][n] = add ? load(c + r * ldc + n * lanes) : Vec{};
@@ -73,19 +73,17 @@ OSPREY_INLINE void gemm_block(float* c, int64_t ldc, const float* a, int64_t lda
 }
 
 template <class W, int NV, bool add>
-static void gemm_columns(float* c, int64_t ldc, const float* a, int64_t lda, const float* b,
-                         int64_t ldb, int m, int steps) {
-  for (int r = 0; r < m; r += 4)
-    gemm_block<W, NV, add>(c + r * ldc, ldc, a + r * lda, lda, b, ldb, steps);
+static void gemm_columns(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb,
+                         int m, int steps) {
+  for (int r = 0; r < m; r += 4) gemm_block<W, NV, add>(c + r * ldc, ldc, a + r * lda, lda, b, ldb, steps);
 }
 
 /// C (m, n) = [C +] A (m, steps words) B (steps words, n); m a multiple of 4, n of 16.
 template <class W, bool add>
-OSPREY_INLINE void gemm(float* c, int64_t ldc, const float* a, int64_t lda, const float* b,
-                        int64_t ldb, int m, int n, int steps) {
+OSPREY_INLINE void gemm(float* c, int64_t ldc, const float* a, int64_t lda, const float* b, int64_t ldb,
+                        int m, int n, int steps) {
 #if defined(__AVX512F__)
-  for (; n >= 64; n -= 64, c += 64, b += 64)
-    gemm_columns<W, 4, add>(c, ldc, a, lda, b, ldb, m, steps);
+  for (; n >= 64; n -= 64, c += 64, b += 64) gemm_columns<W, 4, add>(c, ldc, a, lda, b, ldb, m, steps);
   if (n == 48) gemm_columns<W, 3, add>(c, ldc, a, lda, b, ldb, m, steps);
   if (n == 32) gemm_columns<W, 2, add>(c, ldc, a, lda, b, ldb, m, steps);
   if (n == 16) gemm_columns<W, 1, add>(c, ldc, a, lda, b, ldb, m, steps);
@@ -96,8 +94,8 @@ OSPREY_INLINE void gemm(float* c, int64_t ldc, const float* a, int64_t lda, cons
 }
 
 /// to[c][r] = from[r][c] for words; rows a multiple of 16 (or of anything, slowly).
-static void transpose(float* to, int64_t to_stride, const float* from, int64_t from_stride,
-                      int rows, int cols) {
+static void transpose(float* to, int64_t to_stride, const float* from, int64_t from_stride, int rows,
+                      int cols) {
   int c = 0;
 #if defined(__AVX512F__)
   const int whole_rows = rows / 16 * 16;
@@ -173,8 +171,7 @@ static void rows_to_panel(float* panel, const float* rows, int head_size, int pa
     for (int r = 0; r < tile / 2; ++r) {
       const Half *even = in + 2 * r * head_size, *odd = even + head_size;
       for (int d = 0; d < head_size; ++d)
-        out[r * padded + d] =
-            static_cast<uint32_t>(even[d]) | (static_cast<uint32_t>(odd[d]) << 16);
+        out[r * padded + d] = static_cast<uint32_t>(even[d]) | (static_cast<uint32_t>(odd[d]) << 16);
       for (int d = head_size; d < padded; ++d) out[r * padded + d] = 0;
     }
   }

@@ -50,8 +50,8 @@ inline __attribute__((always_inline)) void finish(const __m512 (&acc)[MR][4], co
       __m512 v = acc[i][j];
       if (out.c_is_f32) {
         if (out.addend)
-          v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(
-                                   out.mask[j], out.addend + i * out.addend_row_bytes + j * 64));
+          v = _mm512_add_ps(
+              v, _mm512_maskz_loadu_ps(out.mask[j], out.addend + i * out.addend_row_bytes + j * 64));
         _mm512_mask_storeu_ps(out.c + i * out.c_row_bytes + j * 64, out.mask[j], v);
       } else {
         if (out.addend)
@@ -66,8 +66,8 @@ inline __attribute__((always_inline)) void finish(const __m512 (&acc)[MR][4], co
 // MR x 64 results over `pairs` pairs of k. Starts from zero or from `buffer`, ends in `buffer` or
 // in `out`.
 template <int MR, bool slab>
-void tile(const char* a, int64_t a_row_bytes, const char* b, int64_t pairs, float* buffer,
-          int first, const Out* out) {
+void tile(const char* a, int64_t a_row_bytes, const char* b, int64_t pairs, float* buffer, int first,
+          const Out* out) {
   __m512 acc[MR][4];
 #pragma GCC unroll 6
   for (int i = 0; i < MR; ++i)
@@ -107,8 +107,8 @@ constexpr Tile slab_tiles[] = {nullptr,       tile<1, true>, tile<2, true>, tile
                                tile<4, true>, tile<5, true>, tile<6, true>};
 
 // Rows [row, row + rows) of one panel over pairs [from, to).
-void panel_rows(const Bf16Gemm& g, int64_t panel, int64_t row, int64_t rows, int64_t from,
-                int64_t to, float* buffer) {
+void panel_rows(const Bf16Gemm& g, int64_t panel, int64_t row, int64_t rows, int64_t from, int64_t to,
+                float* buffer) {
   const int64_t pairs = (g.k + 1) / 2, blocks = ceil_div(to - from, block_pairs),
                 size = ceil_div(to - from, blocks);
   const char* b = static_cast<const char*>(g.b) + panel * panel_bytes(g.k);
@@ -131,21 +131,20 @@ void panel_rows(const Bf16Gemm& g, int64_t panel, int64_t row, int64_t rows, int
       const bool last = p + count == pairs;
       if (last) {
         out.c = static_cast<char*>(g.c) + (row + r) * g.c_row_bytes + panel * panel_columns * width;
-        out.addend = g.addend ? static_cast<const char*>(g.addend) +
-                                    (row + r) * g.addend_row_bytes + panel * panel_columns * width
+        out.addend = g.addend ? static_cast<const char*>(g.addend) + (row + r) * g.addend_row_bytes +
+                                    panel * panel_columns * width
                               : nullptr;
       }
-      (g.a_row_bytes ? row_tiles : slab_tiles)[mr](
-          a, g.a_row_bytes ? g.a_row_bytes : slab_bytes(g.k), b + p * 256, count,
-          buffer + r * panel_columns, p == 0, last ? &out : nullptr);
+      (g.a_row_bytes ? row_tiles : slab_tiles)[mr](a, g.a_row_bytes ? g.a_row_bytes : slab_bytes(g.k),
+                                                   b + p * 256, count, buffer + r * panel_columns, p == 0,
+                                                   last ? &out : nullptr);
     }
   }
 }
 
 void gemm(const Bf16Gemm& g) {
   const int64_t pairs = (g.k + 1) / 2, chunks = chunks_of(g.k), chunk = ceil_div(pairs, chunks);
-  const int64_t held = rows_in_cache(ceil_div(g.k, chunks)),
-                panels = ceil_div(g.columns, panel_columns);
+  const int64_t held = rows_in_cache(ceil_div(g.k, chunks)), panels = ceil_div(g.columns, panel_columns);
   for (int64_t row = 0; row < g.rows; row += held)
     for (int64_t from = 0; from < pairs; from += chunk)
       for (int64_t panel = 0; panel < panels; ++panel)
@@ -164,8 +163,8 @@ inline void interleave(char* to, __m512i even, __m512i odd) {
 
 inline __mmask32 mask32(int64_t n) { return n >= 32 ? 0xffffffffu : n <= 0 ? 0u : (1u << n) - 1u; }
 
-void pack_panels(void* to, int64_t stride_bytes, const bf16* from, int64_t row_stride, int64_t k,
-                 int64_t n, int64_t first, int64_t last) {
+void pack_panels(void* to, int64_t stride_bytes, const bf16* from, int64_t row_stride, int64_t k, int64_t n,
+                 int64_t first, int64_t last) {
   const int64_t pairs = (k + 1) / 2;
   for (int64_t p = 0; p < pairs; ++p)
     for (int64_t panel = first; panel < last; ++panel) {
@@ -178,8 +177,7 @@ void pack_panels(void* to, int64_t stride_bytes, const bf16* from, int64_t row_s
       for (int half = 0; half < 2; ++half) {
         const __mmask32 mask = mask32(n - panel * panel_columns - 32 * half);
         const __m512i e = _mm512_maskz_loadu_epi16(mask, even + 32 * half);
-        const __m512i o =
-            _mm512_maskz_loadu_epi16(2 * p + 1 < k ? mask : 0, even + row_stride + 32 * half);
+        const __m512i o = _mm512_maskz_loadu_epi16(2 * p + 1 < k ? mask : 0, even + row_stride + 32 * half);
         interleave(block + 128 * half, e, o);
       }
     }
@@ -216,8 +214,8 @@ inline void transpose16(__m512i (&r)[16]) {
   for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
-void pack_panels_transposed(void* to, int64_t stride_bytes, const bf16* from, int64_t row_stride,
-                            int64_t k, int64_t n, int64_t first, int64_t last) {
+void pack_panels_transposed(void* to, int64_t stride_bytes, const bf16* from, int64_t row_stride, int64_t k,
+                            int64_t n, int64_t first, int64_t last) {
   for (int64_t panel = first; panel < last; ++panel)
     for (int64_t x = 0; x < k; x += 32)
       for (int64_t group = 0; group < 4; ++group) {
@@ -226,8 +224,8 @@ void pack_panels_transposed(void* to, int64_t stride_bytes, const bf16* from, in
 #pragma GCC unroll 16
         for (int64_t i = 0; i < 16; ++i) {
           const int64_t row = panel * panel_columns + 16 * group + i;
-          r[i] = row < n ? _mm512_maskz_loadu_epi16(mask, from + row * row_stride + x)
-                         : _mm512_setzero_si512();
+          r[i] =
+              row < n ? _mm512_maskz_loadu_epi16(mask, from + row * row_stride + x) : _mm512_setzero_si512();
         }
         transpose16(r);
         char* block = static_cast<char*>(to) + panel * stride_bytes + x / 2 * 256 + group * 64;

@@ -40,15 +40,14 @@ struct Bf16GemmTable {
   int64_t (*buffer_floats)(int64_t k, int64_t columns);
   /// Panels [first, last) of B (k, n) given row-major: two rows are interleaved. `stride_bytes`
   /// from one panel to the next, so that B may be stacked along k.
-  void (*pack_panels)(void* to, int64_t stride_bytes, const bf16* from, int64_t row_stride,
-                      int64_t k, int64_t n, int64_t first, int64_t last);
+  void (*pack_panels)(void* to, int64_t stride_bytes, const bf16* from, int64_t row_stride, int64_t k,
+                      int64_t n, int64_t first, int64_t last);
   /// The same for B = W^T, W (n, k) row-major.
-  void (*pack_panels_transposed)(void* to, int64_t stride_bytes, const bf16* from,
-                                 int64_t row_stride, int64_t k, int64_t n, int64_t first,
-                                 int64_t last);
+  void (*pack_panels_transposed)(void* to, int64_t stride_bytes, const bf16* from, int64_t row_stride,
+                                 int64_t k, int64_t n, int64_t first, int64_t last);
   /// Slabs [first, last) of A = X^T, X (k, m) row-major.
-  void (*pack_slabs)(void* to, const bf16* from, int64_t row_stride, int64_t k, int64_t m,
-                     int64_t first, int64_t last);
+  void (*pack_slabs)(void* to, const bf16* from, int64_t row_stride, int64_t k, int64_t m, int64_t first,
+                     int64_t last);
 };
 OSPREY_ISA_TABLE(Bf16GemmTable, bf16_gemm_table)
 

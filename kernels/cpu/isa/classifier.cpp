@@ -36,8 +36,10 @@ static double row(float* logits, int64_t n, int64_t target, float scale, void* d
   }
   if (d) {
     const float factor = static_cast<float>(static_cast<double>(scale) / sum);
-    if (d_is_f32) gradient(static_cast<float*>(d), logits, n, target, factor, scale);
-    else gradient(static_cast<bf16*>(d), logits, n, target, factor, scale);
+    if (d_is_f32)
+      gradient(static_cast<float*>(d), logits, n, target, factor, scale);
+    else
+      gradient(static_cast<bf16*>(d), logits, n, target, factor, scale);
   }
   return static_cast<double>(top) - static_cast<double>(wanted) + log(sum);
 }

@@ -6,8 +6,8 @@ constexpr int64_t tile = 32;  // a 32 x 32 float tile is 4 KiB: both sides of a 
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static double momentum(float* __restrict m, const float* __restrict grad, int64_t n, float beta, float grad_scale,
-                       MuonDirectionFactors f) {
+static double momentum(float* __restrict m, const float* __restrict grad, int64_t n, float beta,
+                       float grad_scale, MuonDirectionFactors f) {
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) {
     m[i] = beta * m[i] + grad_scale * grad[i];
@@ -75,8 +75,8 @@ static void mirror(T* c, int64_t n, int64_t stride, int64_t begin, int64_t end) 
 }
 
 extern const MuonTable muon_table;
-const MuonTable muon_table = {momentum,          direction<float>, direction<bf16>, transposed<float>,
-                              transposed<bf16>,  update<float>,    update<bf16>,    mirror<float>,
-                              mirror<bf16>};
+const MuonTable muon_table = {momentum,          direction<float>, direction<bf16>,
+                              transposed<float>, transposed<bf16>, update<float>,
+                              update<bf16>,      mirror<float>,    mirror<bf16>};
 
 }  // namespace osprey::cpu::OSPREY_ISA

@@ -15,8 +15,10 @@ struct MuonTable {
   double (*momentum)(float* momentum, const float* grad, int64_t n, float beta, float grad_scale,
                      MuonDirectionFactors u);
   /// x = u over n elements.
-  void (*direction_f32)(float* x, const float* momentum, const float* grad, int64_t n, MuonDirectionFactors u);
-  void (*direction_bf16)(bf16* x, const float* momentum, const float* grad, int64_t n, MuonDirectionFactors u);
+  void (*direction_f32)(float* x, const float* momentum, const float* grad, int64_t n,
+                        MuonDirectionFactors u);
+  void (*direction_bf16)(bf16* x, const float* momentum, const float* grad, int64_t n,
+                         MuonDirectionFactors u);
   /// Rows [begin, end) of x (cols, rows) from a direction of shape (rows, cols).
   void (*transposed_f32)(float* x, const float* momentum, const float* grad, int64_t rows, int64_t cols,
                          int64_t begin, int64_t end, MuonDirectionFactors u);

@@ -19,7 +19,8 @@ void rmsnorm_forward(const NormRows<T>& a) {
       const float scale = rstd * to_float(a.weight[0]);
       for (int64_t c = 0; c < a.cols; ++c) y[c] = Convert<T>().from(to_float(x[c]) * scale);
     } else {
-      for (int64_t c = 0; c < a.cols; ++c) y[c] = Convert<T>().from(to_float(x[c]) * rstd * to_float(a.weight[c]));
+      for (int64_t c = 0; c < a.cols; ++c)
+        y[c] = Convert<T>().from(to_float(x[c]) * rstd * to_float(a.weight[c]));
     }
   }
 }
@@ -48,11 +49,13 @@ void rmsnorm_backward_rows(const NormRows<T>& a) {
     const float k = dot * rstd * rstd * rstd / static_cast<float>(a.cols);
     if (a.add_dx) {
       for (int64_t c = 0; c < a.cols; ++c)
-        dx[c] = Convert<T>().from(to_float(dx[c]) + rstd * to_float(dy[c]) * (Scalar ? w0 : to_float(a.weight[c])) -
+        dx[c] = Convert<T>().from(to_float(dx[c]) +
+                                  rstd * to_float(dy[c]) * (Scalar ? w0 : to_float(a.weight[c])) -
                                   k * to_float(x[c]));
     } else {
       for (int64_t c = 0; c < a.cols; ++c)
-        dx[c] = Convert<T>().from(rstd * to_float(dy[c]) * (Scalar ? w0 : to_float(a.weight[c])) - k * to_float(x[c]));
+        dx[c] = Convert<T>().from(rstd * to_float(dy[c]) * (Scalar ? w0 : to_float(a.weight[c])) -
+                                  k * to_float(x[c]));
     }
   }
   if (Scalar && a.partial) a.partial[0] += scalar_sum;

@@ -69,8 +69,7 @@ void read_angle(Halves& angle, const RopeRows& m, int64_t row, int half) {
 bool turns_directly(const RopeRows& m) { return !m.weight && m.head_size % (2 * lanes) == 0; }
 
 template <class T>
-void turn_directly(T* to, const T* from, const float* cosines, const float* sines, int half,
-                   float sign) {
+void turn_directly(T* to, const T* from, const float* cosines, const float* sines, int half, float sign) {
   for (int i = 0; i < half; i += lanes) {
     const Vec c = load(cosines + i), s = load(sines + i) * sign;
     const Vec a = load(from + i), b = load(from + half + i);
@@ -122,15 +121,13 @@ Vec weight_gradient(float* dweight, const float* g, const float* x, const float*
   return sum;
 }
 
-void input_gradient(float* g, const float* x, const float* weight, float rstd, float mean,
-                    int half) {
+void input_gradient(float* g, const float* x, const float* weight, float rstd, float mean, int half) {
   for (int i = 0; i < half; i += lanes)
     store(g + i, (load(g + i) * load(weight + i) - load(x + i) * (rstd * mean)) * rstd);
 }
 
 /// g becomes rstd (w g - xhat mean(w g xhat)); dweight grows by g xhat.
-void norm_backward(Halves& g, const Halves& x, const Halves& weight, Halves& dweight, int half,
-                   float eps) {
+void norm_backward(Halves& g, const Halves& x, const Halves& weight, Halves& dweight, int half, float eps) {
   const float rstd = inverse_rms(x, half, eps);
   const Vec sum = weight_gradient(dweight.low, g.low, x.low, weight.low, rstd, half) +
                   weight_gradient(dweight.high, g.high, x.high, weight.high, rstd, half);
@@ -151,8 +148,8 @@ void backward(const RopeRows& m) {
       if (turns_directly(m)) {
         const int64_t angles = static_cast<int64_t>(m.positions[r]) * half;
         if (m.x)
-          turn_directly(static_cast<T*>(m.x) + r * m.x_stride + h * m.head_size, dy,
-                        m.cosines + angles, m.sines + angles, half, -1.0f);
+          turn_directly(static_cast<T*>(m.x) + r * m.x_stride + h * m.head_size, dy, m.cosines + angles,
+                        m.sines + angles, half, -1.0f);
         continue;
       }
       read(g, dy, half);

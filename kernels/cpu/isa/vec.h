@@ -177,8 +177,7 @@ OSPREY_INLINE Vec exp2_of(Vec x) {
   const Vec clamped = x < -126.0f ? splat(-126.0f) : (x > 128.0f ? splat(128.0f) : x);
   // Conversion truncates, so round half away from zero by hand: adding and subtracting a large
   // constant would be folded away where sums may be reassociated.
-  const IVec i =
-      __builtin_convertvector(clamped + (clamped < 0.0f ? splat(-0.5f) : splat(0.5f)), IVec);
+  const IVec i = __builtin_convertvector(clamped + (clamped < 0.0f ? splat(-0.5f) : splat(0.5f)), IVec);
   const Vec f = clamped - __builtin_convertvector(i, Vec);
 #endif
   Vec p = splat(1.545316294e-04f);

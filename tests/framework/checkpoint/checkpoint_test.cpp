@@ -44,16 +44,23 @@ struct Toy {
     for (size_t i = 0; i < m.size(); ++i) m[i] = -first - static_cast<float>(i);
   }
   std::vector<NamedPiece> pieces() {
-    std::vector<NamedPiece> p = {{"w", "master", {6, 10}, begin(), end(),
+    std::vector<NamedPiece> p = {{"w",
+                                  "master",
+                                  {6, 10},
+                                  begin(),
+                                  end(),
                                   make_tensor(w.data() + begin(), {end() - begin()}, DType::f32)}};
-    if (rank == size - 1) p.push_back({"m", "momentum", {2, 3}, 0, 6, make_tensor(m.data(), {2, 3}, DType::f32)});
+    if (rank == size - 1)
+      p.push_back({"m", "momentum", {2, 3}, 0, 6, make_tensor(m.data(), {2, 3}, DType::f32)});
     return p;
   }
   std::vector<NamedValue> values() { return {{"w", make_tensor(w.data(), {6, 10}, DType::f32)}}; }
 };
 
 Checkpointer::Texts toy_texts() {
-  return {"run: {name: toy}\n", {"{}", "{}", {{"model.w", {6, 10}, HubTensor::Rule::copy, "w", "", {}}}}, nullptr};
+  return {"run: {name: toy}\n",
+          {"{}", "{}", {{"model.w", {6, 10}, HubTensor::Rule::copy, "w", "", {}}}},
+          nullptr};
 }
 
 CheckpointState at_step(int64_t step, int world) {
@@ -90,7 +97,8 @@ TEST(Checkpoint, WrittenByAnyNumberOfRanksIsReadByAnyOther) {
         toy.fill(1000);
         load_pieces(*found, comm, toy.pieces());
         for (int64_t i = 0; i < 60; ++i)
-          ASSERT_EQ(toy.w[static_cast<size_t>(i)], static_cast<float>(i + (i >= toy.begin() && i < toy.end() ? 7 : 1000)));
+          ASSERT_EQ(toy.w[static_cast<size_t>(i)],
+                    static_cast<float>(i + (i >= toy.begin() && i < toy.end() ? 7 : 1000)));
         ASSERT_EQ(toy.m[5], comm.rank() == comm.size() - 1 ? -12.0f : -1005.0f);
       });
     const SafetensorsModel model(*found);
@@ -107,7 +115,8 @@ TEST(Checkpoint, WhatSeveralRanksHoldIsSavedOnce) {
     Toy toy(comm.rank(), 3);
     toy.fill(1);
     // All ranks hold "w" whole, as under zero: 0; only the last holds "m".
-    std::vector<NamedPiece> pieces = {{"w", "master", {6, 10}, 0, 60, make_tensor(toy.w.data(), {60}, DType::f32)}};
+    std::vector<NamedPiece> pieces = {
+        {"w", "master", {6, 10}, 0, 60, make_tensor(toy.w.data(), {60}, DType::f32)}};
     if (comm.rank() == 2) pieces.push_back(toy.pieces().back());
     const auto mine = pieces_to_save(comm, pieces);
     EXPECT_EQ(mine.size(), comm.rank() == 1 ? 0u : 1u);
@@ -129,7 +138,8 @@ TEST(Checkpoint, KeepsTheNewestAndResumesFromIt) {
   EXPECT_EQ(find_checkpoint(all[0].path.string(), dir.path()), all[0].path);
   EXPECT_FALSE(find_checkpoint("none", dir.path()));
   EXPECT_NE(refusal([&] { find_checkpoint("no/such", dir.path()); }).find("no/such"), std::string::npos);
-  EXPECT_NE(refusal([&] { find_checkpoint(dir.path().string(), dir.path()); }).find("no complete checkpoint"), std::string::npos);
+  EXPECT_NE(refusal([&] { find_checkpoint(dir.path().string(), dir.path()); }).find("no complete checkpoint"),
+            std::string::npos);
 }
 
 TEST(Checkpoint, ADamagedFileIsNamedOnEveryRank) {
@@ -158,8 +168,10 @@ TEST(Checkpoint, AnotherModelIsRefusedBeforeAnythingIsRead) {
     toy.fill(50);
     auto pieces = toy.pieces();
     if (comm.rank() == 1) pieces.back().full_shape = {3, 2};
-    const std::string message = refusal([&] { load_pieces(*find_checkpoint("auto", dir.path()), comm, pieces); });
-    EXPECT_NE(message.find("m:momentum is (2, 3) in the checkpoint and (3, 2) here"), std::string::npos) << message;
+    const std::string message =
+        refusal([&] { load_pieces(*find_checkpoint("auto", dir.path()), comm, pieces); });
+    EXPECT_NE(message.find("m:momentum is (2, 3) in the checkpoint and (3, 2) here"), std::string::npos)
+        << message;
     EXPECT_EQ(toy.w[0], 50.0f);
   });
 }
@@ -186,7 +198,8 @@ TEST(Checkpoint, AFailureOfOneRankReachesAllAndLeavesTheOldCheckpoint) {
   ASSERT_EQ(all.size(), 2u);
   EXPECT_EQ(all[0].step, 1);
   EXPECT_EQ(all[1].step, 3);
-  EXPECT_EQ(std::distance(fs::directory_iterator(dir.path()), fs::directory_iterator()), 2) << "a leftover stays";
+  EXPECT_EQ(std::distance(fs::directory_iterator(dir.path()), fs::directory_iterator()), 2)
+      << "a leftover stays";
 }
 
 TEST(Checkpoint, KilledWhileSavingTheNewestCheckpointLoads) {
@@ -194,7 +207,8 @@ TEST(Checkpoint, KilledWhileSavingTheNewestCheckpointLoads) {
   const auto start = std::chrono::steady_clock::now();
   save_on(1, dir.path(), {1});
   // Kills fall anywhere in the first three saves of a process, however slow this disk is.
-  const auto three = 3 * std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start);
+  const auto three =
+      3 * std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start);
   int64_t newest = 1, finished = 0;
   for (uint64_t round = 0; round < 25; ++round) {
     const pid_t pid = ::fork();
@@ -207,7 +221,8 @@ TEST(Checkpoint, KilledWhileSavingTheNewestCheckpointLoads) {
         saver.save(at_step(step, 1), toy.pieces(), toy.values());
       }
     }
-    std::this_thread::sleep_for(std::chrono::microseconds(test::FuzzDraws(round).below(static_cast<size_t>(three.count()))));
+    std::this_thread::sleep_for(
+        std::chrono::microseconds(test::FuzzDraws(round).below(static_cast<size_t>(three.count()))));
     ::kill(pid, SIGKILL);
     int status = 0;
     ::waitpid(pid, &status, 0);

@@ -96,15 +96,23 @@ TEST(Verify, NamesTheFileThatIsMissingCutOrFlipped) {
     EXPECT_NE(message.find(part), std::string::npos) << message;
   };
   names(after([&] { fs::remove(d / "a"); }), (d / "a").string(), "missing");
-  names(after([&] { fs::resize_file(d / "optimizer/rank-0", 9); }), (d / "optimizer/rank-0").string(), "holds 9 bytes");
+  names(after([&] { fs::resize_file(d / "optimizer/rank-0", 9); }), (d / "optimizer/rank-0").string(),
+        "holds 9 bytes");
   names(after([&] { std::ofstream(d / "a") << "hellp"; }), (d / "a").string(), "damaged");
   names(after([&] { fs::remove(d / "manifest.json"); }), d.string(), "no complete checkpoint");
   names(after([&] { std::ofstream(d / "manifest.json") << "{}"; }), "manifest.json", "'format'");
-  names(after([&] { std::ofstream(d / "manifest.json") << R"({"format":1,"files":[{"name":"../a","size_bytes":1,"crc32":"00000000"}]})"; }),
+  names(after([&] {
+          std::ofstream(d / "manifest.json")
+              << R"({"format":1,"files":[{"name":"../a","size_bytes":1,"crc32":"00000000"}]})";
+        }),
         "manifest.json", "leaves the directory");
-  names(after([&] { std::ofstream(d / "manifest.json") << R"({"format":1,"files":[{"name":"a","size_bytes":-1,"crc32":"00000000"}]})"; }),
+  names(after([&] {
+          std::ofstream(d / "manifest.json")
+              << R"({"format":1,"files":[{"name":"a","size_bytes":-1,"crc32":"00000000"}]})";
+        }),
         "manifest.json", "damaged");
-  names(after([&] { std::ofstream(d / "manifest.json") << R"({"format":2,"files":[]})"; }), "manifest.json", "format 2");
+  names(after([&] { std::ofstream(d / "manifest.json") << R"({"format":2,"files":[]})"; }), "manifest.json",
+        "format 2");
 }
 
 TEST(Verify, RanksThatShareTheReadingSeeEveryFlipBetweenThem) {
@@ -120,10 +128,12 @@ TEST(Manifest, MutationsAreReadOrRefusedButNeverCrash) {
   TempDir dir;
   publish(dir / "c");
   const std::string seed = read_file(dir / "c" / "manifest.json", 10000);
-  const auto count = test::fuzz({seed}, {"\"", "{", "[", "-1", "1e9", "null", "/", "..", "\\u0000", "\"files\""}, [&](const std::string& input) {
-    std::ofstream(dir / "c" / "manifest.json", std::ios::binary) << input;
-    verify_files(dir / "c", read_manifest(dir / "c"));
-  });
+  const auto count =
+      test::fuzz({seed}, {"\"", "{", "[", "-1", "1e9", "null", "/", "..", "\\u0000", "\"files\""},
+                 [&](const std::string& input) {
+                   std::ofstream(dir / "c" / "manifest.json", std::ios::binary) << input;
+                   verify_files(dir / "c", read_manifest(dir / "c"));
+                 });
   EXPECT_GT(count.refused, 100);
 }
 
@@ -131,10 +141,10 @@ TEST(Retention, KeepsTheNewestAndIsRightWithFewerThanKeep) {
   TempDir dir;
   EXPECT_NO_THROW(keep_newest(dir / "nowhere", 3));
   for (int64_t step : {100, 20, 3}) publish(dir / checkpoint_name(step));
-  fs::create_directory(dir / "step-00000999");        // no manifest: not complete
+  fs::create_directory(dir / "step-00000999");  // no manifest: not complete
   fs::create_directory(dir / "step-abc");
   fs::create_directory(dir / "notes");
-  publish(dir / "step-7");                            // not a name of ours
+  publish(dir / "step-7");  // not a name of ours
   keep_newest(dir.path(), 5);
   EXPECT_EQ(list_checkpoints(dir.path()).size(), 3u);
   keep_newest(dir.path(), 2);

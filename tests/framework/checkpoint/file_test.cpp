@@ -28,7 +28,8 @@ TEST(OutputFile, NeverOverwritesAndNamesWhatIsMissing) {
   EXPECT_THROW(OutputFile(dir / "a"), Error);
   for (const auto& call : {std::function<void()>([&] { hash_file(dir / "gone"); }),
                            std::function<void()>([&] { read_file(dir / "gone", 10); }),
-                           std::function<void()>([&] { write_file(dir / "gone" / "a", "x"); })}) try {
+                           std::function<void()>([&] { write_file(dir / "gone" / "a", "x"); })})
+    try {
       call();
       FAIL();
     } catch (const Error& e) {
@@ -40,9 +41,10 @@ TEST(OutputFile, NeverOverwritesAndNamesWhatIsMissing) {
 }
 
 TEST(PlainFileName, RefusesWhateverLeavesTheDirectory) {
-  for (const char* good : {"a", "model-00001-of-00002.safetensors", "...", ".hidden"}) EXPECT_TRUE(is_plain_file_name(good));
-  for (const std::string& bad : {std::string(""), std::string("."), std::string(".."), std::string("a/b"), std::string("/a"),
-                                 std::string("a\0b", 3)})
+  for (const char* good : {"a", "model-00001-of-00002.safetensors", "...", ".hidden"})
+    EXPECT_TRUE(is_plain_file_name(good));
+  for (const std::string& bad : {std::string(""), std::string("."), std::string(".."), std::string("a/b"),
+                                 std::string("/a"), std::string("a\0b", 3)})
     EXPECT_FALSE(is_plain_file_name(bad)) << bad;
 }
 

@@ -25,10 +25,12 @@ TEST(Hub, FormulasAreCarriedOutInFp32AndRoundedOnce) {
     std::memcpy(out.data, parameters.at(name).data() + begin, static_cast<size_t>(out.bytes()));
   };
   using Rule = HubTensor::Rule;
-  const HubLayout layout = {"", "", {{"nt", {V, C}, Rule::times_transposed, "e", "p", {C, C}},
-                                     {"nn", {V, C}, Rule::times, "e", "p", {C, C}},
-                                     {"copy", {V, C}, Rule::copy, "e", "", {}},
-                                     {"wide", {C}, Rule::broadcast, "s", "", {}}}};
+  const HubLayout layout = {"",
+                            "",
+                            {{"nt", {V, C}, Rule::times_transposed, "e", "p", {C, C}},
+                             {"nn", {V, C}, Rule::times, "e", "p", {C, C}},
+                             {"copy", {V, C}, Rule::copy, "e", "", {}},
+                             {"wide", {C}, Rule::broadcast, "s", "", {}}}};
   for (const StoredType type : {StoredType::bf16, StoredType::f32}) {
     const auto path = dir / name(type);
     write_hub_tensors(Queue{}, path, layout, read, type);

@@ -11,7 +11,9 @@ namespace {
 
 TEST(Json, DuplicateKeysDeepNestingAndGarbageAreRefusedNamingTheFile) {
   EXPECT_EQ(parse_json("f", R"({"a":{"x":1},"b":{"x":2}})", 2)["b"]["x"], 2);
-  for (const char* bad : {R"({"a":1,"a":1})", R"({"a":{"b":{}}})", R"([[[]]])", "", "{", "{}x", "\xff", R"({"a":{"x":1,"x":1}})"}) try {
+  for (const char* bad : {R"({"a":1,"a":1})", R"({"a":{"b":{}}})", R"([[[]]])", "", "{", "{}x", "\xff",
+                          R"({"a":{"x":1,"x":1}})"})
+    try {
       parse_json("f.json", bad, 2);
       FAIL() << bad;
     } catch (const Error& e) {

@@ -45,9 +45,7 @@ void refused(const std::string& file, const std::string& part) {
   EXPECT_NE(message.find(part), std::string::npos) << message;
 }
 
-void put(const fs::path& path, const std::string& text) {
-  std::ofstream(path, std::ios::binary) << text;
-}
+void put(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
 
 std::string get(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);
@@ -149,7 +147,9 @@ TEST(Safetensors, TheBytesDoNotDependOnTheOrderInWhichTensorsAreDeclared) {
 TEST(Safetensors, TheWriterRefusesWrongTurnsAndSizes) {
   TempDir dir;
   const std::vector<float> v = {1, 2, 3};
-  EXPECT_THROW(SafetensorsWriter(dir / "twice", {{"a", StoredType::f32, {1}, 0}, {"a", StoredType::u8, {1}, 0}}, {}), Error);
+  EXPECT_THROW(
+      SafetensorsWriter(dir / "twice", {{"a", StoredType::f32, {1}, 0}, {"a", StoredType::u8, {1}, 0}}, {}),
+      Error);
   const std::vector<StoredTensor> two = {{"a", StoredType::f32, {2}, 0}, {"b", StoredType::f32, {1}, 0}};
   {
     SafetensorsWriter writer(dir / "1", two, {});
@@ -177,8 +177,9 @@ TEST(Safetensors, AValidFileIsAcceptedAndItsTensorsComeByOffset) {
 TEST(Safetensors, EveryLieOfTheHeaderIsRefusedByName) {
   const auto one = [](const std::string& dtype, const std::string& shape, const std::string& offsets,
                       size_t data = 8) {
-    return image(R"({"a":{"dtype":")" + dtype + R"(","shape":)" + shape + R"(,"data_offsets":)" + offsets + "}}",
-                 std::string(data, 'x'));
+    return image(
+        R"({"a":{"dtype":")" + dtype + R"(","shape":)" + shape + R"(,"data_offsets":)" + offsets + "}}",
+        std::string(data, 'x'));
   };
   ASSERT_EQ(refusal(one("F32", "[2]", "[0,8]")), "accepted");
   refused("", "truncated");
@@ -213,8 +214,10 @@ TEST(Safetensors, EveryLieOfTheHeaderIsRefusedByName) {
   refused(one("F32", "[2]", "[0,8]", 12), "4 bytes behind the last tensor");
   refused(one("F32", "[1]", "[4,8]"), "4 bytes before");
   refused(image(R"({"a":{"dtype":"F32","shape":[2]}})", ""), "must have dtype, shape and data_offsets");
-  refused(image(R"({"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}})", "12345678"), "'dtype' twice");
-  refused(image(R"({"a":{"dtype":"F32","shape":[2],"shape":[2],"data_offsets":[0,8]}})", "12345678"), "'shape' twice");
+  refused(image(R"({"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}})", "12345678"),
+          "'dtype' twice");
+  refused(image(R"({"a":{"dtype":"F32","shape":[2],"shape":[2],"data_offsets":[0,8]}})", "12345678"),
+          "'shape' twice");
   refused(image(R"({"a":{"type":"F32"}})", ""), "unknown key 'type'");
   refused(image(R"({"a":{"dtype":{}}})", ""), "an object");
   refused(image(R"({"a":3})", ""), "a number");
@@ -222,15 +225,27 @@ TEST(Safetensors, EveryLieOfTheHeaderIsRefusedByName) {
   refused(image(R"({"__metadata__":{"a":1}})", ""), "must be a string");
   refused(image(R"({"__metadata__":{"a":"1","a":"2"}})", ""), "key 'a' twice");
   refused(image(R"({"__metadata__":{},"__metadata__":{}})", ""), "twice");
-  refused(image(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})",
-                "12345678"), "tensor 'a' twice");
-  refused(image(R"({"a":{"dtype":"U8","shape":[5],"data_offsets":[0,5]},"b":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})",
-                "12345678"), "inside the tensor before it");
+  refused(
+      image(
+          R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})",
+          "12345678"),
+      "tensor 'a' twice");
+  refused(
+      image(
+          R"({"a":{"dtype":"U8","shape":[5],"data_offsets":[0,5]},"b":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})",
+          "12345678"),
+      "inside the tensor before it");
   // Many names for the same bytes: the blow-up of a small file.
-  refused(image(R"({"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},"b":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}})",
-                "12345678"), "inside the tensor before it");
-  refused(image(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})",
-                "12345678"), "2 bytes before tensor 'b'");
+  refused(
+      image(
+          R"({"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},"b":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}})",
+          "12345678"),
+      "inside the tensor before it");
+  refused(
+      image(
+          R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})",
+          "12345678"),
+      "2 bytes before tensor 'b'");
 }
 
 TEST(Safetensors, FilesThatAreNotThereOrNoFilesAreNamed) {
@@ -249,7 +264,8 @@ TEST(Safetensors, AShardedModelIsReadThroughItsIndex) {
   TempDir dir;
   const std::vector<float> a = {1, 2}, b = {3};
   for (auto [name, tensor, values] : {std::tuple{"m-1.safetensors", "a", a}, {"m-2.safetensors", "b", b}}) {
-    SafetensorsWriter writer(dir / name, {{tensor, StoredType::f32, {static_cast<int64_t>(values.size())}, 0}}, {});
+    SafetensorsWriter writer(dir / name,
+                             {{tensor, StoredType::f32, {static_cast<int64_t>(values.size())}, 0}}, {});
     writer.write(tensor, as_bytes_of(values));
     writer.finish();
   }
@@ -259,7 +275,8 @@ TEST(Safetensors, AShardedModelIsReadThroughItsIndex) {
       const SafetensorsModel model(dir.path());
       float value = 0;
       model.read("b", make_tensor(&value, {1}, DType::f32));
-      return value == 3 && model.names() == std::vector<std::string>{"a", "b"} ? std::string("read") : "wrong";
+      return value == 3 && model.names() == std::vector<std::string>{"a", "b"} ? std::string("read")
+                                                                               : "wrong";
     } catch (const Error& e) {
       return std::string(e.what());
     }
@@ -279,7 +296,10 @@ TEST(Safetensors, AShardedModelIsReadThroughItsIndex) {
   says(with_map(R"({"a":1})"), "not a string");
   says(with_map("3"), "weight_map");
   says(with_map("[[[[1]]]]"), "deeper");
-  put(dir / "more.safetensors", image(R"({"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"c":{"dtype":"U8","shape":[1],"data_offsets":[4,5]}})", "12345"));
+  put(dir / "more.safetensors",
+      image(
+          R"({"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"c":{"dtype":"U8","shape":[1],"data_offsets":[4,5]}})",
+          "12345"));
   says(with_map(R"({"a":"m-1.safetensors","b":"more.safetensors"})"), "does not list tensor 'c'");
   EXPECT_THROW(SafetensorsModel(dir.path() / "nowhere"), Error);
 }
@@ -287,11 +307,32 @@ TEST(Safetensors, AShardedModelIsReadThroughItsIndex) {
 TEST(Safetensors, MutatedFilesAreReadOrRefusedButNeverCrash) {
   const std::vector<std::string> seeds = {image(two_tensors, std::string(20, 'x')), image("{}", ""),
                                           image(R"({"a":{"dtype":"U8","shape":[],"data_offsets":[0,1]},)"
-                                                R"("b":{"dtype":"I64","shape":[0,3],"data_offsets":[1,1]}})", "x")};
-  const std::vector<std::string> words = {"[", "]", "{", "}", ",", ":", "\"", "-1", "1e9", "0", "18446744073709551615",
-                                          "9007199254740993", "null", "true", "\"dtype\":", "\"shape\":", "BF16", "I64",
-                                          "\"data_offsets\":", "\"__metadata__\":", "\\u0000", std::string(8, '\xff'),
-                                          std::string("\x02\0\0\0\0\0\0\0", 8), std::string(300, '[')};
+                                                R"("b":{"dtype":"I64","shape":[0,3],"data_offsets":[1,1]}})",
+                                                "x")};
+  const std::vector<std::string> words = {"[",
+                                          "]",
+                                          "{",
+                                          "}",
+                                          ",",
+                                          ":",
+                                          "\"",
+                                          "-1",
+                                          "1e9",
+                                          "0",
+                                          "18446744073709551615",
+                                          "9007199254740993",
+                                          "null",
+                                          "true",
+                                          "\"dtype\":",
+                                          "\"shape\":",
+                                          "BF16",
+                                          "I64",
+                                          "\"data_offsets\":",
+                                          "\"__metadata__\":",
+                                          "\\u0000",
+                                          std::string(8, '\xff'),
+                                          std::string("\x02\0\0\0\0\0\0\0", 8),
+                                          std::string(300, '[')};
   const auto count = test::fuzz(seeds, words, [](const std::string& input) {
     const auto header = parse(input);
     uint64_t end = 0;

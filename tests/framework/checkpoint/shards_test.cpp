@@ -27,8 +27,8 @@ Held ramp(int64_t n, float first = 0) {
   return h;
 }
 
-NamedPiece piece(const std::string& name, const std::string& slot, const Shape& full, int64_t begin, int64_t end,
-                 Tensor whole) {
+NamedPiece piece(const std::string& name, const std::string& slot, const Shape& full, int64_t begin,
+                 int64_t end, Tensor whole) {
   Tensor data = whole.view({whole.numel()});
   data = make_tensor(data.as<float>() + begin, {end - begin}, DType::f32);
   return {name, slot, full, begin, end, data};
@@ -57,7 +57,8 @@ void write(const fs::path& dir, std::vector<int64_t> cuts, Held& w, Held& m) {
 
 TEST(Shards, AnyCutReadsWhatAnyOtherCutWrote) {
   Held w = ramp(60), m = ramp(6, 100);
-  for (const std::vector<int64_t>& cuts : std::vector<std::vector<int64_t>>{{}, {31}, {7, 7, 50}, {1, 2, 3}}) {
+  for (const std::vector<int64_t>& cuts :
+       std::vector<std::vector<int64_t>>{{}, {31}, {7, 7, 50}, {1, 2, 3}}) {
     TempDir dir;
     write(dir.path(), cuts, w, m);
     const ShardIndex index(dir.path());
@@ -68,7 +69,8 @@ TEST(Shards, AnyCutReadsWhatAnyOtherCutWrote) {
       Held out = ramp(60, -1000);
       index.read(piece("w", "adam_m", {6, 10}, begin, end, out.tensor()));
       for (int i = 0; i < 60; ++i)
-        ASSERT_EQ(out.values[static_cast<size_t>(i)], static_cast<float>(i >= begin && i < end ? i : i - 1000));
+        ASSERT_EQ(out.values[static_cast<size_t>(i)],
+                  static_cast<float>(i >= begin && i < end ? i : i - 1000));
     }
     std::vector<bf16> narrow(6);
     index.read({"m", "momentum", {2, 3}, 0, 6, make_tensor(narrow.data(), {2, 3}, DType::bf16)});
@@ -81,9 +83,12 @@ TEST(Shards, WhatDiffersIsListedInOneError) {
   Held w = ramp(60), m = ramp(6);
   write(dir.path(), {}, w, m);
   const ShardIndex index(dir.path());
-  const std::string message = refusal([&] { index.require_same({{"w:adam_m", {10, 6}}, {"x:master", {1}}}); });
-  for (const char* part : {"w:adam_m is (6, 10) in the checkpoint and (10, 6) here", "x:master is not in the checkpoint",
-                           "m:momentum is in the checkpoint and not here", "recipe.yaml"})
+  const std::string message = refusal([&] {
+    index.require_same({{"w:adam_m", {10, 6}}, {"x:master", {1}}});
+  });
+  for (const char* part :
+       {"w:adam_m is (6, 10) in the checkpoint and (10, 6) here", "x:master is not in the checkpoint",
+        "m:momentum is in the checkpoint and not here", "recipe.yaml"})
     EXPECT_NE(message.find(part), std::string::npos) << message;
   std::map<std::string, Shape> many;
   for (int i = 0; i < 100; ++i) many["p" + std::to_string(i) + ":master"] = {1};
@@ -103,7 +108,8 @@ TEST(Shards, GapsOverlapsAndForeignFilesAreRefused) {
     TempDir dir;
     write(dir.path(), {20, 40}, w, m);
     fs::remove(dir.path() / shard_name(2));
-    EXPECT_NE(refusal([&] { ShardIndex index(dir.path()); }).find("[40, 60) of w:adam_m are in no shard"), std::string::npos);
+    EXPECT_NE(refusal([&] { ShardIndex index(dir.path()); }).find("[40, 60) of w:adam_m are in no shard"),
+              std::string::npos);
   }
   {
     TempDir dir;
@@ -124,8 +130,8 @@ TEST(Shards, GapsOverlapsAndForeignFilesAreRefused) {
   EXPECT_EQ(with("w:s@0", {4}, "0 4 2 2"), "accepted");
   EXPECT_NE(with("w", {4}, "").find("names no slot"), std::string::npos);
   EXPECT_NE(with("w:s", {1, 1, 1, 1, 1}, "").find("dimensions"), std::string::npos);
-  for (const char* bad : {"", "0 4", "0 4 x", "0 4  4", "-1 3 4", "0 4 4 ", "0 4 1 1 1 1 4", "0 5 5", "2 4 4", "1 5 4",
-                          "0 4 9223372036854775807 4", "0 4 99999999999999999999"})
+  for (const char* bad : {"", "0 4", "0 4 x", "0 4  4", "-1 3 4", "0 4 4 ", "0 4 1 1 1 1 4", "0 5 5", "2 4 4",
+                          "1 5 4", "0 4 9223372036854775807 4", "0 4 99999999999999999999"})
     EXPECT_NE(with("w:s@0", {4}, bad), "accepted") << bad;
 }
 

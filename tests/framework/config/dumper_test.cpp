@@ -50,8 +50,9 @@ TEST(Dumper, WhatIsOffOrEmptyReadsBackAsOffOrEmpty) {
 }
 
 TEST(Dumper, AnyTextAndAnyDoubleSurviveTheRoundTrip) {
-  static const std::vector<std::string> pieces{"a", " ", ":", "#", "\"", "'", "\\", "\n", "\t", "-", "é", "null", "1e5", "*",
-                                               "&", "{", "}", "[", "]", ",", "\x01", "\x7f", "日", "true", "%", "  ", "\r"};
+  static const std::vector<std::string> pieces{"a", " ", ":",    "#",    "\"", "'",    "\\", "\n", "\t",
+                                               "-", "é", "null", "1e5",  "*",  "&",    "{",  "}",  "[",
+                                               "]", ",", "\x01", "\x7f", "日", "true", "%",  "  ", "\r"};
   for (uint64_t i = 0; i < 3000; ++i) {
     Toy t;
     t.model.hidden_size = 4;

@@ -34,7 +34,8 @@ TEST(Glob, MatchesNamesAsRecipesExpect) {
 }
 
 TEST(Glob, UnbalancedBracesAreErrorsThatQuoteThePattern) {
-  for (const char* bad : {"{", "}", "a{b", "a}b", "{a,{b}", "}{", "{a}}"}) EXPECT_THROW(Glob{bad}, Error) << bad;
+  for (const char* bad : {"{", "}", "a{b", "a}b", "{a,{b}", "}{", "{a}}"})
+    EXPECT_THROW(Glob{bad}, Error) << bad;
   try {
     Glob("*.{attn,mlp.weight");
     FAIL();

@@ -32,24 +32,28 @@ TEST(Manual, ListsEveryKeyWithTypeDefaultLimitsAndCondition) {
 
 TEST(Manual, AKeyIsFoundByPathWithOrWithoutIndexOrByItsLastWord) {
   const auto entries = manual_of<toy::Toy>();
-  for (const char* key : {"optim.N.learning_rate", "optim.3.learning_rate", "optim.learning_rate", "learning_rate"})
+  for (const char* key :
+       {"optim.N.learning_rate", "optim.3.learning_rate", "optim.learning_rate", "learning_rate"})
     EXPECT_EQ(select(entries, key).at(0).path, "optim.N.learning_rate") << key;
   EXPECT_EQ(select(entries, "model.norm").size(), 3u);
   try {
     select(entries, "model.hiden_size");
     FAIL();
   } catch (const Error& e) {
-    EXPECT_STREQ(e.what(), "[fields] no recipe key is called model.hiden_size; did you mean model.hidden_size?");
+    EXPECT_STREQ(e.what(),
+                 "[fields] no recipe key is called model.hiden_size; did you mean model.hidden_size?");
   }
 }
 
 TEST(Manual, TextAndMarkdownSayTheSame) {
   const auto entries = select(manual_of<toy::Toy>(), "model.norm.scale");
   EXPECT_EQ(manual_text(entries),
-            "model.norm.scale\n    number, or null, more than 0; default off; only when kind is ssnorm\n    first value\n");
+            "model.norm.scale\n    number, or null, more than 0; default off; only when kind is ssnorm\n    "
+            "first value\n");
   EXPECT_EQ(manual_markdown(entries),
             "## model\n\n| key | type | default | meaning |\n|---|---|---|---|\n"
-            "| `model.norm.scale` | number, or null, more than 0 | off | first value (only when kind is ssnorm) |\n");
+            "| `model.norm.scale` | number, or null, more than 0 | off | first value (only when kind is "
+            "ssnorm) |\n");
 }
 
 }  // namespace

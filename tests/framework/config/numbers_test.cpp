@@ -23,8 +23,10 @@ TEST(Numbers, WholeNumbersMayBeWrittenWithUnderscoresPointsAndExponents) {
 }
 
 TEST(Numbers, WhatIsNoWholeNumberIsRefused) {
-  for (const char* text : {"", "1.5", "0x10", "1e", "e5", "_1", "1_", "1__0", "1e-1", "9223372036854775808", "1e19",
-                           "abc", "1 ", " 1", "--1", "inf", "nan", ".", "1e99999999999", "1_e5", "12a"})
+  for (const char* text :
+       {"",     "1.5", "0x10", "1e", "e5",  "_1",  "1_",  "1__0", "1e-1",          "9223372036854775808",
+        "1e19", "abc", "1 ",   " 1", "--1", "inf", "nan", ".",    "1e99999999999", "1_e5",
+        "12a"})
     EXPECT_FALSE(parse_integer(text)) << text;
 }
 
@@ -49,7 +51,8 @@ TEST(Numbers, FormattingIsShortAndReadsBackTheSameBits) {
     const double value = std::bit_cast<double>(random_u64(7, 1, i));
     if (!std::isfinite(value) || (value != 0 && std::abs(value) < 1e-300)) continue;
     ++checked;
-    ASSERT_EQ(std::bit_cast<uint64_t>(parse_real(format_real(value)).value()), std::bit_cast<uint64_t>(value)) << value;
+    ASSERT_EQ(std::bit_cast<uint64_t>(parse_real(format_real(value)).value()), std::bit_cast<uint64_t>(value))
+        << value;
   }
   EXPECT_GT(checked, 10000);
 }

@@ -55,45 +55,58 @@ TEST(Reader, NullSwitchesAnOptionOff) {
 
 TEST(Reader, UnknownKeyNamesTheNearestAndAllOthers) {
   EXPECT_EQ(error("model:\n  hidden_size: 4\n  hiden_sise: 8\n"),
-            "r.yaml:3: model.hiden_sise is not a key; did you mean hidden_size? (keys of model: hidden_size, heads, "
+            "r.yaml:3: model.hiden_sise is not a key; did you mean hidden_size? (keys of model: hidden_size, "
+            "heads, "
             "tied, norm)");
   EXPECT_EQ(error("model: {hidden_size: 4}\nlearning_rate: 5\noptim: [{match: a, learning_rate: 1}]\n"),
-            "r.yaml:2: learning_rate is not a key (keys of the recipe: name, model, optim, paths, keep, tokens, note, "
+            "r.yaml:2: learning_rate is not a key (keys of the recipe: name, model, optim, paths, keep, "
+            "tokens, note, "
             "watch, max_grad_norm); there is one in optim.0");
 }
 
 TEST(Reader, WrongTypesSayWhatWasExpectedAndWhatWasFound) {
-  EXPECT_EQ(error("model: {hidden_size: abc}"), "r.yaml:1: model.hidden_size must be a whole number, got \"abc\"");
-  EXPECT_EQ(error("model: {hidden_size: 1.5}"), "r.yaml:1: model.hidden_size must be a whole number, got \"1.5\"");
-  EXPECT_EQ(error("model: {hidden_size: \"4\"}"), "r.yaml:1: model.hidden_size must be a whole number, got \"4\"");
-  EXPECT_EQ(error("model: {hidden_size: [4]}"), "r.yaml:1: model.hidden_size must be a whole number, got a list");
-  EXPECT_EQ(error("model: {hidden_size: 4, tied: yes}"), "r.yaml:1: model.tied must be true or false, got \"yes\"");
+  EXPECT_EQ(error("model: {hidden_size: abc}"),
+            "r.yaml:1: model.hidden_size must be a whole number, got \"abc\"");
+  EXPECT_EQ(error("model: {hidden_size: 1.5}"),
+            "r.yaml:1: model.hidden_size must be a whole number, got \"1.5\"");
+  EXPECT_EQ(error("model: {hidden_size: \"4\"}"),
+            "r.yaml:1: model.hidden_size must be a whole number, got \"4\"");
+  EXPECT_EQ(error("model: {hidden_size: [4]}"),
+            "r.yaml:1: model.hidden_size must be a whole number, got a list");
+  EXPECT_EQ(error("model: {hidden_size: 4, tied: yes}"),
+            "r.yaml:1: model.tied must be true or false, got \"yes\"");
   EXPECT_EQ(error("model: 5"), "r.yaml:1: model must be a section of keys, got \"5\"");
   EXPECT_EQ(error("model: {hidden_size: 4}\noptim: {match: a}"),
             "r.yaml:2: optim must be a list (entries begin with a dash), got a section");
   EXPECT_EQ(error("model: {hidden_size: 4}\nname: {}"), "r.yaml:2: name must be a text, got a section");
-  EXPECT_EQ(error("model: {hidden_size: 4}\nmax_grad_norm: null"), "r.yaml:2: max_grad_norm must be a number, got nothing");
+  EXPECT_EQ(error("model: {hidden_size: 4}\nmax_grad_norm: null"),
+            "r.yaml:2: max_grad_norm must be a number, got nothing");
   EXPECT_EQ(error("model: {hidden_size: 4, norm: {kind: ssnrm}}"),
             "r.yaml:1: model.norm.kind must be one of rmsnorm, ssnorm, got \"ssnrm\"; did you mean ssnorm?");
 }
 
 TEST(Reader, LimitsAndRulesNameTheKey) {
   EXPECT_EQ(error("model: {hidden_size: 0}"), "r.yaml:1: model.hidden_size must be at least 1, got 0");
-  EXPECT_EQ(error("model: {hidden_size: 4, norm: {eps: 0}}"), "r.yaml:1: model.norm.eps must be more than 0, got 0");
-  EXPECT_EQ(error("model:\n  hidden_size: 6\n  heads: 4\n"), "r.yaml:3: model.heads: must divide hidden_size");
+  EXPECT_EQ(error("model: {hidden_size: 4, norm: {eps: 0}}"),
+            "r.yaml:1: model.norm.eps must be more than 0, got 0");
+  EXPECT_EQ(error("model:\n  hidden_size: 6\n  heads: 4\n"),
+            "r.yaml:3: model.heads: must divide hidden_size");
   EXPECT_EQ(error("model: {hidden_size: 4}\noptim:\n  - {match: a, learning_rate: 1, betas: [0.5]}"),
             "r.yaml:3: optim.0.betas: must hold two numbers");
 }
 
 TEST(Reader, RulesOverValuesThatFailedToParseStaySilent) {
-  EXPECT_EQ(error("model:\n  hidden_size: 7\n  heads: x\n"), "r.yaml:3: model.heads must be a whole number, got \"x\"");
+  EXPECT_EQ(error("model:\n  hidden_size: 7\n  heads: x\n"),
+            "r.yaml:3: model.heads must be a whole number, got \"x\"");
 }
 
 TEST(Reader, MissingValuesAreNamed) {
   EXPECT_EQ(error("name: a"), "r.yaml:1: model.hidden_size is required");
   EXPECT_EQ(error(""), "r.yaml: model.hidden_size is required");
-  EXPECT_EQ(error("model: {hidden_size: 4}\noptim:\n  - learning_rate: 1\n"), "r.yaml:3: optim.0.match is required");
-  EXPECT_EQ(error("model: {hidden_size: 4}\noptim:\n  - match: a\n"), "r.yaml:3: optim.0.learning_rate is required");
+  EXPECT_EQ(error("model: {hidden_size: 4}\noptim:\n  - learning_rate: 1\n"),
+            "r.yaml:3: optim.0.match is required");
+  EXPECT_EQ(error("model: {hidden_size: 4}\noptim:\n  - match: a\n"),
+            "r.yaml:3: optim.0.learning_rate is required");
 }
 
 TEST(Reader, AKeyWhoseConditionDoesNotHoldQuotesTheCondition) {
@@ -108,7 +121,8 @@ TEST(Reader, DuplicateKeysAreRefused) {
 
 TEST(Reader, AllProblemsAreReportedTogetherInTheOrderOfTheFile) {
   EXPECT_EQ(error("naem: a\nmodel:\n  hidden_size: -4\nkeep: 0\n", {"tokens=x"}),
-            "r.yaml:1: naem is not a key; did you mean name? (keys of the recipe: name, model, optim, paths, keep, tokens, "
+            "r.yaml:1: naem is not a key; did you mean name? (keys of the recipe: name, model, optim, paths, "
+            "keep, tokens, "
             "note, watch, max_grad_norm)\n"
             "r.yaml:3: model.hidden_size must be at least 1, got -4\n"
             "r.yaml:4: keep must be at least 1, got 0\n"
@@ -121,8 +135,9 @@ TEST(Reader, AllProblemsAreReportedTogetherInTheOrderOfTheFile) {
 }
 
 TEST(Reader, OverridesReachIntoSectionsAndLists) {
-  const Toy t = read(toy::valid_text, {"optim.1.learning_rate=2e-3", "model.norm.kind=rmsnorm", "model.norm={eps: 1e-4}",
-                                       "optim.0.match=*", "tokens=null", "paths=[x, y]", "watch.steps=5", "name=\"a: b\""});
+  const Toy t = read(toy::valid_text,
+                     {"optim.1.learning_rate=2e-3", "model.norm.kind=rmsnorm", "model.norm={eps: 1e-4}",
+                      "optim.0.match=*", "tokens=null", "paths=[x, y]", "watch.steps=5", "name=\"a: b\""});
   EXPECT_EQ(t.optim[1].learning_rate, 2e-3);
   EXPECT_EQ(t.model.norm.eps, 1e-4);
   EXPECT_EQ(t.optim[0].match, "*");
@@ -134,9 +149,10 @@ TEST(Reader, OverridesReachIntoSectionsAndLists) {
 }
 
 TEST(Reader, WrongOverridesNameThemselves) {
-  EXPECT_EQ(error(toy::valid_text, {"model.hiden_size=8"}),
-            "--set model.hiden_size=8: model.hiden_size is not a key; did you mean hidden_size? (keys of model: "
-            "hidden_size, heads, tied, norm)");
+  EXPECT_EQ(
+      error(toy::valid_text, {"model.hiden_size=8"}),
+      "--set model.hiden_size=8: model.hiden_size is not a key; did you mean hidden_size? (keys of model: "
+      "hidden_size, heads, tied, norm)");
   EXPECT_EQ(error(toy::valid_text, {"optim.2.match=a"}),
             "--set optim.2.match=a: optim is a list of 2; 2 is none of its indices (the first is 0)");
   EXPECT_EQ(error(toy::valid_text, {"name.x=8"}),
@@ -200,9 +216,10 @@ TEST(Reader, NearestFindsWhatAPersonMeant) {
   EXPECT_EQ(nearest("zzz", keys), "");
 }
 
-const std::vector<std::string> yaml_words{"[", "]", "{", "}", ": ", "- ", "\n", "  ", "\t", "\"", "'", "&a ", "*a",
-                                          "!!x ", "|\n", ">\n", "? ", "---\n", "#", "%YAML 1.9\n", "1e999", "null",
-                                          "<<: ", "\\x", "\xc3\xa9", "\xff", ",", "...\n", "@", "`", "0x1", "-"};
+const std::vector<std::string> yaml_words{
+    "[",    "]",   "{",        "}",    ": ",  "- ",    "\n",    "  ", "\t",          "\"",    "'",
+    "&a ",  "*a",  "!!x ",     "|\n",  ">\n", "? ",    "---\n", "#",  "%YAML 1.9\n", "1e999", "null",
+    "<<: ", "\\x", "\xc3\xa9", "\xff", ",",   "...\n", "@",     "`",  "0x1",         "-"};
 
 TEST(Reader, FuzzedRecipesAreReadOrRefusedButNeverWorse) {
   const test::FuzzCount count = test::fuzz({toy::valid_text}, yaml_words, [](const std::string& text) {
@@ -216,7 +233,8 @@ TEST(Reader, FuzzedRecipesAreReadOrRefusedButNeverWorse) {
 }
 
 TEST(Reader, FuzzedOverridesAreReadOrRefusedButNeverWorse) {
-  const std::vector<std::string> seeds{"optim.0.learning_rate=2e-3", "paths=[a, {b: c}]", "model.norm={kind: ssnorm}"};
+  const std::vector<std::string> seeds{"optim.0.learning_rate=2e-3", "paths=[a, {b: c}]",
+                                       "model.norm={kind: ssnorm}"};
   const test::FuzzCount count =
       test::fuzz(seeds, yaml_words, [](const std::string& text) { read(toy::valid_text, {text}); });
   EXPECT_GT(count.accepted, 0);

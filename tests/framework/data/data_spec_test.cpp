@@ -24,14 +24,13 @@ TEST(DataSpec, ReadsTheWordsOfARecipe) {
 TEST(DataSpec, WhatIsMissingOrHalfGivenIsNamed) {
   EXPECT_TRUE(contains(error_of([] { read("tokenizer: bytes\n"); }), "train"));
   EXPECT_TRUE(contains(error_of([] { read("train: [ { path: a } ]\n"); }), "tokenizer"));
-  EXPECT_TRUE(contains(
-      error_of([] { read("tokenizer: bytes\ntrain: [ { path: a, weight: 1 }, { path: b } ]\n"); }),
-      "some sources only"));
-  EXPECT_TRUE(contains(
-      error_of([] { read("tokenizer: bytes\ntrain: [ { path: a, weight: 0 } ]\n"); }), "weight"));
-  EXPECT_TRUE(contains(
-      error_of([] { read("tokenizer: bytes\ntrain: [ { path: a } ]\nsequence_len: 1\n"); }),
-      "sequence_len"));
+  EXPECT_TRUE(
+      contains(error_of([] { read("tokenizer: bytes\ntrain: [ { path: a, weight: 1 }, { path: b } ]\n"); }),
+               "some sources only"));
+  EXPECT_TRUE(
+      contains(error_of([] { read("tokenizer: bytes\ntrain: [ { path: a, weight: 0 } ]\n"); }), "weight"));
+  EXPECT_TRUE(contains(error_of([] { read("tokenizer: bytes\ntrain: [ { path: a } ]\nsequence_len: 1\n"); }),
+                       "sequence_len"));
 }
 
 }  // namespace

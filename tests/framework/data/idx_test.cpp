@@ -86,8 +86,7 @@ TEST(Idx, DocumentsOfSeveralSequencesAreOne) {
   test::TempDir dir;
   write_two((dir / "two").string());
   std::string bytes = slurp((dir / "two.idx").string());
-  const int64_t boundaries[] = {0,
-                                2};  // one document of both sequences, as Megatron writes sentences
+  const int64_t boundaries[] = {0, 2};  // one document of both sequences, as Megatron writes sentences
   const int64_t count = 2;
   std::memcpy(bytes.data() + 26, &count, 8);
   bytes.resize(bytes.size() - 24);
@@ -112,8 +111,7 @@ TEST(Idx, MissingFilesAreNamedWithTheCure) {
   write_two((dir / "two").string());
   std::filesystem::remove((dir / "two.bin").string());
   const std::string what = error_of([&] { IdxReader((dir / "two").string()); });
-  EXPECT_TRUE(contains(what, "two.bin") && contains(what, "No such file") &&
-              contains(what, "osprey prepare"))
+  EXPECT_TRUE(contains(what, "two.bin") && contains(what, "No such file") && contains(what, "osprey prepare"))
       << what;
   EXPECT_TRUE(contains(error_of([&] { IdxReader((dir / "gone").string()); }), "gone.idx"));
 }
@@ -121,8 +119,7 @@ TEST(Idx, MissingFilesAreNamedWithTheCure) {
 TEST(Idx, TruncatedFilesNameTheFileAndTheSize) {
   test::TempDir dir;
   write_two((dir / "two").string());
-  const std::string idx = slurp((dir / "two.idx").string()),
-                    bin = slurp((dir / "two.bin").string());
+  const std::string idx = slurp((dir / "two.idx").string()), bin = slurp((dir / "two.bin").string());
   for (size_t size = 0; size < idx.size(); ++size) {
     spill((dir / "two.idx").string(), idx.substr(0, size));
     const std::string what = error_of([&] { IdxReader((dir / "two").string()); });
@@ -133,8 +130,7 @@ TEST(Idx, TruncatedFilesNameTheFileAndTheSize) {
   const std::string what = error_of([&] { IdxReader((dir / "two").string()); });
   EXPECT_TRUE(contains(what, "two.bin has 8 bytes")) << what;
   spill((dir / "two.bin").string(), bin + "xx");
-  EXPECT_TRUE(
-      contains(error_of([&] { IdxReader((dir / "two").string()); }), "two.bin has 12 bytes"));
+  EXPECT_TRUE(contains(error_of([&] { IdxReader((dir / "two").string()); }), "two.bin has 12 bytes"));
 }
 
 TEST(Idx, ForeignFilesAreRefusedByName) {
@@ -198,12 +194,11 @@ TEST(Idx, FullDiskNamesTheFileAndLeavesNothing) {
 // Any bytes must give either a reader whose every document can be read, or an osprey::Error.
 TEST(Idx, FuzzedFilesNeverCrash) {
   const char* asked = std::getenv("OSPREY_FUZZ_SECONDS");
-  const auto until = std::chrono::steady_clock::now() +
-                     std::chrono::duration<double>(asked ? std::atof(asked) : 2.0);
+  const auto until =
+      std::chrono::steady_clock::now() + std::chrono::duration<double>(asked ? std::atof(asked) : 2.0);
   test::TempDir dir;
   write_two((dir / "two").string());
-  const std::string idx = slurp((dir / "two.idx").string()),
-                    bin = slurp((dir / "two.bin").string());
+  const std::string idx = slurp((dir / "two.idx").string()), bin = slurp((dir / "two.bin").string());
   uint64_t rounds = 0, accepted = 0;
   for (; std::chrono::steady_clock::now() < until; ++rounds) {
     uint64_t draws = 0;
@@ -221,8 +216,7 @@ TEST(Idx, FuzzedFilesNeverCrash) {
           bytes.append(draw(40), static_cast<char>(draw(256)));
           break;
         case 3: {  // whole fields at once, towards the ends of their range
-          const uint64_t extremes[] = {
-              0, 1, 2, 3, ~0ull, 1ull << 63, (1ull << 61) + 1, 0x7fffffffull};
+          const uint64_t extremes[] = {0, 1, 2, 3, ~0ull, 1ull << 63, (1ull << 61) + 1, 0x7fffffffull};
           const size_t at = 18 + draw(bytes.size() > 26 ? bytes.size() - 26 : 1);
           if (at + 8 <= bytes.size()) std::memcpy(bytes.data() + at, &extremes[draw(8)], 8);
           break;

@@ -55,8 +55,8 @@ class LoaderTest : public testing::Test {
     return Loader(data, *bytes_, {.seed = seed, .global_rows = global_rows, .vocab_size = 257});
   }
   /// All rows of a step's global batch, row by row, read by `ranks` ranks of `rows` rows.
-  std::vector<std::vector<int32_t>> step_rows(Loader& from, const DataSpec& data, int64_t step,
-                                              int64_t ranks, int64_t rows, int64_t global_rows) {
+  std::vector<std::vector<int32_t>> step_rows(Loader& from, const DataSpec& data, int64_t step, int64_t ranks,
+                                              int64_t rows, int64_t global_rows) {
     std::vector<std::vector<int32_t>> all;
     BatchBuffer buffer(data, rows);
     for (int64_t micro = 0; micro < global_rows / (ranks * rows); ++micro)
@@ -179,8 +179,7 @@ TEST_F(LoaderTest, PackedDocumentsDoNotSeeEachOtherWhenAttentionStaysInside) {
     for (int64_t r = 0; r < 6; ++r) {
       const auto at = [&](const Tensor& t, int64_t i) { return t.as<int32_t>()[r * 48 + i]; };
       for (int64_t i = 0; i < 48; ++i) {
-        const int32_t token = at(buffer.batch.tokens, i),
-                      start = at(buffer.batch.document_start, i);
+        const int32_t token = at(buffer.batch.tokens, i), start = at(buffer.batch.document_start, i);
         EXPECT_EQ(at(buffer.batch.positions, i), i - start);
         // A document starts where the one before ended, and only there.
         const bool begins = i > 0 && at(buffer.batch.tokens, i - 1) == kEos;
@@ -225,8 +224,7 @@ TEST_F(LoaderTest, WeightsAreRespected) {
   write("a", 300, 30, 1);
   write("b", 300, 30, 2);
   DataSpec data = spec("a");
-  data.train = {{.path = (dir_ / "a").string(), .weight = 3},
-                {.path = (dir_ / "b").string(), .weight = 1}};
+  data.train = {{.path = (dir_ / "a").string(), .weight = 3}, {.path = (dir_ / "b").string(), .weight = 1}};
   Loader from = loader(data, 64);
   int64_t from_a = 0, total = 0;
   for (int64_t step = 0; step < 64; ++step) {
@@ -286,9 +284,8 @@ TEST_F(LoaderTest, OtherTokenizersAreFound) {
 TEST_F(LoaderTest, VocabulariesSmallerThanTheDataAreFound) {
   write("train", 30, 30, 1);
   const auto with = [&](int64_t vocab) {
-    return error_of([&] {
-      Loader(spec("train"), *bytes_, {.seed = 1, .global_rows = 2, .vocab_size = vocab});
-    });
+    return error_of(
+        [&] { Loader(spec("train"), *bytes_, {.seed = 1, .global_rows = 2, .vocab_size = vocab}); });
   };
   EXPECT_EQ(with(257), "no error");
   const std::string what = with(256);
@@ -304,16 +301,13 @@ TEST_F(LoaderTest, VocabulariesSmallerThanTheDataAreFound) {
   Loader from(data, *bytes_, {.seed = 1, .global_rows = 2, .vocab_size = 256});
   BatchBuffer buffer(data, 2);
   EXPECT_TRUE(contains(error_of([&] {
-                         for (int64_t step = 0; step < 20; ++step)
-                           from.batch(step, 0, 0, 1, buffer.batch);
+                         for (int64_t step = 0; step < 20; ++step) from.batch(step, 0, 0, 1, buffer.batch);
                        }),
                        "train.bin holds token 256"));
 }
 
 TEST_F(LoaderTest, MissingAndMismatchedFilesAreNamed) {
-  const auto what = [&](const std::string& pattern) {
-    return error_of([&] { loader(spec(pattern), 2); });
-  };
+  const auto what = [&](const std::string& pattern) { return error_of([&] { loader(spec(pattern), 2); }); };
   EXPECT_TRUE(contains(what("none-*"), "no token shard matches"));
   EXPECT_TRUE(contains(what("."), "is a directory"));
   write("train", 30, 30, 1);

@@ -20,8 +20,7 @@ TEST(Mixture, SharesFollowTheWeights) {
     for (size_t s = 0; s < 3; ++s)
       EXPECT_NEAR(count[s] / 10000.0, weights[s], 0.01) << s;  // early counts too
   }
-  for (size_t s = 0; s < 3; ++s)
-    EXPECT_NEAR(count[s] / 200000.0, weights[s], 0.01 * weights[s]) << s;
+  for (size_t s = 0; s < 3; ++s) EXPECT_NEAR(count[s] / 200000.0, weights[s], 0.01 * weights[s]) << s;
 }
 
 TEST(Mixture, EverySourceGivesItsSequencesOnceAndInBlocks) {

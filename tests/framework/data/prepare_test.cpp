@@ -30,8 +30,7 @@ class PrepareTest : public testing::Test {
     for (uint64_t d = 0; d < 600; ++d) {
       text += fmt::format("Word{} is document {}", d % 37, d);
       for (uint64_t i = 0; i < random_u64(1, 1, d) % 40; ++i)
-        text +=
-            fmt::format("{}term{}", i % 7 == 6 ? "\n   " : " ", random_u64(1, 2, d * 64 + i) % 50);
+        text += fmt::format("{}term{}", i % 7 == 6 ? "\n   " : " ", random_u64(1, 2, d * 64 + i) % 50);
       text += "\n\n";
     }
     spill((dir_ / "text.txt").string(), text);
@@ -145,8 +144,7 @@ TEST_F(PrepareTest, IncompleteOutputIsNotKept) {
   PrepareOptions keep = options();
   keep.existing = PrepareOptions::Existing::keep;
   fs::resize_file(dir_ / "out" / "train-00000.bin", 100);
-  EXPECT_TRUE(
-      contains(error_of([&] { run(keep); }), "train-00000.bin is missing or of another size"));
+  EXPECT_TRUE(contains(error_of([&] { run(keep); }), "train-00000.bin is missing or of another size"));
   spill((dir_ / "out" / "prepare.json").string(), "{\"settings\": {}}");
   EXPECT_TRUE(contains(error_of([&] { run(keep); }), "prepare"));
   fs::remove(dir_ / "out" / "prepare.json");
@@ -177,16 +175,13 @@ TEST_F(PrepareTest, BadInputLeavesNothing) {
     change(o);
     return error_of([&] { run(o); });
   };
-  EXPECT_TRUE(
-      contains(what([&](auto& o) { o.inputs = {(dir_ / "no-*").string()}; }), "no file matches"));
+  EXPECT_TRUE(contains(what([&](auto& o) { o.inputs = {(dir_ / "no-*").string()}; }), "no file matches"));
   EXPECT_TRUE(contains(what([](auto& o) { o.inputs = {}; }), "no input"));
   EXPECT_TRUE(contains(what([](auto& o) { o.output = ""; }), "--output"));
-  EXPECT_TRUE(contains(what([](auto& o) { o.tokenizer = ""; }),
-                       "one of --tokenizer and --train-tokenizer"));
+  EXPECT_TRUE(contains(what([](auto& o) { o.tokenizer = ""; }), "one of --tokenizer and --train-tokenizer"));
   EXPECT_TRUE(contains(what([](auto& o) { o.tokenizer = "/nowhere"; }), "/nowhere does not exist"));
   EXPECT_TRUE(contains(what([](auto& o) { o.validation_fraction = 1; }), "--validation-fraction"));
-  EXPECT_TRUE(contains(what([](auto& o) { o.text.documents = TextOptions::Documents::file; }),
-                       "validation"));
+  EXPECT_TRUE(contains(what([](auto& o) { o.text.documents = TextOptions::Documents::file; }), "validation"));
   EXPECT_TRUE(contains(what([](auto& o) {
                          o.tokenizer = "";
                          o.training = SentencepieceTraining{.vocab_size = 100000};
@@ -225,8 +220,7 @@ TEST_F(PrepareTest, ShardsFromElsewhereAreAdoptedWhenTheyFit) {
   run(options());
   const auto bytes = make_bytes_tokenizer();
   const std::string prefix = (dir_ / "out" / "train-00000").string();
-  EXPECT_TRUE(
-      contains(error_of([&] { adopt_shards({prefix}, *bytes); }), "train-00000.json exists"));
+  EXPECT_TRUE(contains(error_of([&] { adopt_shards({prefix}, *bytes); }), "train-00000.json exists"));
   const std::string label = slurp(prefix + ".json");
   fs::remove(prefix + ".json");
   EXPECT_EQ(adopt_shards({prefix}, *bytes), (std::vector<std::string>{prefix}));
@@ -240,8 +234,7 @@ TEST_F(PrepareTest, ShardsFromElsewhereAreAdoptedWhenTheyFit) {
   IdxWriter larger((dir_ / "large").string(), 1000);
   larger.add(std::vector<int32_t>{999, 256});
   larger.finish();
-  EXPECT_TRUE(
-      contains(error_of([&] { adopt_shards({(dir_ / "large").string()}, *bytes); }), "token 999"));
+  EXPECT_TRUE(contains(error_of([&] { adopt_shards({(dir_ / "large").string()}, *bytes); }), "token 999"));
 }
 
 }  // namespace

@@ -63,15 +63,13 @@ TEST_F(TextReaderTest, DocumentsAreCutAsAsked) {
   const std::string text =
       "\n\nOne \\One\\\n   first\n\n   second\n\n\nTwo\n   only\nThree\n  \n\tstill three\n\nFour";
   EXPECT_EQ(read("a.txt", text), (Strings{text.substr(2)}));
-  EXPECT_EQ(read("a.txt", text, {.documents = Documents::entry}),
-            (Strings{"One \\One\\\n   first\n\n   second", "Two\n   only\nThree\n  \n\tstill three",
-                     "Four"}));
+  EXPECT_EQ(
+      read("a.txt", text, {.documents = Documents::entry}),
+      (Strings{"One \\One\\\n   first\n\n   second", "Two\n   only\nThree\n  \n\tstill three", "Four"}));
   EXPECT_EQ(read("a.txt", text, {.documents = Documents::paragraph}),
-            (Strings{"One \\One\\\n   first", "   second", "Two\n   only\nThree", "\tstill three",
-                     "Four"}));
+            (Strings{"One \\One\\\n   first", "   second", "Two\n   only\nThree", "\tstill three", "Four"}));
   EXPECT_EQ(read("a.txt", "a\n\n b\nc", {.documents = Documents::line}), (Strings{"a", " b", "c"}));
-  EXPECT_EQ(read("a.txt", "a\n--\nb--c\n--\n\n--\nd", {.separator = "\n--\n"}),
-            (Strings{"a", "b--c", "d"}));
+  EXPECT_EQ(read("a.txt", "a\n--\nb--c\n--\n\n--\nd", {.separator = "\n--\n"}), (Strings{"a", "b--c", "d"}));
   EXPECT_EQ(read("a.txt", ""), Strings{});
   EXPECT_EQ(read("a.txt", " \n\n\t\n"), Strings{});
   EXPECT_EQ(read("a.txt", "\xef\xbb\xbfmark"), (Strings{"mark"}));
@@ -80,8 +78,7 @@ TEST_F(TextReaderTest, DocumentsAreCutAsAsked) {
 TEST_F(TextReaderTest, SeparatorsAreFoundAcrossReads) {
   // The chunk is 256 KiB; separators are put at every offset around its end.
   for (size_t before = (1 << 18) - 5; before <= (1 << 18) + 2; ++before) {
-    const auto documents =
-        read("a.txt", std::string(before, 'x') + "<<>>" + "tail", {.separator = "<<>>"});
+    const auto documents = read("a.txt", std::string(before, 'x') + "<<>>" + "tail", {.separator = "<<>>"});
     ASSERT_EQ(documents.size(), 2u) << before;
     EXPECT_EQ(documents[0].size(), before);
   }
@@ -106,10 +103,8 @@ TEST_F(TextReaderTest, CompressedFilesReadAsPlainOnes) {
   EXPECT_EQ(read("a.dict.dz", gzip(text), lines), plain);
   EXPECT_EQ(read("a.txt.zst", zstd(text), lines), plain);
   const size_t half = text.find('\n', text.size() / 2) + 1;
-  EXPECT_EQ(
-      read("b.gz", gzip(text.substr(0, half)) + gzip(text.substr(half)) + std::string(9, '\0'),
-           lines),
-      plain);
+  EXPECT_EQ(read("b.gz", gzip(text.substr(0, half)) + gzip(text.substr(half)) + std::string(9, '\0'), lines),
+            plain);
   EXPECT_EQ(read("b.zst", zstd(text.substr(0, half)) + zstd(text.substr(half)), lines), plain);
   EXPECT_EQ(read("a.jsonl.gz", gzip("{\"text\": \"x\"}\n")), (Strings{"x"}));
   EXPECT_EQ(read("a.jsonl.zst", zstd("{\"text\": \"x\"}\n")), (Strings{"x"}));
@@ -118,20 +113,17 @@ TEST_F(TextReaderTest, CompressedFilesReadAsPlainOnes) {
 TEST_F(TextReaderTest, CutOffAndDamagedFilesAreNamed) {
   std::string text;
   for (int i = 0; i < 5000; ++i) text += std::to_string(i * 7919) + "\n";
-  for (const auto& [name, bytes] :
-       {std::pair{"a.gz", gzip(text)}, std::pair{"a.zst", zstd(text)}}) {
+  for (const auto& [name, bytes] : {std::pair{"a.gz", gzip(text)}, std::pair{"a.zst", zstd(text)}}) {
     const std::string cut = error_of([&] { read(name, bytes.substr(0, bytes.size() / 2)); });
     EXPECT_TRUE(contains(cut, name) && contains(cut, "cut off")) << cut;
-    EXPECT_TRUE(
-        contains(error_of([&] { read(name, bytes.substr(0, bytes.size() - 1)); }), "cut off"));
+    EXPECT_TRUE(contains(error_of([&] { read(name, bytes.substr(0, bytes.size() - 1)); }), "cut off"));
     std::string damaged = bytes;
     for (size_t i = 40; i < 60; ++i) damaged[i] ^= 0x5a;
     const std::string what = error_of([&] { read(name, damaged); });
     EXPECT_TRUE(contains(what, name) && contains(what, "damaged")) << what;
     EXPECT_TRUE(contains(error_of([&] { read(name, "plain text"); }), "does not begin as"));
   }
-  EXPECT_TRUE(
-      contains(error_of([&] { TextReader((dir_ / "none").string(), {}); }), "No such file"));
+  EXPECT_TRUE(contains(error_of([&] { TextReader((dir_ / "none").string(), {}); }), "No such file"));
   EXPECT_TRUE(contains(error_of([&] { TextReader(dir_.path().string(), {}); }), "is a directory"));
 }
 
@@ -139,23 +131,21 @@ TEST_F(TextReaderTest, MalformedUtf8NamesTheLine) {
   const std::string text =
       "fine\n\nalso\nfa\xe7"
       "ade\nend";
-  const std::string what =
-      error_of([&] { read("a.txt", text, {.documents = Documents::paragraph}); });
-  EXPECT_TRUE(contains(what, "a.txt:4 ") && contains(what, "0xe7") &&
-              contains(what, "windows-1252") && contains(what, "--skip-bad"))
+  const std::string what = error_of([&] { read("a.txt", text, {.documents = Documents::paragraph}); });
+  EXPECT_TRUE(contains(what, "a.txt:4 ") && contains(what, "0xe7") && contains(what, "windows-1252") &&
+              contains(what, "--skip-bad"))
       << what;
   EXPECT_EQ(read("a.txt", text, {.documents = Documents::paragraph, .bad = TextOptions::Bad::skip}),
             (Strings{"fine"}));
   EXPECT_EQ(skipped_, 1);
   EXPECT_TRUE(contains(first_skipped_, "a.txt:4"));
-  EXPECT_EQ(read("a.txt", text,
-                 {.documents = Documents::line, .encoding = TextOptions::Encoding::windows1252})[2],
-            "fa\xc3\xa7"
-            "ade");
+  EXPECT_EQ(
+      read("a.txt", text, {.documents = Documents::line, .encoding = TextOptions::Encoding::windows1252})[2],
+      "fa\xc3\xa7"
+      "ade");
   EXPECT_EQ(read("a.txt", "\x92\x80", {.encoding = TextOptions::Encoding::windows1252})[0],
             "\xe2\x80\x99\xe2\x82\xac");
-  EXPECT_TRUE(contains(error_of([&] { read("a.txt", "x\n--\ny\n\xff", {.separator = "--"}); }),
-                       "a.txt:4 "));
+  EXPECT_TRUE(contains(error_of([&] { read("a.txt", "x\n--\ny\n\xff", {.separator = "--"}); }), "a.txt:4 "));
 }
 
 TEST_F(TextReaderTest, MalformedJsonLinesNameTheLine) {
@@ -171,12 +161,12 @@ TEST_F(TextReaderTest, MalformedJsonLinesNameTheLine) {
 }
 
 TEST(Utf8, OnlyWellFormedTextPasses) {
-  for (const char* good : {"", "a", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf",
-                           "\xee\x80\x80", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"})
+  for (const char* good : {"", "a", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80",
+                           "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"})
     EXPECT_FALSE(find_malformed_utf8(good).has_value()) << good;
-  for (const char* bad : {"\x80", "\xc0\x80", "\xc1\xbf", "\xc2", "\xc2\x41", "\xe0\x9f\xbf",
-                          "\xed\xa0\x80", "\xe2\x82", "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80",
-                          "\xf5\x80\x80\x80", "\xff", "\xe2\x82\x41"})
+  for (const char* bad :
+       {"\x80", "\xc0\x80", "\xc1\xbf", "\xc2", "\xc2\x41", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xe2\x82",
+        "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xff", "\xe2\x82\x41"})
     EXPECT_EQ(find_malformed_utf8(std::string("ok") + bad), std::optional<size_t>(2));
 }
 
@@ -190,9 +180,8 @@ TEST_F(TextReaderTest, FuzzedFilesNeverCrash) {
         const std::string path = (dir_ / "fuzzed").string();
         spill(path, bytes);
         for (const auto format : {TextOptions::Format::text, TextOptions::Format::jsonl}) {
-          TextReader reader(
-              path,
-              {.format = format, .documents = Documents::entry, .bad = TextOptions::Bad::skip});
+          TextReader reader(path,
+                            {.format = format, .documents = Documents::entry, .bad = TextOptions::Bad::skip});
           for (std::string document; reader.next(document);) {
             ASSERT_FALSE(document.empty());
             ASSERT_FALSE(find_malformed_utf8(document).has_value());

@@ -13,9 +13,9 @@ namespace {
 
 /// A few hundred lines of words with frequencies like those of a language.
 std::vector<std::string> some_lines() {
-  const std::vector<std::string> words = {
-      "the",  "of",     "and",     "osprey", "fish",     "hawk",  "river", "wing",
-      "nest", "diving", "catches", "large",  "feathers", "white", "brown", "dive"};
+  const std::vector<std::string> words = {"the",      "of",    "and",   "osprey", "fish",    "hawk",
+                                          "river",    "wing",  "nest",  "diving", "catches", "large",
+                                          "feathers", "white", "brown", "dive"};
   std::vector<std::string> lines;
   for (uint64_t i = 0; i < 400; ++i) {
     std::string line = i % 3 == 0 ? "   " : "";
@@ -29,8 +29,7 @@ std::vector<std::string> some_lines() {
 }
 
 std::unique_ptr<Tokenizer> small_bpe() {
-  return train_sentencepiece({.kind = SentencepieceTraining::Kind::bpe, .vocab_size = 340},
-                             some_lines());
+  return train_sentencepiece({.kind = SentencepieceTraining::Kind::bpe, .vocab_size = 340}, some_lines());
 }
 
 const std::vector<std::string> kTexts = {
@@ -48,8 +47,7 @@ TEST(Tokenizer, BytesAreBytes) {
   EXPECT_EQ(tokenizer->encode("a\xff"), (std::vector<int32_t>{97, 255}));
   for (const auto& text : kTexts) EXPECT_EQ(tokenizer->decode(tokenizer->encode(text)), text);
   EXPECT_EQ(tokenizer->decode(std::vector<int32_t>{97, 256}), "a");
-  EXPECT_TRUE(
-      contains(error_of([&] { tokenizer->decode(std::vector<int32_t>{257}); }), "token 257"));
+  EXPECT_TRUE(contains(error_of([&] { tokenizer->decode(std::vector<int32_t>{257}); }), "token 257"));
 }
 
 TEST(Tokenizer, TrainedPiecesReturnTheTextExactly) {
@@ -71,8 +69,7 @@ TEST(Tokenizer, TrainingIsDeterministic) {
   auto other = some_lines();
   other.pop_back();
   other.push_back("entirely different words stand here");
-  EXPECT_NE(small_bpe()->fingerprint(),
-            train_sentencepiece({.vocab_size = 340}, other)->fingerprint());
+  EXPECT_NE(small_bpe()->fingerprint(), train_sentencepiece({.vocab_size = 340}, other)->fingerprint());
 }
 
 TEST(Tokenizer, LongDocumentsEncodeAsIfWhole) {
@@ -121,8 +118,7 @@ TEST(Tokenizer, SavedDirectoriesLoadAndCarryTheHuggingFaceFiles) {
 
 TEST(Tokenizer, WhatCannotBeLoadedIsNamedWithTheCure) {
   test::TempDir dir;
-  EXPECT_TRUE(
-      contains(error_of([&] { load_tokenizer("/nowhere/tok"); }), "/nowhere/tok does not exist"));
+  EXPECT_TRUE(contains(error_of([&] { load_tokenizer("/nowhere/tok"); }), "/nowhere/tok does not exist"));
   EXPECT_TRUE(contains(error_of([&] { load_tokenizer(""); }), "osprey prepare"));
   EXPECT_TRUE(contains(error_of([&] { load_tokenizer(dir.path().string()); }), "neither"));
 
@@ -139,24 +135,19 @@ TEST(Tokenizer, WhatCannotBeLoadedIsNamedWithTheCure) {
   other->save(elsewhere.path().string());
   spill(model, slurp((elsewhere / "tokenizer.model").string()));
   const std::string what = error_of([&] { load_tokenizer(dir.path().string()); });
-  EXPECT_TRUE(contains(what, other->fingerprint()) && contains(what, "replaced or damaged"))
-      << what;
+  EXPECT_TRUE(contains(what, other->fingerprint()) && contains(what, "replaced or damaged")) << what;
   spill(model, "not a model");
-  EXPECT_TRUE(contains(error_of([&] { load_tokenizer(dir.path().string()); }),
-                       "not a sentencepiece model"));
+  EXPECT_TRUE(contains(error_of([&] { load_tokenizer(dir.path().string()); }), "not a sentencepiece model"));
   spill(label, "{\"kind\": \"words\", \"fingerprint\": \"x\"}");
   EXPECT_TRUE(contains(error_of([&] { load_tokenizer(dir.path().string()); }), "`words`"));
   spill(label, "{");
-  EXPECT_TRUE(
-      contains(error_of([&] { load_tokenizer(dir.path().string()); }), "osprey_tokenizer.json"));
+  EXPECT_TRUE(contains(error_of([&] { load_tokenizer(dir.path().string()); }), "osprey_tokenizer.json"));
 }
 
 TEST(Tokenizer, VocabulariesThatDoNotFitSayWhatWould) {
-  const std::string large =
-      error_of([] { train_sentencepiece({.vocab_size = 30000}, some_lines()); });
+  const std::string large = error_of([] { train_sentencepiece({.vocab_size = 30000}, some_lines()); });
   EXPECT_TRUE(contains(large, "30000 is too large") && contains(large, "--vocab-size")) << large;
-  const std::string small =
-      error_of([] { train_sentencepiece({.vocab_size = 100}, some_lines()); });
+  const std::string small = error_of([] { train_sentencepiece({.vocab_size = 100}, some_lines()); });
   EXPECT_TRUE(contains(small, "100 is too small")) << small;
   EXPECT_TRUE(contains(error_of([] { train_sentencepiece({}, {}); }), "no text"));
   EXPECT_TRUE(contains(error_of([] { train_sentencepiece({}, {"", ""}); }), "tokenizer"));

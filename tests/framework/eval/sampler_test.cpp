@@ -11,7 +11,8 @@ using namespace osprey;
 
 namespace {
 
-std::map<int32_t, double> frequencies(const SamplerSpec& spec, const std::vector<float>& logits, int draws = 20000) {
+std::map<int32_t, double> frequencies(const SamplerSpec& spec, const std::vector<float>& logits,
+                                      int draws = 20000) {
   Sampler sampler(spec);
   std::map<int32_t, double> f;
   for (int i = 0; i < draws; ++i) f[sampler.sample(logits, 1, static_cast<uint64_t>(i))] += 1.0 / draws;
@@ -42,7 +43,8 @@ TEST(Sampler, AtTemperatureZeroTakesTheMostLikelyAndTheSmallerOfTwoEqual) {
 }
 
 TEST(Sampler, TopKAndTopPCutTheTail) {
-  for (const SamplerSpec& spec : {SamplerSpec{.temperature = 1, .top_k = 2, .top_p = {}}, SamplerSpec{.temperature = 1, .top_k = {}, .top_p = 0.7}}) {
+  for (const SamplerSpec& spec : {SamplerSpec{.temperature = 1, .top_k = 2, .top_p = {}},
+                                  SamplerSpec{.temperature = 1, .top_k = {}, .top_p = 0.7}}) {
     auto f = frequencies(spec, logits);
     EXPECT_EQ(f.size(), 2u);
     EXPECT_NEAR(f[2], 2.0 / 3, 0.014);

@@ -66,13 +66,12 @@ oracle::Attention::Inputs unfuse(const Variant& c, const Values& qkv) {
 
 OpCase attention_case(const Variant& c) {
   OpCase op;
-  op.name = fmt::format("attention B{} T{} H{} G{} D{}{}{} gate{}{}", c.batch, c.tokens, c.heads,
-                        c.kv_heads, c.head_size, c.clip ? " clip" : "", c.sink ? " sink" : "",
-                        static_cast<int>(c.gate), c.documents ? " documents" : "");
+  op.name = fmt::format("attention B{} T{} H{} G{} D{}{}{} gate{}{}", c.batch, c.tokens, c.heads, c.kv_heads,
+                        c.head_size, c.clip ? " clip" : "", c.sink ? " sink" : "", static_cast<int>(c.gate),
+                        c.documents ? " documents" : "");
   op.inputs = {{.shape = {c.rows(), (c.heads + 2 * c.kv_heads) * c.head_size}}};
   if (c.gate != Gate::none)
-    op.inputs.push_back(
-        {.shape = {c.rows(), c.gate == Gate::headwise ? c.heads : c.heads * c.head_size}});
+    op.inputs.push_back({.shape = {c.rows(), c.gate == Gate::headwise ? c.heads : c.heads * c.head_size}});
   if (c.sink) op.inputs.push_back({.shape = {c.heads}, .kind = parameter});
   op.build = [=](Tape& t, const std::vector<Var>& v) {
     AttentionArgs args = c.args();
@@ -108,8 +107,7 @@ TEST(AttentionOp, PassesTheOpCaseInEveryVariant) {
   check_op(attention_case({.gate = Gate::elementwise, .documents = true}));
   check_op(attention_case({.sink = true, .gate = Gate::headwise}));
   check_op(attention_case({.clip = ClipArgs{.zeta = 1.0f, .gamma = -0.02f}}));
-  check_op(
-      attention_case({.clip = ClipArgs{.zeta = 1.0f, .gamma = -0.02f}, .gate = Gate::headwise}));
+  check_op(attention_case({.clip = ClipArgs{.zeta = 1.0f, .gamma = -0.02f}, .gate = Gate::headwise}));
 }
 
 TEST(AttentionOp, ShowsQueriesKeysAndRowSumsToTheTap) {
@@ -147,17 +145,15 @@ TEST(AttentionOp, TokenByTokenOverACacheGivesWhatTheWholeSequenceGives) {
     const Variant c{.batch = 2, .tokens = 9, .heads = 4, .kv_heads = 2, .head_size = 8};
     const int64_t cols = 64, kv = 16, capacity = 12;
     const Values x = random_values("x", c.rows() * cols, dtype);
-    const Values gate = random_values("gate", c.rows() * 4, dtype),
-                 sink = random_values("sink", 4, dtype);
+    const Values gate = random_values("gate", c.rows() * 4, dtype), sink = random_values("sink", 4, dtype);
     const Var s = bed.tape.input(make(bed.inputs, {4}, dtype, sink));
-    const Var whole =
-        attention(bed.tape, bed.tape.input(make(bed.inputs, {c.rows(), cols}, dtype, x)), c.args(),
-                  bed.tape.input(make(bed.inputs, {c.rows(), 4}, dtype, gate)), s);
+    const Var whole = attention(bed.tape, bed.tape.input(make(bed.inputs, {c.rows(), cols}, dtype, x)),
+                                c.args(), bed.tape.input(make(bed.inputs, {c.rows(), 4}, dtype, gate)), s);
     const Values expected = read(bed.tape.value(whole));
-    const Tensor keys = make(bed.inputs, {2, capacity, kv}, dtype,
-                             Values(static_cast<size_t>(2 * capacity * kv), 9.0));
-    const Tensor values = make(bed.inputs, {2, capacity, kv}, dtype,
-                               Values(static_cast<size_t>(2 * capacity * kv), 9.0));
+    const Tensor keys =
+        make(bed.inputs, {2, capacity, kv}, dtype, Values(static_cast<size_t>(2 * capacity * kv), 9.0));
+    const Tensor values =
+        make(bed.inputs, {2, capacity, kv}, dtype, Values(static_cast<size_t>(2 * capacity * kv), 9.0));
     Values got(expected.size());
     for (int t = 0; t < 9; ++t) {
       Values row, gates;
@@ -168,10 +164,9 @@ TEST(AttentionOp, TokenByTokenOverACacheGivesWhatTheWholeSequenceGives) {
       }
       AttentionArgs args = c.args();
       args.batch = 2;
-      const Var y =
-          cached_attention(bed.tape, bed.tape.input(make(bed.inputs, {2, cols}, dtype, row)), args,
-                           bed.tape.input(make(bed.inputs, {2, 4}, dtype, gates)), s, keys, values,
-                           make_i32(bed.inputs, {2}, {t + 1, t + 1}));
+      const Var y = cached_attention(bed.tape, bed.tape.input(make(bed.inputs, {2, cols}, dtype, row)), args,
+                                     bed.tape.input(make(bed.inputs, {2, 4}, dtype, gates)), s, keys, values,
+                                     make_i32(bed.inputs, {2}, {t + 1, t + 1}));
       const Values step = read(bed.tape.value(y));
       for (size_t b = 0; b < 2; ++b)
         std::copy_n(&step[b * 32], 32, &got[(b * 9 + static_cast<size_t>(t)) * 32]);

@@ -20,8 +20,15 @@ struct Problem {
 };
 
 Problem problem(int64_t rows, int64_t width, int64_t vocabulary, DType dtype, double scale = 0.6) {
-  Problem p{rows, width, vocabulary, dtype, random_values("x", rows * width, dtype), random_values("w", vocabulary * width, dtype, scale), {}};
-  for (int64_t i = 0; i < rows; ++i) p.targets.push_back(i % 7 == 3 ? -1 : static_cast<int>((i * 31 + 5) % vocabulary));
+  Problem p{rows,
+            width,
+            vocabulary,
+            dtype,
+            random_values("x", rows * width, dtype),
+            random_values("w", vocabulary * width, dtype, scale),
+            {}};
+  for (int64_t i = 0; i < rows; ++i)
+    p.targets.push_back(i % 7 == 3 ? -1 : static_cast<int>((i * 31 + 5) % vocabulary));
   return p;
 }
 
@@ -40,7 +47,8 @@ Outcome run(const Problem& p, float scale, int threads, int passes = 1, Frozen f
   bed.params.materialize(bed.queue.device, p.dtype, ParamStore::Gradients::on);
   bed.params.begin_step();
   write(w.value, p.weight);
-  const Tensor x = make(bed.inputs, {p.rows, p.width}, p.dtype, p.x), targets = make_i32(bed.inputs, {p.rows}, p.targets);
+  const Tensor x = make(bed.inputs, {p.rows, p.width}, p.dtype, p.x),
+               targets = make_i32(bed.inputs, {p.rows}, p.targets);
   const Tensor losses = bed.inputs.alloc({p.rows}, DType::f32);
   Outcome o;
   for (int pass = 0; pass < passes; ++pass) {
@@ -67,7 +75,8 @@ Outcome run(const Problem& p, float scale, int threads, int passes = 1, Frozen f
 
 TEST(CrossEntropy, AgreesWithTheOracleAndTwiceIsTwice) {
   for (DType dtype : {DType::f32, DType::bf16})
-    for (const auto& [rows, width, vocabulary] : {std::array<int64_t, 3>{1, 8, 5}, {77, 40, 65}, {70, 33, 1031}, {600, 16, 70}}) {
+    for (const auto& [rows, width, vocabulary] :
+         {std::array<int64_t, 3>{1, 8, 5}, {77, 40, 65}, {70, 33, 1031}, {600, 16, 70}}) {
       SCOPED_TRACE(fmt::format("{} rows {} width {} vocabulary {}", name(dtype), rows, width, vocabulary));
       const Problem p = problem(rows, width, vocabulary, dtype);
       const oracle::Classifier want = oracle::classifier(p.x, p.weight, p.targets, width, 0.25);
@@ -137,7 +146,8 @@ TEST(CrossEntropy, RefusesATargetOutsideTheVocabulary) {
       run(p, 1, 1);
       FAIL() << "target " << bad << " was taken";
     } catch (const Error& e) {
-      EXPECT_EQ(std::string(e.what()), fmt::format("[cross_entropy] target {} of row 2 is outside [-1, 5)", bad));
+      EXPECT_EQ(std::string(e.what()),
+                fmt::format("[cross_entropy] target {} of row 2 is outside [-1, 5)", bad));
     }
   }
 }

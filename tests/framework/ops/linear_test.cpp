@@ -53,7 +53,8 @@ TEST(LinearOp, SeesAWeightThatWasWrittenAndNothingElse) {
   TestBed bed;
   Parameter& w = bed.params.add("w", 0, {64, 64}, {});
   bed.params.materialize(bed.queue.device, DType::bf16, ParamStore::Gradients::on);
-  const Values values = random_values("w", 64 * 64, DType::bf16), x_values = random_values("x", 64, DType::bf16);
+  const Values values = random_values("w", 64 * 64, DType::bf16),
+               x_values = random_values("x", 64, DType::bf16);
   write(w.value, values);
   const Tensor x = make(bed.inputs, {1, 64}, DType::bf16, x_values);
   const auto forward = [&] {

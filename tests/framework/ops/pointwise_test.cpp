@@ -14,48 +14,52 @@ TEST(Add, PassesTheOpCase) {
   check_op({.name = "add",
             .inputs = {{.shape = {33, 17}}, {.shape = {33, 17}}},
             .build = [](Tape& t, const std::vector<Var>& v) { return add(t, v[0], v[1]); },
-            .oracle = [](const std::vector<Values>& v) {
-              Values y = v[0];
-              for (size_t i = 0; i < y.size(); ++i) y[i] += v[1][i];
-              return y;
-            }});
+            .oracle =
+                [](const std::vector<Values>& v) {
+                  Values y = v[0];
+                  for (size_t i = 0; i < y.size(); ++i) y[i] += v[1][i];
+                  return y;
+                }});
 }
 
 TEST(Add, OfAValueToItselfHasGradientTwo) {
   check_op({.name = "add to itself",
             .inputs = {{.shape = {5, 9}}},
             .build = [](Tape& t, const std::vector<Var>& v) { return add(t, v[0], v[0]); },
-            .oracle = [](const std::vector<Values>& v) {
-              Values y = v[0];
-              for (double& e : y) e *= 2;
-              return y;
-            }});
+            .oracle =
+                [](const std::vector<Values>& v) {
+                  Values y = v[0];
+                  for (double& e : y) e *= 2;
+                  return y;
+                }});
 }
 
 TEST(AddBias, PassesTheOpCase) {
   check_op({.name = "add_bias",
             .inputs = {{.shape = {29, 11}}, {.shape = {11}, .kind = OpInput::Kind::parameter}},
             .build = [](Tape& t, const std::vector<Var>& v) { return add_bias(t, v[0], v[1]); },
-            .oracle = [](const std::vector<Values>& v) {
-              Values y = v[0];
-              for (size_t i = 0; i < y.size(); ++i) y[i] += v[1][i % 11];
-              return y;
-            }});
+            .oracle =
+                [](const std::vector<Values>& v) {
+                  Values y = v[0];
+                  for (size_t i = 0; i < y.size(); ++i) y[i] += v[1][i % 11];
+                  return y;
+                }});
 }
 
 TEST(Swiglu, PassesTheOpCase) {
   check_op({.name = "swiglu",
             .inputs = {{.shape = {37, 2 * 21}, .scale = 2}},
             .build = [](Tape& t, const std::vector<Var>& v) { return swiglu(t, v[0]); },
-            .oracle = [](const std::vector<Values>& v) {
-              Values y;
-              for (size_t r = 0; r < 37; ++r)
-                for (size_t c = 0; c < 21; ++c) {
-                  const double g = v[0][r * 42 + c], u = v[0][r * 42 + 21 + c];
-                  y.push_back(g / (1 + std::exp(-g)) * u);
-                }
-              return y;
-            }});
+            .oracle =
+                [](const std::vector<Values>& v) {
+                  Values y;
+                  for (size_t r = 0; r < 37; ++r)
+                    for (size_t c = 0; c < 21; ++c) {
+                      const double g = v[0][r * 42 + c], u = v[0][r * 42 + 21 + c];
+                      y.push_back(g / (1 + std::exp(-g)) * u);
+                    }
+                  return y;
+                }});
 }
 
 TEST(Embedding, PassesTheOpCase) {
@@ -65,12 +69,13 @@ TEST(Embedding, PassesTheOpCase) {
   check_op({.name = "embedding",
             .inputs = {{.shape = {7, 12}, .kind = OpInput::Kind::parameter}},
             .build = [&](Tape& t, const std::vector<Var>& v) { return embedding(t, tokens, v[0]); },
-            .oracle = [&](const std::vector<Values>& v) {
-              Values y;
-              for (int id : ids)
-                for (size_t c = 0; c < 12; ++c) y.push_back(v[0][static_cast<size_t>(id) * 12 + c]);
-              return y;
-            }});
+            .oracle =
+                [&](const std::vector<Values>& v) {
+                  Values y;
+                  for (int id : ids)
+                    for (size_t c = 0; c < 12; ++c) y.push_back(v[0][static_cast<size_t>(id) * 12 + c]);
+                  return y;
+                }});
 }
 
 TEST(Embedding, RefusesATokenOutsideTheVocabulary) {
@@ -84,7 +89,9 @@ TEST(Embedding, RefusesATokenOutsideTheVocabulary) {
 TEST(FastExp, IsAccurateAndKeepsSpecialValues) {
   double worst = 0;
   for (double x = -87; x <= 87; x += 0.0137)
-    worst = std::max(worst, std::abs(static_cast<double>(fast_exp(static_cast<float>(x))) / std::exp(static_cast<double>(static_cast<float>(x))) - 1));
+    worst = std::max(worst, std::abs(static_cast<double>(fast_exp(static_cast<float>(x))) /
+                                         std::exp(static_cast<double>(static_cast<float>(x))) -
+                                     1));
   EXPECT_LT(worst, 4e-7);
   EXPECT_EQ(fast_exp(0.0f), 1.0f);
   EXPECT_EQ(fast_exp(-INFINITY), 0.0f);

@@ -15,9 +15,13 @@ constexpr auto parameter = OpInput::Kind::parameter;
 TEST(Rmsnorm, PassesTheOpCase) {
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{3, 8}, {130, 65}, {257, 96}})
     check_op({.name = fmt::format("rmsnorm {}x{}", rows, cols),
-              .inputs = {{.shape = {rows, cols}, .scale = 2.0}, {.shape = {cols}, .kind = parameter, .scale = 0.3, .offset = 1}},
+              .inputs = {{.shape = {rows, cols}, .scale = 2.0},
+                         {.shape = {cols}, .kind = parameter, .scale = 0.3, .offset = 1}},
               .build = [](Tape& t, const std::vector<Var>& v) { return rmsnorm(t, v[0], v[1], 1e-5f); },
-              .oracle = [cols = cols](const std::vector<Values>& v) { return oracle::rmsnorm(v[0], v[1], static_cast<size_t>(cols), 1e-5); }});
+              .oracle =
+                  [cols = cols](const std::vector<Values>& v) {
+                    return oracle::rmsnorm(v[0], v[1], static_cast<size_t>(cols), 1e-5);
+                  }});
 }
 
 TEST(Rmsnorm, WithOneScaleIsSsnorm) {
@@ -28,12 +32,13 @@ TEST(Rmsnorm, WithOneScaleIsSsnorm) {
 }
 
 TEST(Layernorm, PassesTheOpCase) {
-  check_op({.name = "layernorm",
-            .inputs = {{.shape = {67, 40}, .offset = 0.5},
-                       {.shape = {40}, .kind = parameter, .scale = 0.3, .offset = 1},
-                       {.shape = {40}, .kind = parameter}},
-            .build = [](Tape& t, const std::vector<Var>& v) { return layernorm(t, v[0], v[1], v[2], 1e-5f); },
-            .oracle = [](const std::vector<Values>& v) { return oracle::layernorm(v[0], v[1], v[2], 40, 1e-5); }});
+  check_op(
+      {.name = "layernorm",
+       .inputs = {{.shape = {67, 40}, .offset = 0.5},
+                  {.shape = {40}, .kind = parameter, .scale = 0.3, .offset = 1},
+                  {.shape = {40}, .kind = parameter}},
+       .build = [](Tape& t, const std::vector<Var>& v) { return layernorm(t, v[0], v[1], v[2], 1e-5f); },
+       .oracle = [](const std::vector<Values>& v) { return oracle::layernorm(v[0], v[1], v[2], 40, 1e-5); }});
 }
 
 TEST(Rmsnorm, NamesTheShapesItWanted) {

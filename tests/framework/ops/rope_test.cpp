@@ -53,9 +53,9 @@ OpCase rope_case(const Shapes& s, bool q_norm, bool k_norm) {
   };
   op.oracle = [=](const std::vector<Values>& v) {
     const auto heads = static_cast<size_t>(s.heads);
-    return oracle::rope(v[0], static_cast<size_t>(s.cols()),
-                        static_cast<size_t>(s.heads + s.kv_heads), static_cast<size_t>(s.head_size),
-                        positions_of(s), 500, 1e-5, [&](size_t h) -> const Values* {
+    return oracle::rope(v[0], static_cast<size_t>(s.cols()), static_cast<size_t>(s.heads + s.kv_heads),
+                        static_cast<size_t>(s.head_size), positions_of(s), 500, 1e-5,
+                        [&](size_t h) -> const Values* {
                           if (h < heads) return q_norm ? &v[1] : nullptr;
                           return k_norm ? &v[q_norm ? 2 : 1] : nullptr;
                         });
@@ -83,10 +83,10 @@ TEST(Rope, DoesNotTouchAGradientThatAnotherOpReads) {
   TestBed bed;
   const Shapes s{6, 1, 1, 8};
   const OpCase op = rope_case(s, false, false);
-  const Tensor x = make(bed.inputs, {s.rows, s.cols()}, DType::f32,
-                        random_values("x", s.rows * s.cols(), DType::f32));
-  const Tensor other = make(bed.inputs, {s.rows, s.cols()}, DType::f32,
-                            Values(static_cast<size_t>(s.rows * s.cols()), 0.5));
+  const Tensor x =
+      make(bed.inputs, {s.rows, s.cols()}, DType::f32, random_values("x", s.rows * s.cols(), DType::f32));
+  const Tensor other =
+      make(bed.inputs, {s.rows, s.cols()}, DType::f32, Values(static_cast<size_t>(s.rows * s.cols()), 0.5));
   const Values dy = random_values("dy", s.rows * s.cols(), DType::f32);
   const Var vx = bed.tape.source(x), v_other = bed.tape.source(other);
   const Var z = add(bed.tape, op.build(bed.tape, {vx}), v_other);
@@ -99,8 +99,7 @@ TEST(Rope, DoesNotTouchAGradientThatAnotherOpReads) {
 TEST(Rope, RefusesBadPositionsAndShapes) {
   TestBed bed;
   const Tensor x = make(bed.inputs, {2, 24}, DType::f32, Values(48, 1.0));
-  RopeArgs args{
-      .heads = 1, .kv_heads = 1, .head_size = 8, .positions = make_i32(bed.inputs, {2}, {0, -1})};
+  RopeArgs args{.heads = 1, .kv_heads = 1, .head_size = 8, .positions = make_i32(bed.inputs, {2}, {0, -1})};
   EXPECT_THROW(rope(bed.tape, bed.tape.input(x), args, {}, {}), Error);
   args.positions = make_i32(bed.inputs, {3}, {0, 1, 2});
   EXPECT_THROW(rope(bed.tape, bed.tape.input(x), args, {}, {}), Error);

@@ -195,7 +195,8 @@ TEST(ParallelSpec, ReadsItsKeysAndRefusesLevelsThatDoNotExist) {
   EXPECT_EQ(spec.zero, 0);
   EXPECT_EQ(spec.reduce_dtype, DType::bf16);
   expect_words(error_of([] { read_spec<ParallelSpec>("zero: 2\n", "r.yaml"); }), {"r.yaml:1", "zero", "2"});
-  expect_words(error_of([] { read_spec<ParallelSpec>("reduce_dtype: f16\n", "r.yaml"); }), {"reduce_dtype", "bf16"});
+  expect_words(error_of([] { read_spec<ParallelSpec>("reduce_dtype: f16\n", "r.yaml"); }),
+               {"reduce_dtype", "bf16"});
 }
 
 TEST(Sharding, TheNormIsTheSameAtAnyNumberOfRanks) {

@@ -24,8 +24,9 @@ struct Block {
 struct Stack {
   explicit Stack(int layers, int threads = 2) : bed(threads) {
     for (int l = 0; l < layers; ++l) {
-      blocks.push_back({&bed.params.add(fmt::format("layers.{}.a", l), l, {24}, {Init::Kind::constant, 1.0}),
-                        &bed.params.add(fmt::format("layers.{}.b", l), l, {24}, {Init::Kind::constant, 0.5})});
+      blocks.push_back(
+          {&bed.params.add(fmt::format("layers.{}.a", l), l, {24}, {Init::Kind::constant, 1.0}),
+           &bed.params.add(fmt::format("layers.{}.b", l), l, {24}, {Init::Kind::constant, 0.5})});
     }
     bed.params.materialize(bed.queue.device, DType::f32, ParamStore::Gradients::on);
     bed.params.initialize(bed.queue, 1);
@@ -36,7 +37,8 @@ struct Stack {
     bed.params.begin_step();
     const Var in = bed.tape.source(x);
     Var h = in;
-    for (int l = 0; l < static_cast<int>(blocks.size()); ++l) h = bed.tape.layer(l, h, blocks[static_cast<size_t>(l)]);
+    for (int l = 0; l < static_cast<int>(blocks.size()); ++l)
+      h = bed.tape.layer(l, h, blocks[static_cast<size_t>(l)]);
     bed.tape.backward_from(h, dy);
     Values all = read(bed.tape.gradient_of(in));
     for (const auto& p : bed.params.all())
@@ -88,7 +90,8 @@ TEST(Tape, ReturnsAllMemoryAndMakesNoNewBuffersInTheSecondStep) {
 TEST(Tape, AFrozenPrefixKeepsNoActivations) {
   Stack s(4);
   const Values all = s.run();
-  for (int l = 0; l < 3; ++l) s.blocks[static_cast<size_t>(l)].w1->trainable = s.blocks[static_cast<size_t>(l)].w2->trainable = false;
+  for (int l = 0; l < 3; ++l)
+    s.blocks[static_cast<size_t>(l)].w1->trainable = s.blocks[static_cast<size_t>(l)].w2->trainable = false;
   s.bed.params.begin_step();
   Var h = s.bed.tape.input(s.x);
   for (int l = 0; l < 4; ++l) h = s.bed.tape.layer(l, h, s.blocks[static_cast<size_t>(l)]);
@@ -122,7 +125,8 @@ TEST(Tape, PlansOnMetaWhatARunUses) {
   ParamStore params;
   std::vector<Block> blocks;
   for (int l = 0; l < 5; ++l)
-    blocks.push_back({&params.add(fmt::format("{}a", l), l, {24}, {}), &params.add(fmt::format("{}b", l), l, {24}, {})});
+    blocks.push_back(
+        {&params.add(fmt::format("{}a", l), l, {24}, {}), &params.add(fmt::format("{}b", l), l, {24}, {})});
   params.materialize(meta.device, DType::f32, ParamStore::Gradients::on);
   Var h = tape.source(make_tensor(nullptr, {16, 24}, DType::f32, meta.device));
   for (int l = 0; l < 5; ++l) h = tape.layer(l, h, blocks[static_cast<size_t>(l)]);

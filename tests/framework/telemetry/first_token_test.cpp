@@ -18,7 +18,10 @@ struct Case {
   std::vector<float> q, k, lse;
   double share = 0;
 
-  Case() : q(static_cast<size_t>(B * T * H * D)), k(static_cast<size_t>(B * T * G * D)), lse(static_cast<size_t>(B * H * T)) {
+  Case()
+      : q(static_cast<size_t>(B * T * H * D)),
+        k(static_cast<size_t>(B * T * G * D)),
+        lse(static_cast<size_t>(B * H * T)) {
     for (size_t i = 0; i < q.size(); ++i) q[i] = random_normal(1, 1, i);
     for (size_t i = 0; i < k.size(); ++i) k[i] = random_normal(1, 2, i);
     for (int64_t b = 0; b < B; ++b)
@@ -38,9 +41,16 @@ struct Case {
     return dot * double(scale);
   }
   FirstTokenArgs args() {
-    return {.q = make_tensor(q.data(), {B * T, H * D}, DType::f32), .k = make_tensor(k.data(), {B * T, G * D}, DType::f32),
-            .lse = make_tensor(lse.data(), {B, H, T}, DType::f32), .document_start = {}, .batch = B, .tokens = T, .heads = H,
-            .kv_heads = G, .head_size = D, .scale = scale};
+    return {.q = make_tensor(q.data(), {B * T, H * D}, DType::f32),
+            .k = make_tensor(k.data(), {B * T, G * D}, DType::f32),
+            .lse = make_tensor(lse.data(), {B, H, T}, DType::f32),
+            .document_start = {},
+            .batch = B,
+            .tokens = T,
+            .heads = H,
+            .kv_heads = G,
+            .head_size = D,
+            .scale = scale};
   }
 };
 
@@ -78,7 +88,8 @@ TEST(FirstToken, ReadsColumnViewsOfAJointProjection) {
   const int64_t width = (c.H + c.G) * c.D;
   std::vector<float> qk(static_cast<size_t>(c.B * c.T * width));
   for (int64_t r = 0; r < c.B * c.T; ++r) {
-    for (int64_t i = 0; i < c.H * c.D; ++i) qk[static_cast<size_t>(r * width + i)] = c.q[static_cast<size_t>(r * c.H * c.D + i)];
+    for (int64_t i = 0; i < c.H * c.D; ++i)
+      qk[static_cast<size_t>(r * width + i)] = c.q[static_cast<size_t>(r * c.H * c.D + i)];
     for (int64_t i = 0; i < c.G * c.D; ++i)
       qk[static_cast<size_t>(r * width + c.H * c.D + i)] = c.k[static_cast<size_t>(r * c.G * c.D + i)];
   }
@@ -123,7 +134,8 @@ TEST(FirstToken, DocumentsHaveFirstTokensOfTheirOwn) {
       for (int64_t i = 0; i < d.T; ++i) {
         const int64_t first = i < 3 ? 0 : 3;
         if (i == first) continue;
-        const double p = std::exp(d.score(b, h, i, first) - double(d.lse[static_cast<size_t>((b * d.H + h) * d.T + i)]));
+        const double p =
+            std::exp(d.score(b, h, i, first) - double(d.lse[static_cast<size_t>((b * d.H + h) * d.T + i)]));
         want += p;
       }
   EXPECT_NEAR(first_token_share(Queue{}, args).probability, want, 1e-5 * static_cast<double>(N));

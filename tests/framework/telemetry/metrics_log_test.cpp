@@ -55,11 +55,13 @@ TEST_F(Metrics, NumbersReadBackToTheSameBitsAndNonFiniteOnesAreWords) {
 TEST_F(Metrics, AnyBytesBecomeValidJsonText) {
   std::string all;
   for (int c = 0; c < 256; ++c) all += static_cast<char>(c);
-  for (const std::string& text : {all, std::string("\xED\xA0\x80"), std::string("\xF4\x90\x80\x80"), std::string("\xC0\xAF"),
-                                  std::string("\xE2\x82"), std::string("\xC3\xA9\xE2\x82\xAC\xF0\x9F\xA6\x85")}) {
+  for (const std::string& text :
+       {all, std::string("\xED\xA0\x80"), std::string("\xF4\x90\x80\x80"), std::string("\xC0\xAF"),
+        std::string("\xE2\x82"), std::string("\xC3\xA9\xE2\x82\xAC\xF0\x9F\xA6\x85")}) {
     EXPECT_NO_THROW(nlohmann::json::parse(json_string(text)));
   }
-  EXPECT_EQ(nlohmann::json::parse(json_string("\xC3\xA9\xF0\x9F\xA6\x85")).get<std::string>(), "\xC3\xA9\xF0\x9F\xA6\x85");
+  EXPECT_EQ(nlohmann::json::parse(json_string("\xC3\xA9\xF0\x9F\xA6\x85")).get<std::string>(),
+            "\xC3\xA9\xF0\x9F\xA6\x85");
 }
 
 TEST_F(Metrics, EveryLineIsInTheFileWhenWriteReturns) {

@@ -14,7 +14,8 @@ namespace {
 
 std::vector<float> values(int64_t n, uint64_t stream) {
   std::vector<float> v(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) v[static_cast<size_t>(i)] = random_normal(5, stream, static_cast<uint64_t>(i));
+  for (int64_t i = 0; i < n; ++i)
+    v[static_cast<size_t>(i)] = random_normal(5, stream, static_cast<uint64_t>(i));
   return v;
 }
 
@@ -55,9 +56,15 @@ void pass(OutlierObserver& observer, std::vector<float>& v) {
 /// q (6, 8), k (6, 4) of two sequences of three tokens, with an lse of zero.
 Tap::AttentionView attention(std::vector<float>& v) {
   static std::vector<float> lse(12, 0.0f);
-  return {.q = make_tensor(v.data(), {6, 8}, DType::f32), .k = make_tensor(v.data() + 48, {6, 4}, DType::f32),
-          .lse = make_tensor(lse.data(), {2, 2, 3}, DType::f32), .batch = 2, .tokens = 3, .heads = 2, .kv_heads = 1,
-          .head_size = 4, .scale = 0.5f};
+  return {.q = make_tensor(v.data(), {6, 8}, DType::f32),
+          .k = make_tensor(v.data() + 48, {6, 4}, DType::f32),
+          .lse = make_tensor(lse.data(), {2, 2, 3}, DType::f32),
+          .batch = 2,
+          .tokens = 3,
+          .heads = 2,
+          .kv_heads = 1,
+          .head_size = 4,
+          .scale = 0.5f};
 }
 
 TEST(OutlierObserver, KeepsTheTensorsTheRecipeAsksForByProtocolAndLayer) {
@@ -83,7 +90,8 @@ TEST(OutlierObserver, AddsMicroBatches) {
   std::vector<float> v = values(256, 2);
   observer.observe(0, "block_input", make_tensor(v.data(), {8, 16}, DType::f32));
   observer.observe(0, "block_input", make_tensor(v.data() + 128, {8, 16}, DType::f32));
-  const OutlierMetrics whole = measure_outliers(Queue{}, make_tensor(v.data(), {16, 16}, DType::f32)).metrics();
+  const OutlierMetrics whole =
+      measure_outliers(Queue{}, make_tensor(v.data(), {16, 16}, DType::f32)).metrics();
   const OutlierMetrics got = observer.result().at(0).metrics;
   EXPECT_EQ(got.tokens, 16);
   EXPECT_NEAR(*got.kurtosis, *whole.kurtosis, 1e-12);
@@ -129,7 +137,8 @@ TEST(OutlierObserver, MergingOverRanksEqualsSeeingEverythingOnOne) {
 
 TEST(OutlierObserver, ARankThatSendsNonsenseIsAnError) {
   std::vector<float> a = values(128, 4);
-  for (const char* bad : {"garbage", "0;0;0;1 2 3;0;0;0", "7;0;0;0 0 0 0 0 0 0 0 0 0 0 0 0 0;0;0;0", "0;99;0;0 0 0 0 0 0 0 0 0 0 0 0 0 0;0;0;0"}) {
+  for (const char* bad : {"garbage", "0;0;0;1 2 3;0;0;0", "7;0;0;0 0 0 0 0 0 0 0 0 0 0 0 0 0;0;0;0",
+                          "0;99;0;0 0 0 0 0 0 0 0 0 0 0 0 0 0;0;0;0"}) {
     OutlierObserver observer({}, Queue{});
     pass(observer, a);
     TwoRanks comm(bad);

@@ -15,7 +15,8 @@ namespace {
 std::vector<float> normal_values(int64_t n, double scale, double shift) {
   std::vector<float> v(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i)
-    v[static_cast<size_t>(i)] = static_cast<float>(random_normal(7, 11, static_cast<uint64_t>(i)) * scale + shift);
+    v[static_cast<size_t>(i)] =
+        static_cast<float>(random_normal(7, 11, static_cast<uint64_t>(i)) * scale + shift);
   return v;
 }
 
@@ -28,7 +29,8 @@ OutlierMetrics naive(const std::vector<float>& v, int64_t cols) {
   OutlierMetrics r;
   const int64_t rows = static_cast<int64_t>(v.size()) / cols;
   long double osp = 0, plain = 0, ratio = 0, mean = 0, mean_abs = 0, largest = 0;
-  for (const float x : v) mean += x, mean_abs += std::fabs(x), largest = std::max<long double>(largest, std::fabs(x));
+  for (const float x : v)
+    mean += x, mean_abs += std::fabs(x), largest = std::max<long double>(largest, std::fabs(x));
   mean /= static_cast<long double>(v.size());
   mean_abs /= static_cast<long double>(v.size());
   long double all2 = 0, all4 = 0;
@@ -37,13 +39,16 @@ OutlierMetrics naive(const std::vector<float>& v, int64_t cols) {
     std::vector<long double> x(v.begin() + t * cols, v.begin() + (t + 1) * cols), a;
     long double mu = 0, c2 = 0, c4 = 0, raw4 = 0;
     for (const long double e : x) mu += e / static_cast<long double>(cols);
-    for (const long double e : x) c2 += std::pow(e - mu, 2), c4 += std::pow(e - mu, 4), raw4 += std::pow(e, 4);
-    const long double std2 = c2 / static_cast<long double>(cols - 1), m2 = c2 / static_cast<long double>(cols);
+    for (const long double e : x)
+      c2 += std::pow(e - mu, 2), c4 += std::pow(e - mu, 4), raw4 += std::pow(e, 4);
+    const long double std2 = c2 / static_cast<long double>(cols - 1),
+                      m2 = c2 / static_cast<long double>(cols);
     osp += std::max(0.0L, raw4 / static_cast<long double>(cols) / (std2 * std2) - 3);
     plain += c4 / static_cast<long double>(cols) / (m2 * m2) - 3;
     for (const long double e : x) a.push_back(std::fabs(e));
     std::sort(a.begin(), a.end());
-    const long double median = (a[static_cast<size_t>((cols - 1) / 2)] + a[static_cast<size_t>(cols / 2)]) / 2;
+    const long double median =
+        (a[static_cast<size_t>((cols - 1) / 2)] + a[static_cast<size_t>(cols / 2)]) / 2;
     ratio += a.back() / median;
   }
   const auto n = static_cast<long double>(v.size()), tokens = static_cast<long double>(rows);
@@ -155,7 +160,8 @@ TEST(Outliers, MergedMicroBatchesGiveTheFiguresOfTheWhole) {
   std::vector<float> v = normal_values(90 * 24, 1, -2);
   const Tensor all = rows_of(v, 24);
   OutlierSums sums;
-  for (const auto& [begin, end] : std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {1, 40}, {40, 40}, {40, 90}})
+  for (const auto& [begin, end] :
+       std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {1, 40}, {40, 40}, {40, 90}})
     sums.merge(measure_outliers(Queue{}, all.row_range(begin, end)));
   expect_equal(sums.metrics(), naive(v, 24));
 }
@@ -167,7 +173,8 @@ TEST(Outliers, ReadsBf16AndStridedViews) {
   for (size_t i = 0; i < v.size(); ++i) half[i] = to_bf16(v[i]);
   const Tensor view = make_tensor(half.data(), {rows, width}, DType::bf16).columns(8, 8 + cols);
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < cols; ++c) inside.push_back(to_float(half[static_cast<size_t>(r * width + 8 + c)]));
+    for (int64_t c = 0; c < cols; ++c)
+      inside.push_back(to_float(half[static_cast<size_t>(r * width + 8 + c)]));
   expect_equal(measure_outliers(Queue{}, view).metrics(), naive(inside, cols));
 }
 

@@ -33,7 +33,8 @@ TEST(Progress, TheLineSaysWhatIsAskedOfIt) {
   s.seconds_left = 754;
   s.skipped_updates = 2;
   EXPECT_EQ(progress_text(s, 0),
-            "step 1,200/4,000 | loss 3.1416 | grad norm 0.98 | 3,512 tokens/s | 70% of GEMM | 12 min 34 s left | 2 skipped");
+            "step 1,200/4,000 | loss 3.1416 | grad norm 0.98 | 3,512 tokens/s | 70% of GEMM | 12 min 34 s "
+            "left | 2 skipped");
   EXPECT_EQ(progress_text(s, 20), "step 1,200/4,000 | l");
 }
 
@@ -87,8 +88,8 @@ TEST(Progress, ATerminalLineIsRewrittenErasedAndEnded) {
   progress.finish();
   const std::string first = progress_text(sample(1000), 0), second = progress_text(shorter, 0);
   ASSERT_EQ(first.size(), second.size() + 2);
-  EXPECT_EQ(pipe.read(), "\r" + first + "\r" + second + "  " + "\r" + std::string(second.size(), ' ') + "\r" + "evaluated\n" +
-                             second + "\n");
+  EXPECT_EQ(pipe.read(), "\r" + first + "\r" + second + "  " + "\r" + std::string(second.size(), ' ') + "\r" +
+                             "evaluated\n" + second + "\n");
 }
 
 }  // namespace

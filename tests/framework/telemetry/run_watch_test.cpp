@@ -26,8 +26,10 @@ class TappedModel final : public LanguageModel {
     const int64_t n = batch.tokens.numel();
     const Tensor x = t.alloc({n, 16}, DType::f32);
     for (int64_t i = 0; i < n * 16; ++i)
-      x.as<float>()[i] = random_normal(1, static_cast<uint64_t>(batch.tokens.as<int32_t>()[i / 16]), static_cast<uint64_t>(i % 16));
-    for (int64_t i = 0; i < n; ++i) all_positions_zero = all_positions_zero && batch.positions.as<int32_t>()[i] == 0;
+      x.as<float>()[i] = random_normal(1, static_cast<uint64_t>(batch.tokens.as<int32_t>()[i / 16]),
+                                       static_cast<uint64_t>(i % 16));
+    for (int64_t i = 0; i < n; ++i)
+      all_positions_zero = all_positions_zero && batch.positions.as<int32_t>()[i] == 0;
     t.observe("block_input", x);
     t.observe("final_hidden", x);
     return t.input(x);
@@ -62,11 +64,13 @@ struct Bench {
     spec.global_batch_tokens = 32;
     spec.micro_batch_size = 2;
     TrainerParts parts;
-    parts.queue = queue, parts.model = &model, parts.params = &params, parts.tape = &tape, parts.world = world.get();
+    parts.queue = queue, parts.model = &model, parts.params = &params, parts.tape = &tape,
+    parts.world = world.get();
     parts.sequence_len = 8;
     trainer = std::make_unique<Trainer>(spec, parts);
     const BatchView& batch = trainer->last_batch();
-    for (int32_t i = 0; i < 16; ++i) batch.tokens.as<int32_t>()[i] = i % 8, batch.positions.as<int32_t>()[i] = 0;
+    for (int32_t i = 0; i < 16; ++i)
+      batch.tokens.as<int32_t>()[i] = i % 8, batch.positions.as<int32_t>()[i] = 0;
     EXPECT_EQ(pipe(quiet), 0);
   }
   ~Bench() { close(quiet[0]), close(quiet[1]); }
@@ -87,7 +91,8 @@ struct Bench {
   }
   StepResult result(int64_t step) const {
     StepResult r;
-    r.step = step, r.total_steps = 4, r.tokens = step * 32, r.loss = 3.0 / static_cast<double>(step), r.grad_norm = 2;
+    r.step = step, r.total_steps = 4, r.tokens = step * 32, r.loss = 3.0 / static_cast<double>(step),
+    r.grad_norm = 2;
     r.learning_rate_factor = 0.5, r.seconds = 0.25;
     return r;
   }

@@ -30,7 +30,7 @@ std::string read(const fs::path& file) {
 TEST(TfEvents, CrcMatchesThePublishedCheckValue) {
   EXPECT_EQ(crc32c("123456789"), 0xe3069283u);
   EXPECT_EQ(crc32c(""), 0u);
-  EXPECT_EQ(crc32c(std::string(32, '\0')), 0x8a9136aau);   // RFC 3720, B.4
+  EXPECT_EQ(crc32c(std::string(32, '\0')), 0x8a9136aau);  // RFC 3720, B.4
   EXPECT_EQ(crc32c(std::string(32, '\xff')), 0x62a8ab43u);
 }
 
@@ -52,12 +52,13 @@ TEST(TfEvents, ALongFileEqualsTheGoldenOneThatTensorBoardReadBack) {
   std::string bytes = tfrecord(tf_version_event(1.7e9)) + tfrecord(tf_start_event(1.7e9 + 0.5, 3));
   for (int64_t step = 3; step < 6; ++step) {
     const double x = static_cast<double>(step);
-    const std::vector<TfScalar> scalars{{"train/loss", 10.0 / x},
-                                        {"train/learning_rate", 1e-4 * x},
-                                        {"outliers_osp/block_input/layer_00/kurtosis", 1e6 * x},
-                                        {"name \xC3\xA9 with a tag that is longer than one hundred and twenty-eight bytes "
-                                         "so that its length needs a varint of two bytes, as does the summary that holds it",
-                                         -x}};
+    const std::vector<TfScalar> scalars{
+        {"train/loss", 10.0 / x},
+        {"train/learning_rate", 1e-4 * x},
+        {"outliers_osp/block_input/layer_00/kurtosis", 1e6 * x},
+        {"name \xC3\xA9 with a tag that is longer than one hundred and twenty-eight bytes "
+         "so that its length needs a varint of two bytes, as does the summary that holds it",
+         -x}};
     bytes += tfrecord(tf_scalar_event(1.7e9 + x, step * 1000, scalars));
   }
   const std::vector<TfScalar> nan{{"train/loss", std::numeric_limits<double>::quiet_NaN()}};

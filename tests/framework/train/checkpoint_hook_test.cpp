@@ -29,8 +29,10 @@ optim:
   - { match: "*_projection.weight", kind: muon, learning_rate: 2.0e-2 }
   - { match: "*", kind: adamw, learning_rate: 1.0e-2 }
 schedule: { kind: cosine, warmup_steps: 2 }
-train: { steps: 9, global_batch_tokens: 256, micro_batch_size: 2, precision: )" + precision + R"( }
-parallel: { zero: )" + std::to_string(zero) + " }\n";
+train: { steps: 9, global_batch_tokens: 256, micro_batch_size: 2, precision: )" +
+                           precision + R"( }
+parallel: { zero: )" + std::to_string(zero) +
+                           " }\n";
   Recipe recipe;
   read_yaml(text, "tiny.yaml", {}, [&](Fields& f) { recipe.fields(f); });
   return recipe;
@@ -46,7 +48,9 @@ struct Counting final : BatchSource {
       const int64_t row = (world.rank() * micro_steps + micro_step) * rows + r;
       const uint64_t draw = random_u64(9, static_cast<uint64_t>(step), static_cast<uint64_t>(row));
       for (int64_t t = 0; t < T; ++t) {
-        const auto at = [&](int64_t k) { return static_cast<int32_t>((draw % 64 + static_cast<uint64_t>(k) * (1 + draw / 64 % 3)) % 64); };
+        const auto at = [&](int64_t k) {
+          return static_cast<int32_t>((draw % 64 + static_cast<uint64_t>(k) * (1 + draw / 64 % 3)) % 64);
+        };
         into.tokens.as<int32_t>()[r * T + t] = at(t);
         into.targets.as<int32_t>()[r * T + t] = at(t + 1);
         into.positions.as<int32_t>()[r * T + t] = static_cast<int32_t>(t);
@@ -70,7 +74,8 @@ Outcome train_to(int64_t last, const Recipe& base, const fs::path& dir, Communic
   TrainerParts parts = session.parts();
   parts.train = &source;
   Trainer trainer(recipe.train, parts);
-  const HubLayout hub = hub_layout(recipe.model, {.sequence_len = 16, .dtype = recipe.train.precision, .bos_id = {}, .eos_id = {}});
+  const HubLayout hub = hub_layout(
+      recipe.model, {.sequence_len = 16, .dtype = recipe.train.precision, .bos_id = {}, .eos_id = {}});
   CheckpointHook hook({recipe.checkpoint, dir, {dump_recipe(recipe), hub, nullptr}, "hash", {}}, trainer);
   const auto state = hook.resume();
   Outcome out;
@@ -85,7 +90,8 @@ Outcome train_to(int64_t last, const Recipe& base, const fs::path& dir, Communic
   for (const auto& g : session.updater->groups())
     for (const ParamPiece& p : g.pieces)
       if (p.begin == 0 && p.end == p.full_shape.numel())
-        out.masters[std::string(p.name)].assign(p.master.as<float>(), p.master.as<float>() + p.master.numel());
+        out.masters[std::string(p.name)].assign(p.master.as<float>(),
+                                                p.master.as<float>() + p.master.numel());
   for (const auto& p : session.params.all()) {
     const auto* bytes = static_cast<const uint8_t*>(p->value.data);
     out.values[p->name].assign(bytes, bytes + p->value.bytes());
@@ -94,7 +100,8 @@ Outcome train_to(int64_t last, const Recipe& base, const fs::path& dir, Communic
 }
 
 /// Runs the stages (ranks, last step) one after the other in one run directory; returns rank 0's view.
-Outcome train_in_stages(const std::vector<std::pair<int, int64_t>>& stages, const Recipe& recipe, const fs::path& dir) {
+Outcome train_in_stages(const std::vector<std::pair<int, int64_t>>& stages, const Recipe& recipe,
+                        const fs::path& dir) {
   Outcome all;
   for (const auto& [ranks, last] : stages) {
     std::vector<Outcome> outcomes(static_cast<size_t>(ranks));
@@ -123,7 +130,8 @@ TEST(Resume, AtTheSameNumberOfRanksEveryBitIsTheSame) {
       EXPECT_EQ(straight.losses, cut.losses) << precision << " " << ranks << " ranks, zero " << zero;
       EXPECT_EQ(straight.values, cut.values);
       EXPECT_EQ(straight.masters, cut.masters);
-      EXPECT_LT(straight.losses.back(), straight.losses.front()) << "nothing was learned; the test tests nothing";
+      EXPECT_LT(straight.losses.back(), straight.losses.front())
+          << "nothing was learned; the test tests nothing";
     }
 }
 
@@ -178,7 +186,8 @@ TEST(Resume, ForgettingMomentumWouldBeSeen) {
   }
   const Outcome cut = train_to(6, recipe, cut_dir.path(), *comm);
   double worst = 0;
-  for (size_t i = 0; i < 3; ++i) worst = std::max(worst, std::abs(cut.losses[i] / straight.losses[i + 3] - 1));
+  for (size_t i = 0; i < 3; ++i)
+    worst = std::max(worst, std::abs(cut.losses[i] / straight.losses[i + 3] - 1));
   EXPECT_GT(worst, 1e-3);
 }
 
@@ -202,16 +211,25 @@ TEST(Resume, AnotherRunIsRefusedSayingWhatDiffers) {
     return refusal([&] { train_to(3, other, dir.path(), *comm); });
   };
   EXPECT_NE(with([](Recipe& r) { r.run.seed = 4; }).find("run.seed 3"), std::string::npos);
-  EXPECT_NE(with([](Recipe& r) { r.train.global_batch_tokens = 128; }).find("global_batch_tokens must stay 256"), std::string::npos);
+  EXPECT_NE(
+      with([](Recipe& r) { r.train.global_batch_tokens = 128; }).find("global_batch_tokens must stay 256"),
+      std::string::npos);
   const std::string wider = with([](Recipe& r) { r.model.ffn_size = 64; });
-  EXPECT_NE(wider.find("layers.0.mlp.down.weight:master is (32, 48) in the checkpoint and (32, 64) here"), std::string::npos) << wider;
+  EXPECT_NE(wider.find("layers.0.mlp.down.weight:master is (32, 48) in the checkpoint and (32, 64) here"),
+            std::string::npos)
+      << wider;
   const std::string adam = with([](Recipe& r) { r.optim.erase(r.optim.begin(), r.optim.begin() + 2); });
   EXPECT_NE(adam.find("layers.0.attn.k.weight:adam_m is not in the checkpoint"), std::string::npos) << adam;
-  EXPECT_NE(with([](Recipe& r) { r.checkpoint.resume = "no/such/place"; }).find("no/such/place"), std::string::npos);
-  EXPECT_NE(with([](Recipe& r) { r.checkpoint.resume = "none"; }).find("step-00000002 belongs to an earlier run"), std::string::npos);
+  EXPECT_NE(with([](Recipe& r) { r.checkpoint.resume = "no/such/place"; }).find("no/such/place"),
+            std::string::npos);
+  EXPECT_NE(
+      with([](Recipe& r) { r.checkpoint.resume = "none"; }).find("step-00000002 belongs to an earlier run"),
+      std::string::npos);
   train_to(3, recipe, dir.path(), *comm);
   const std::string back = (dir / "step-00000002").string();
-  EXPECT_NE(with([&](Recipe& r) { r.checkpoint.resume = back; }).find("step-00000003 belongs to an earlier run"), std::string::npos);
+  EXPECT_NE(
+      with([&](Recipe& r) { r.checkpoint.resume = back; }).find("step-00000003 belongs to an earlier run"),
+      std::string::npos);
 }
 
 TEST(Resume, TheSavedModelIsTheOneThatWasTrained) {

@@ -32,7 +32,8 @@ TEST(Allocations, AStepOfTheModelMakesNoneAfterTheFirst) {
     bed.params.materialize(bed.queue.device, dtype, ParamStore::Gradients::on);
     bed.params.initialize(bed.queue, 1);
     BatchView batch;
-    for (Tensor* t : {&batch.tokens, &batch.targets, &batch.positions}) *t = bed.inputs.alloc({2, 16}, DType::i32);
+    for (Tensor* t : {&batch.tokens, &batch.targets, &batch.positions})
+      *t = bed.inputs.alloc({2, 16}, DType::i32);
     for (int i = 0; i < 32; ++i) {
       batch.tokens.as<int32_t>()[i] = i;
       batch.targets.as<int32_t>()[i] = i + 1;
@@ -50,7 +51,9 @@ TEST(Allocations, AStepOfTheModelMakesNoneAfterTheFirst) {
     }
     EXPECT_GT(counts[0], 0) << "the counter does not count";
     // Other products go through oneDNN, which allocates a little for itself in every call.
-    if (dtype == DType::bf16 && kernels::linear_pack_bytes(bed.queue, {&bed.params.at("head.weight").value, 1}, kernels::PackFor::forward) > 0) {
+    if (dtype == DType::bf16 &&
+        kernels::linear_pack_bytes(bed.queue, {&bed.params.at("head.weight").value, 1},
+                                   kernels::PackFor::forward) > 0) {
       EXPECT_EQ(counts[2], 0) << name(dtype);
     }
   }

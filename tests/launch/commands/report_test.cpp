@@ -48,7 +48,8 @@ TEST(ReportCommand, SeveralRunsGoWhereTheUserSays) {
 TEST(ReportCommand, AFolderThatIsNoRunWritesNothing) {
   TempDir dir;
   test::write_example_run(dir / "a", "osp", 64.0);
-  EXPECT_THROW(run_report({(dir / "a").string(), dir.path().string(), "-o", (dir / "both.html").string()}), Error);
+  EXPECT_THROW(run_report({(dir / "a").string(), dir.path().string(), "-o", (dir / "both.html").string()}),
+               Error);
   EXPECT_FALSE(fs::exists(dir / "both.html"));
 }
 

@@ -69,7 +69,8 @@ TEST(Page, TheTableShowsTheFinalFiguresOfEveryRun) {
   EXPECT_NE(row("Parameters").find("<td>123,456</td>"), std::string::npos);
   EXPECT_NE(row("Peak memory").find("<td>3 MiB</td>"), std::string::npos);
   EXPECT_NE(row("Skipped updates").find("<td>1</td>"), std::string::npos);
-  EXPECT_NE(row("Kurtosis, block input, in context").find("<td>32.00</td><td>2048.00</td>"), std::string::npos);
+  EXPECT_NE(row("Kurtosis, block input, in context").find("<td>32.00</td><td>2048.00</td>"),
+            std::string::npos);
   EXPECT_NE(row("Kurtosis, block input, OSP protocol").find("<td>3.50</td>"), std::string::npos);
   EXPECT_NE(row("Largest |x|, block input, in context").find("<td>17.25</td>"), std::string::npos);
 }
@@ -90,14 +91,16 @@ TEST(Page, OnlyDifferingRecipeKeysStandOnTop) {
 TEST(Page, NeedsNoNetworkAndForbidsItself) {
   TempDir dir;
   const std::string html = page(two_runs(dir));
-  for (const char* never : {"http:", "https:", "//cdn", "@import", "src=", "href=", "url(", "fetch(", "XMLHttpRequest", "eval(", "innerHTML"})
+  for (const char* never : {"http:", "https:", "//cdn", "@import", "src=", "href=", "url(", "fetch(",
+                            "XMLHttpRequest", "eval(", "innerHTML"})
     EXPECT_EQ(html.find(never), std::string::npos) << never;
   EXPECT_NE(html.find("default-src 'none'"), std::string::npos);
   EXPECT_NE(html.find("prefers-color-scheme:dark"), std::string::npos);
 }
 
 TEST(Page, HostileStringsStayText) {
-  const std::string evil = "</script><script>alert(1)</script><img src=x onerror='alert(2)'>\"&<!--\xE2\x80\xA8\xFF\x01";
+  const std::string evil =
+      "</script><script>alert(1)</script><img src=x onerror='alert(2)'>\"&<!--\xE2\x80\xA8\xFF\x01";
   TempDir dir;
   std::filesystem::create_directories(dir / "run");
   {
@@ -105,8 +108,16 @@ TEST(Page, HostileStringsStayText) {
     log.write(MetricsEntry("train", 1, 1).add("loss", 1.0));
     log.write(MetricsEntry("skipped_update", 1, 1).add("reason", evil));
     log.write(MetricsEntry("eval", 1, 1).add("loss", 1.0).add("quantization", evil));
-    log.write(MetricsEntry("outliers", 1, 1).add("protocol", evil).add("tensor", evil).add("layer", 0).add("kurtosis", 1.0));
-    log.write(MetricsEntry("outliers", 1, 1).add("protocol", "__proto__").add("tensor", "constructor").add("layer", 0).add("kurtosis", 1.0));
+    log.write(MetricsEntry("outliers", 1, 1)
+                  .add("protocol", evil)
+                  .add("tensor", evil)
+                  .add("layer", 0)
+                  .add("kurtosis", 1.0));
+    log.write(MetricsEntry("outliers", 1, 1)
+                  .add("protocol", "__proto__")
+                  .add("tensor", "constructor")
+                  .add("layer", 0)
+                  .add("kurtosis", 1.0));
   }
   RunData run = read_run(dir / "run");
   run.name = evil;
@@ -122,7 +133,8 @@ TEST(Page, HostileStringsStayText) {
   EXPECT_EQ(html.find("<img"), std::string::npos);
   EXPECT_EQ(html.find("<!--"), std::string::npos);
   EXPECT_EQ(html.find("title=\"\"&"), std::string::npos);
-  EXPECT_NE(html.find("&lt;/script&gt;&lt;script&gt;alert(1)"), std::string::npos) << "shown as it is written";
+  EXPECT_NE(html.find("&lt;/script&gt;&lt;script&gt;alert(1)"), std::string::npos)
+      << "shown as it is written";
   EXPECT_NO_THROW(data_of(html));
 }
 

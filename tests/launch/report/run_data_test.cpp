@@ -18,7 +18,8 @@ using test::TempDir;
 using test::write_text;
 
 bool has_note(const RunData& run, const std::string& part) {
-  return std::any_of(run.notes.begin(), run.notes.end(), [&](const std::string& n) { return n.find(part) != std::string::npos; });
+  return std::any_of(run.notes.begin(), run.notes.end(),
+                     [&](const std::string& n) { return n.find(part) != std::string::npos; });
 }
 
 TEST(RunData, ReadsCurvesOutliersRecipeAndSummary) {
@@ -34,9 +35,11 @@ TEST(RunData, ReadsCurvesOutliersRecipeAndSummary) {
   EXPECT_EQ(run.train.at("gemm_percent").values.back(), 70.25);
   EXPECT_EQ(run.validation.values, (std::vector<double>{2.25, 2.125}));
   EXPECT_EQ(run.eval_loss.at("w4a4"), 2.5);
-  EXPECT_EQ(run.outliers.at({"context", "block_input", "kurtosis"}).at(1).values, (std::vector<double>{16, 32, 48, 64}));
+  EXPECT_EQ(run.outliers.at({"context", "block_input", "kurtosis"}).at(1).values,
+            (std::vector<double>{16, 32, 48, 64}));
   EXPECT_EQ(run.skipped, (std::vector<std::pair<int64_t, std::string>>{{7, "loss is nan"}}));
-  EXPECT_EQ(run.recipe, (std::vector<std::pair<std::string, std::string>>{{"run.name", "osp"}, {"model.layers", "2"}, {"model.norm", "ssnorm"}}));
+  EXPECT_EQ(run.recipe, (std::vector<std::pair<std::string, std::string>>{
+                            {"run.name", "osp"}, {"model.layers", "2"}, {"model.norm", "ssnorm"}}));
   EXPECT_EQ(run.summary.at("memory_peak_bytes.activations"), "2097152");
   EXPECT_EQ(run.summary.at("hosts.0.name"), "one");
 }
@@ -50,7 +53,8 @@ TEST(RunData, BrokenLinesAreCountedAndNamedAndTheRestIsRead) {
              "[1,2]\n"
              "{\"event\":\"train\",\"step\":-3,\"tokens\":8,\"loss\":3}\n"
              "{\"event\":\"train\",\"step\":4,\"tokens\":8}\n"
-             "{\"event\":\"outliers\",\"step\":4,\"tokens\":8,\"protocol\":\"osp\",\"tensor\":\"x\",\"layer\":99999999999}\n"
+             "{\"event\":\"outliers\",\"step\":4,\"tokens\":8,\"protocol\":\"osp\",\"tensor\":\"x\","
+             "\"layer\":99999999999}\n"
              "{\"event\":\"something new\",\"step\":5,\"tokens\":40}\n"
              "{\"event\":\"train\",\"step\":5,\"tokens\":40,\"loss\":\"Infinity\"}");
   const RunData run = read_run(dir.path());
@@ -58,8 +62,10 @@ TEST(RunData, BrokenLinesAreCountedAndNamedAndTheRestIsRead) {
   EXPECT_EQ(run.entries, 3);
   EXPECT_EQ(run.train.at("loss").steps, (std::vector<int64_t>{1, 5}));
   EXPECT_TRUE(std::isnan(run.train.at("loss").values[1])) << "infinity is no point of a curve";
-  for (const char* note : {"line 2: not JSON", "line 4: no JSON object", "line 5: no step", "line 6: a train entry without loss",
-                           "line 7: an outliers entry with an impossible layer", "there is no recipe.yaml", "there is no summary.json"})
+  for (const char* note :
+       {"line 2: not JSON", "line 4: no JSON object", "line 5: no step", "line 6: a train entry without loss",
+        "line 7: an outliers entry with an impossible layer", "there is no recipe.yaml",
+        "there is no summary.json"})
     EXPECT_TRUE(has_note(run, note)) << note;
 }
 
@@ -112,11 +118,14 @@ TEST(RunData, RunsOfOneNameAreToldApartByTheirFolders) {
 
 TEST(RunData, ThinningKeepsSpikesGapsAndTheLastPoint) {
   Curve curve;
-  for (int64_t i = 0; i < 100000; ++i) curve.add(i, i * 2, i == 77777 ? 1e6 : i == 5 ? -1e6 : i == 40000 ? std::nan("") : 1.0);
+  for (int64_t i = 0; i < 100000; ++i)
+    curve.add(i, i * 2, i == 77777 ? 1e6 : i == 5 ? -1e6 : i == 40000 ? std::nan("") : 1.0);
   const Curve thin = thinned(curve, 1000);
   EXPECT_LE(thin.steps.size(), 1600u);
   EXPECT_TRUE(std::is_sorted(thin.steps.begin(), thin.steps.end()));
-  EXPECT_EQ(*std::max_element(thin.values.begin(), thin.values.end(), [](double a, double b) { return std::isnan(a) || a < b; }), 1e6);
+  EXPECT_EQ(*std::max_element(thin.values.begin(), thin.values.end(),
+                              [](double a, double b) { return std::isnan(a) || a < b; }),
+            1e6);
   EXPECT_NE(std::find(thin.steps.begin(), thin.steps.end(), 77777), thin.steps.end());
   EXPECT_NE(std::find(thin.steps.begin(), thin.steps.end(), 5), thin.steps.end());
   EXPECT_NE(std::find(thin.steps.begin(), thin.steps.end(), 40000), thin.steps.end());
@@ -134,16 +143,19 @@ TEST(RunData, AnyBytesInTheFilesGiveNotesAndAPageNeverACrash) {
   const std::string metrics = read_all(dir / "run" / "metrics.jsonl");
   // Seeds small enough that a mutation hits something: the first lines, and the two small files.
   const std::vector<std::string> seeds{metrics.substr(0, 700), metrics.substr(metrics.size() - 700),
-                                       read_all(dir / "run" / "summary.json"), read_all(dir / "run" / "recipe.yaml")};
-  const auto count = test::fuzz(seeds, {"{", "[[", "\"step\":", "1e999", "-1", "99999999999999999999", "null", "NaN", "</script>", "\n", ": "},
-                                [&](const std::string& input) {
-                                  for (const char* name : {"metrics.jsonl", "summary.json", "recipe.yaml"})
-                                    test::write_text(dir / "run" / name, input);
-                                  std::vector<RunData> runs{read_run(dir / "run")};
-                                  name_runs(runs);
-                                  const std::string html = page(runs);
-                                  EXPECT_EQ(html.find("</script>", html.find("</script>") + 1), html.rfind("</script>"));
-                                });
+                                       read_all(dir / "run" / "summary.json"),
+                                       read_all(dir / "run" / "recipe.yaml")};
+  const auto count = test::fuzz(
+      seeds,
+      {"{", "[[", "\"step\":", "1e999", "-1", "99999999999999999999", "null", "NaN", "</script>", "\n", ": "},
+      [&](const std::string& input) {
+        for (const char* name : {"metrics.jsonl", "summary.json", "recipe.yaml"})
+          test::write_text(dir / "run" / name, input);
+        std::vector<RunData> runs{read_run(dir / "run")};
+        name_runs(runs);
+        const std::string html = page(runs);
+        EXPECT_EQ(html.find("</script>", html.find("</script>") + 1), html.rfind("</script>"));
+      });
   EXPECT_GT(count.accepted, 10);
 }
 

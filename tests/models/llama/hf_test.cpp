@@ -52,15 +52,19 @@ std::unique_ptr<LanguageModel> fill(const ModelSpec& spec, ParamStore& params) {
   for (const auto& p : params.all())
     if (p->shape.rank == 1)
       for (int64_t i = 0; i < p->shape.numel(); ++i)
-        p->value.as<bf16>()[i] = to_bf16(0.5f + random_uniform(6, stream_of(p->name), static_cast<uint64_t>(i)));
+        p->value.as<bf16>()[i] =
+            to_bf16(0.5f + random_uniform(6, stream_of(p->name), static_cast<uint64_t>(i)));
   return model;
 }
 
-void write_hub(const ModelSpec& spec, ParamStore& params, const fs::path& dir, StoredType type = StoredType::bf16) {
+void write_hub(const ModelSpec& spec, ParamStore& params, const fs::path& dir,
+               StoredType type = StoredType::bf16) {
   fs::create_directories(dir);
-  const HubLayout layout = hub_layout(spec, {.sequence_len = 16, .dtype = DType::bf16, .bos_id = {}, .eos_id = 3});
+  const HubLayout layout =
+      hub_layout(spec, {.sequence_len = 16, .dtype = DType::bf16, .bos_id = {}, .eos_id = 3});
   const ReadParameter read = [&](const std::string& name, int64_t begin, Tensor out) {
-    for (int64_t i = 0; i < out.numel(); ++i) out.as<float>()[i] = to_float(params.at(name).value.as<bf16>()[begin + i]);
+    for (int64_t i = 0; i < out.numel(); ++i)
+      out.as<float>()[i] = to_float(params.at(name).value.as<bf16>()[begin + i]);
   };
   write_hub_tensors(Queue{}, dir / "model.safetensors", layout, read, type);
   write_hub_texts(dir, layout, "");
@@ -92,14 +96,17 @@ TEST(HuggingFace, ANormWithOneScaleAndProjectionsBecomeAPlainLlama) {
   for (const char* name : {"layers.1.norm2.weight", "norm.weight"}) {
     const Parameter& wide = loaded.at(name);
     ASSERT_EQ(wide.shape, (Shape{32}));
-    for (int i = 0; i < 32; ++i) EXPECT_EQ(wide.value.as<bf16>()[i].bits, params.at(name).value.as<bf16>()[0].bits);
+    for (int i = 0; i < 32; ++i)
+      EXPECT_EQ(wide.value.as<bf16>()[i].bits, params.at(name).value.as<bf16>()[0].bits);
   }
   const auto same = [&](const char* name) {
     const Parameter &a = params.at(name), &b = loaded.at(name);
-    return a.shape == b.shape && std::memcmp(a.value.data, b.value.data, static_cast<size_t>(a.value.bytes())) == 0;
+    return a.shape == b.shape &&
+           std::memcmp(a.value.data, b.value.data, static_cast<size_t>(a.value.bytes())) == 0;
   };
-  for (const char* name : {"layers.0.attn.q.weight", "layers.1.attn.k.weight", "layers.1.attn.v.weight", "layers.0.attn.o.weight",
-                           "layers.0.mlp.gate.weight", "layers.0.mlp.up.weight", "layers.1.mlp.down.weight"})
+  for (const char* name : {"layers.0.attn.q.weight", "layers.1.attn.k.weight", "layers.1.attn.v.weight",
+                           "layers.0.attn.o.weight", "layers.0.mlp.gate.weight", "layers.0.mlp.up.weight",
+                           "layers.1.mlp.down.weight"})
     EXPECT_TRUE(same(name)) << name;
   // x = E[v] P^T before the blocks; logits = W (Q h) after them.
   const auto at = [&](const char* name, int64_t i) { return to_float(params.at(name).value.as<bf16>()[i]); };
@@ -110,8 +117,10 @@ TEST(HuggingFace, ANormWithOneScaleAndProjectionsBecomeAPlainLlama) {
         embed += at("embed.weight", v * 32 + k) * at("embed_projection.weight", c * 32 + k);
         head += at("head.weight", v * 32 + k) * at("head_projection.weight", k * 32 + c);
       }
-      EXPECT_NEAR(to_float(loaded.at("embed.weight").value.as<bf16>()[v * 32 + c]), embed, std::abs(embed) * 0x1p-8 + 1e-7);
-      EXPECT_NEAR(to_float(loaded.at("head.weight").value.as<bf16>()[v * 32 + c]), head, std::abs(head) * 0x1p-8 + 1e-7);
+      EXPECT_NEAR(to_float(loaded.at("embed.weight").value.as<bf16>()[v * 32 + c]), embed,
+                  std::abs(embed) * 0x1p-8 + 1e-7);
+      EXPECT_NEAR(to_float(loaded.at("head.weight").value.as<bf16>()[v * 32 + c]), head,
+                  std::abs(head) * 0x1p-8 + 1e-7);
     }
 }
 
@@ -125,13 +134,29 @@ TEST(HuggingFace, EveryVariantSaysItsArchitectureAndComesBackTheSame) {
       {[](ModelSpec&) {}, "LlamaForCausalLM", ""},
       {[](ModelSpec& s) { s.tie_embeddings = true; }, "LlamaForCausalLM", ""},
       {[](ModelSpec& s) { s.qk_norm = true; }, "Qwen3ForCausalLM", ""},
-      {[](ModelSpec& s) { s.head_size = 16; s.kv_heads = 1; }, "LlamaForCausalLM", ""},
+      {[](ModelSpec& s) {
+         s.head_size = 16;
+         s.kv_heads = 1;
+       },
+       "LlamaForCausalLM", ""},
       {[](ModelSpec& s) { s.norm = NormKind::layernorm; }, "OspreyForCausalLM", "model.norm"},
-      {[](ModelSpec& s) { s.attention.kind = AttentionSpec::Kind::sink; }, "OspreyForCausalLM", "model.attention.kind: sink"},
-      {[](ModelSpec& s) { s.attention.kind = AttentionSpec::Kind::gated; s.qk_norm = true; }, "OspreyForCausalLM", "gated"},
-      {[](ModelSpec& s) { s.attention.kind = AttentionSpec::Kind::gated; s.attention.gate = AttentionSpec::Gate::elementwise; },
+      {[](ModelSpec& s) { s.attention.kind = AttentionSpec::Kind::sink; }, "OspreyForCausalLM",
+       "model.attention.kind: sink"},
+      {[](ModelSpec& s) {
+         s.attention.kind = AttentionSpec::Kind::gated;
+         s.qk_norm = true;
+       },
        "OspreyForCausalLM", "gated"},
-      {[](ModelSpec& s) { s.attention.kind = AttentionSpec::Kind::clipped_softmax; s.attention.alpha = 3; s.attention.zeta = 1.5; },
+      {[](ModelSpec& s) {
+         s.attention.kind = AttentionSpec::Kind::gated;
+         s.attention.gate = AttentionSpec::Gate::elementwise;
+       },
+       "OspreyForCausalLM", "gated"},
+      {[](ModelSpec& s) {
+         s.attention.kind = AttentionSpec::Kind::clipped_softmax;
+         s.attention.alpha = 3;
+         s.attention.zeta = 1.5;
+       },
        "OspreyForCausalLM", "clipped_softmax"}};
   for (const Case& c : cases) {
     TempDir dir;
@@ -154,7 +179,9 @@ TEST(HuggingFace, EveryVariantSaysItsArchitectureAndComesBackTheSame) {
     hub.load(loaded);
     ASSERT_EQ(loaded.all().size(), params.all().size());
     for (const auto& p : params.all())
-      EXPECT_EQ(0, std::memcmp(p->value.data, loaded.at(p->name).value.data, static_cast<size_t>(p->value.bytes()))) << p->name;
+      EXPECT_EQ(
+          0, std::memcmp(p->value.data, loaded.at(p->name).value.data, static_cast<size_t>(p->value.bytes())))
+          << p->name;
   }
 }
 
@@ -172,18 +199,31 @@ TEST(HuggingFace, WhatOspreyDoesNotComputeIsRefusedByItsKey) {
   };
   EXPECT_EQ(with("rope_theta", 5e5), "accepted");
   EXPECT_EQ(with("rope_parameters", {{"rope_theta", 5e5}, {"rope_type", "default"}}), "accepted");
-  const std::vector<std::pair<const char*, json>> bad = {
-      {"model_type", "mamba"}, {"model_type", 3}, {"hidden_size", -1}, {"hidden_size", 1e9}, {"hidden_size", 0},
-      {"num_hidden_layers", 99999999}, {"num_hidden_layers", 3}, {"num_attention_heads", 7}, {"num_key_value_heads", 3},
-      {"vocab_size", 65}, {"intermediate_size", "48"}, {"attention_bias", true}, {"hidden_act", "gelu"},
-      {"rope_scaling", {{"rope_type", "llama3"}}}, {"rope_parameters", {{"rope_type", "yarn"}}}, {"tie_word_embeddings", 1},
-      {"rms_norm_eps", "x"}, {"eos_token_id", -2}};
+  const std::vector<std::pair<const char*, json>> bad = {{"model_type", "mamba"},
+                                                         {"model_type", 3},
+                                                         {"hidden_size", -1},
+                                                         {"hidden_size", 1e9},
+                                                         {"hidden_size", 0},
+                                                         {"num_hidden_layers", 99999999},
+                                                         {"num_hidden_layers", 3},
+                                                         {"num_attention_heads", 7},
+                                                         {"num_key_value_heads", 3},
+                                                         {"vocab_size", 65},
+                                                         {"intermediate_size", "48"},
+                                                         {"attention_bias", true},
+                                                         {"hidden_act", "gelu"},
+                                                         {"rope_scaling", {{"rope_type", "llama3"}}},
+                                                         {"rope_parameters", {{"rope_type", "yarn"}}},
+                                                         {"tie_word_embeddings", 1},
+                                                         {"rms_norm_eps", "x"},
+                                                         {"eos_token_id", -2}};
   for (const auto& [key, value] : bad) {
     const std::string message = with(key, value);
     EXPECT_NE(message, "accepted") << key << " " << value;
     EXPECT_NE(message.find((dir / "m").string()), std::string::npos) << message;
   }
-  EXPECT_NE(with("vocab_size", 65).find("model.embed_tokens.weight is (64, 32), the config says (65, 32)"), std::string::npos);
+  EXPECT_NE(with("vocab_size", 65).find("model.embed_tokens.weight is (64, 32), the config says (65, 32)"),
+            std::string::npos);
   EXPECT_NE(with("model_type", "mamba").find("mamba"), std::string::npos);
   EXPECT_NE(with("model_type", "qwen3").find("self_attn.q_norm.weight is missing"), std::string::npos);
   EXPECT_NE(refusal([&] { HubModel hub(dir / "nowhere"); }).find("nowhere"), std::string::npos);
@@ -196,11 +236,12 @@ TEST(HuggingFace, MutatedConfigsAreReadOrRefusedButNeverCrash) {
   fill(tiny(), params);
   write_hub(tiny(), params, dir / "m");
   const std::string seed = read_file(dir / "m" / "config.json", 10000);
-  const auto count = test::fuzz({seed}, {"null", "-1", "1e400", "true", "[]", "{}", "0", "4294967296", "\"osprey\"", ","},
-                                [&](const std::string& input) {
-    std::ofstream(dir / "m" / "config.json", std::ios::binary) << input;
-    HubModel hub(dir / "m");
-  });
+  const auto count =
+      test::fuzz({seed}, {"null", "-1", "1e400", "true", "[]", "{}", "0", "4294967296", "\"osprey\"", ","},
+                 [&](const std::string& input) {
+                   std::ofstream(dir / "m" / "config.json", std::ios::binary) << input;
+                   HubModel hub(dir / "m");
+                 });
   EXPECT_GT(count.refused, 100);
 }
 
@@ -235,7 +276,8 @@ std::vector<float> decode_logits(LanguageModel& model, const std::vector<int32_t
   for (size_t i = 0; i < ids.size(); ++i) {
     int32_t token = ids[i], position = static_cast<int32_t>(i);
     *cache.lengths.as<int32_t>() = position + 1;
-    const Tensor logits = model.decode(tape, make_tensor(&token, {1}, DType::i32), make_tensor(&position, {1}, DType::i32), cache);
+    const Tensor logits = model.decode(tape, make_tensor(&token, {1}, DType::i32),
+                                       make_tensor(&position, {1}, DType::i32), cache);
     all.insert(all.end(), logits.as<float>(), logits.as<float>() + logits.numel());
     tape.reset();
   }
@@ -264,7 +306,8 @@ TEST(HuggingFace, LogitsAreThoseOfTransformers) {
   // hf_logits.py wrote the golden file from the directories that this test writes to OSPREY_GOLDEN_DIR.
   const char* keep = std::getenv("OSPREY_GOLDEN_DIR");
   json golden;
-  if (!keep) golden = json::parse(read_file(test::source_dir() + "/tests/models/llama/hf_logits.json", 1 << 20));
+  if (!keep)
+    golden = json::parse(read_file(test::source_dir() + "/tests/models/llama/hf_logits.json", 1 << 20));
   const auto ids = keep ? std::vector<int32_t>() : golden["ids"].get<std::vector<int32_t>>();
   for (const auto& [name, spec] : golden_models()) {
     TempDir dir;
@@ -279,7 +322,8 @@ TEST(HuggingFace, LogitsAreThoseOfTransformers) {
     for (float v : expected) spread += v * v / static_cast<double>(expected.size());
     const auto distance = [&](const std::vector<float>& logits) {
       double worst = 0;
-      for (size_t i = 0; i < expected.size(); ++i) worst = std::max(worst, std::abs(static_cast<double>(logits[i]) - expected[i]));
+      for (size_t i = 0; i < expected.size(); ++i)
+        worst = std::max(worst, std::abs(static_cast<double>(logits[i]) - expected[i]));
       return worst;
     };
     // The model as it was trained, before anything is folded.
@@ -297,11 +341,15 @@ TEST(HuggingFace, LogitsAreThoseOfTransformers) {
       for (size_t t = 0; t + 1 < ids.size(); ++t) {
         double total = 0;
         for (size_t v = 0; v < 64; ++v) total += std::exp(expected[t * 64 + v]);
-        worst_loss = std::max(worst_loss, std::abs(losses[t] - (std::log(total) - expected[t * 64 + static_cast<size_t>(ids[t + 1])])));
+        worst_loss = std::max(
+            worst_loss,
+            std::abs(losses[t] - (std::log(total) - expected[t * 64 + static_cast<size_t>(ids[t + 1])])));
       }
       // The golden file has four decimals; bf16 activations carry 2^-8 through two layers.
-      const double tolerance = dtype == DType::f32 ? 2e-4 + 1e-4 * std::sqrt(spread) : 0.08 * std::sqrt(spread);
-      EXPECT_LT(distance(logits), tolerance) << name << " " << osprey::name(dtype) << ", rms of the logits " << std::sqrt(spread);
+      const double tolerance =
+          dtype == DType::f32 ? 2e-4 + 1e-4 * std::sqrt(spread) : 0.08 * std::sqrt(spread);
+      EXPECT_LT(distance(logits), tolerance)
+          << name << " " << osprey::name(dtype) << ", rms of the logits " << std::sqrt(spread);
       EXPECT_LT(worst_loss, 2 * tolerance) << name << " " << osprey::name(dtype);
     }
   }
