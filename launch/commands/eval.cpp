@@ -56,6 +56,32 @@ Result evaluate(LoadedModel& m, ValidationLoader& data, const BatchView& view, i
           std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()};
 }
 
+/// Entropy of the targets' own frequencies: no model without context can do better on this text.
+double unigram_loss(ValidationLoader& data, const BatchView& view, int64_t rows, int64_t vocabulary) {
+  std::vector<int64_t> counts(static_cast<size_t>(vocabulary));
+  int64_t total = 0;
+  for (int64_t first = 0; first < rows; first += view.batch()) {
+    Batch batch{.tokens = view.tokens,
+                .targets = view.targets,
+                .positions = view.positions,
+                .document_start = view.document_start};
+    data.batch(first, batch);
+    const int64_t tokens = std::min(view.batch(), rows - first) * view.sequence();
+    for (int64_t i = 0; i < tokens; ++i) {
+      const int32_t target = view.targets.as<int32_t>()[i];
+      if (target < 0) continue;
+      ++counts[static_cast<size_t>(target)];
+      ++total;
+    }
+  }
+  double loss = 0;
+  for (int64_t c : counts)
+    if (c > 0)
+      loss -= static_cast<double>(c) / static_cast<double>(total) *
+              std::log(static_cast<double>(c) / static_cast<double>(total));
+  return loss;
+}
+
 void report(const std::string& name, const Result& r, const Result& plain) {
   fmt::print("{:<28} {:>9.4f} {:>12.2f}", name, r.loss, std::exp(r.loss));
   if (name != "as trained") fmt::print(" {:>+10.4f}", r.loss - plain.loss);
@@ -94,6 +120,9 @@ void run(const Options& options) {
   fmt::print("{}\n{} tokens of validation data in sequences of {}, {:.1f} s\n\n", m.path.string(),
              plain.tokens, length, plain.seconds);
   fmt::print("{:<28} {:>9} {:>12} {:>10}\n", "round to nearest", "loss", "perplexity", "added loss");
+  const double unigram = unigram_loss(*data, view, rows, m.hub.spec().vocab_size);
+  fmt::print("{:<28} {:>9.4f} {:>12.2f} {:>+10.4f}\n", "(best unigram model)", unigram, std::exp(unigram),
+             unigram - plain.loss);
   report("as trained", plain, plain);
   const std::filesystem::path home = run_of(m.path);
   append(home, m.path, "none", plain);
