@@ -37,6 +37,19 @@ void matmul(const Queue& queue, const Matmul& args) {
   }
 }
 
+void library_matmul(const Queue& queue, const Matmul& args) {
+  check(queue, args);
+  if (args.c.numel() == 0) return;
+  switch (queue.device.kind) {
+    case DeviceKind::cpu:
+      return cpu::library_matmul(queue, args);
+    case DeviceKind::cuda:
+      return cuda::library_matmul(queue, args);
+    case DeviceKind::meta:
+      return;
+  }
+}
+
 bool bf16_gemm_is_native() { return cpu::has_bf16_instructions(); }
 
 }  // namespace osprey::kernels

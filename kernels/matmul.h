@@ -26,6 +26,10 @@ struct Matmul {
 /// threads does not change the result. Errors: throws when shapes, dtypes or devices do not fit.
 void matmul(const Queue& queue, const Matmul& args);
 
+/// The same by the device's own library (oneDNN on the CPU), even where ours is taken: the yardstick that
+/// rates are given as a fraction of.
+void library_matmul(const Queue& queue, const Matmul& args);
+
 /// Does this CPU multiply bf16 itself (AVX512-BF16 or AMX)? Otherwise a bf16 recipe runs on fp32
 /// products of bf16-rounded operands, and the caller says so once.
 bool bf16_gemm_is_native();
@@ -34,7 +38,9 @@ bool bf16_gemm_is_native();
 
 namespace osprey::cpu {
 void matmul(const Queue& queue, const kernels::Matmul& args);
-}
+void library_matmul(const Queue& queue, const kernels::Matmul& args);
+}  // namespace osprey::cpu
 namespace osprey::cuda {
 void matmul(const Queue& queue, const kernels::Matmul& args);
-}
+void library_matmul(const Queue& queue, const kernels::Matmul& args);
+}  // namespace osprey::cuda

@@ -9,8 +9,8 @@ namespace osprey::kernels {
 /// Shapes: a (M, K), c (M, M), both bf16 or both f32, contiguous.
 /// Aliasing: c does not overlap a.
 /// Numerics: blocks on and right of the diagonal are computed with sums in fp32 and rounded once; the others
-/// are their mirror images, so c is exactly symmetric outside the diagonal blocks. Blocks follow from M
-/// alone.
+/// are their mirror images, so c is exactly symmetric outside the diagonal blocks, which are at most 128
+/// wide. The number of threads does not change the result.
 struct SymmetricProduct {
   Tensor c;
   Tensor a;

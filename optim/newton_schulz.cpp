@@ -19,24 +19,6 @@ constexpr Quintic polar_express_steps[] = {
 };
 constexpr Quintic keller_step = {3.4445, -4.7750, 2.0315};
 
-// y = polynomial x + a y. On the CPU one thread computes whole rows, because the GEMM library may cut the
-// inner dimension over threads, and then sums would depend on their number.
-void polynomial_times_x(const Queue& queue, Tensor y, Tensor polynomial, Tensor x, float a) {
-  if (queue.device.kind != DeviceKind::cpu)
-    return kernels::matmul(queue, {.c = y, .a = polynomial, .b = x, .beta = a});
-  constexpr int64_t block = 256;
-  const int64_t m = x.shape[0];
-  Queue alone = queue;
-  alone.threads = 1;
-  parallel_for(queue, (m + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i * block, last = std::min(first + block, m);
-      kernels::matmul(
-          alone, {.c = y.row_range(first, last), .a = polynomial.row_range(first, last), .b = x, .beta = a});
-    }
-  });
-}
-
 constexpr int64_t align(int64_t elements) { return (elements + 31) / 32 * 32; }
 
 }  // namespace
@@ -80,7 +62,7 @@ Tensor newton_schulz(const Queue& queue, const NewtonSchulzBuffers& buffers, New
     kernels::copy(queue, {.y = buffers.polynomial, .x = buffers.gram});
     kernels::symmetric_product(queue, {.c = buffers.polynomial, .a = buffers.gram, .alpha = c, .beta = b});
     kernels::copy(queue, {.y = y, .x = x});
-    polynomial_times_x(queue, y, buffers.polynomial, x, a);
+    kernels::matmul(queue, {.c = y, .a = buffers.polynomial, .b = x, .beta = a});
     std::swap(x, y);
   }
   return x;

@@ -2,35 +2,45 @@
 
 #include <algorithm>
 #include <chrono>
-#include <vector>
 
 #include "kernels/core/random.h"
-#include "kernels/matmul.h"
 
 namespace osprey {
 
+namespace {
+
+double now_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+Tensor draw(Arena& memory, uint64_t stream) {
+  const Tensor t = memory.alloc({GemmYardstick::side, GemmYardstick::side}, DType::bf16);
+  for (int64_t i = 0; i < t.numel(); ++i)
+    t.as<bf16>()[i] = to_bf16(random_uniform(1, stream, static_cast<uint64_t>(i)) - 0.5f);
+  return t;
+}
+
+}  // namespace
+
+GemmYardstick::GemmYardstick(const Queue& queue)
+    : queue_(queue),
+      memory_("yardstick", queue.device, side * side * 8 + 4096),
+      product_{.c = memory_.alloc({side, side}, DType::f32), .a = draw(memory_, 1), .b = draw(memory_, 2)} {
+  kernels::library_matmul(queue_, product_);  // builds and caches the primitive
+}
+
+double GemmYardstick::sample() {
+  const double start = now_s();
+  kernels::library_matmul(queue_, product_);
+  return 2.0 * side * side * side / (now_s() - start);
+}
+
 double measure_gemm_rate(const Queue& queue, Communicator& world, double seconds) {
-  constexpr int64_t side = 1024;
-  const auto now = [] {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-  };
-  std::vector<bf16> a(side * side), b(side * side), c(side * side);
-  for (size_t i = 0; i < a.size(); ++i) {
-    a[i] = to_bf16(random_uniform(1, 1, i) - 0.5f);
-    b[i] = to_bf16(random_uniform(1, 2, i) - 0.5f);
-  }
-  const auto view = [&](std::vector<bf16>& v) {
-    return make_tensor(v.data(), {side, side}, DType::bf16, queue.device);
-  };
-  const kernels::Matmul product{.c = view(c), .a = view(a), .b = view(b)};
-  kernels::matmul(queue, product);  // builds and caches the primitive
+  GemmYardstick yardstick(queue);
   world.barrier();
   double best = 0;
-  for (const double end = now() + seconds; best == 0 || now() < end;) {
-    const double start = now();
-    kernels::matmul(queue, product);
-    best = std::max(best, 2.0 * side * side * side / (now() - start));
-  }
+  for (const double end = now_s() + seconds; best == 0 || now_s() < end;)
+    best = std::max(best, yardstick.sample());
   double rate[1] = {best};
   world.sum(rate);
   return rate[0];

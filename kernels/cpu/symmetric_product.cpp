@@ -1,12 +1,39 @@
 #include "kernels/symmetric_product.h"
 
+#include "kernels/cpu/bf16_product.h"
 #include "kernels/cpu/isa/muon.h"
 #include "kernels/matmul.h"
 
 namespace osprey::cpu {
 
-// Block rows of 128: small enough that the wasted part of the diagonal blocks is small (a 512 x 512
-// result computes 10 of 16 blocks), large enough for the GEMM to run near its best rate.
+static void mirror(const Tensor& c, int64_t begin, int64_t end) {
+  const int64_t m = c.shape[0];
+  if (c.dtype == DType::bf16)
+    muon_table().mirror_bf16(c.as<bf16>(), m, m, begin, end);
+  else
+    muon_table().mirror_f32(c.as<float>(), m, m, begin, end);
+}
+
+// A 512 x 512 result computes 36 of 64 blocks of 64 x 64.
+static void own(const Queue& queue, const kernels::SymmetricProduct& args) {
+  multiply_panels(queue, {.c = args.c,
+                          .a = args.a,
+                          .panels = pack_b(queue, args.a, kernels::Op::transpose),
+                          .addend = args.beta != 0.0f ? args.c : Tensor{},
+                          .alpha = args.alpha,
+                          .beta = args.beta,
+                          .blocks = Blocks::upper});
+  const int64_t m = args.c.shape[0], blocks = panels_of(m);
+  parallel_for(queue, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = (i % 2 ? blocks - 1 - i / 2 : i / 2) * panel_columns;
+      mirror(args.c, first, std::min(first + panel_columns, m));
+    }
+  });
+}
+
+// By oneDNN: block rows of 128, small enough that the wasted part of the diagonal blocks is small (a 512 x
+// 512 result computes 10 of 16 blocks), large enough for the GEMM to run near its best rate.
 constexpr int64_t block = 128;
 
 // One thread computes a whole block row: the GEMM library may cut the inner dimension over threads, and
@@ -19,13 +46,11 @@ static void block_row(const Queue& alone, const kernels::SymmetricProduct& args,
                           .op_b = kernels::Op::transpose,
                           .alpha = args.alpha,
                           .beta = args.beta});
-  if (args.c.dtype == DType::bf16)
-    muon_table().mirror_bf16(args.c.as<bf16>(), m, m, begin, end);
-  else
-    muon_table().mirror_f32(args.c.as<float>(), m, m, begin, end);
+  mirror(args.c, begin, end);
 }
 
 void symmetric_product(const Queue& queue, const kernels::SymmetricProduct& args) {
+  if (own_product(args.a.dtype)) return own(queue, args);
   const int64_t blocks = (args.c.shape[0] + block - 1) / block;
   Queue alone = queue;
   alone.threads = 1;

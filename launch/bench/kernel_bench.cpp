@@ -11,6 +11,7 @@
 #include "framework/ops/pointwise.h"
 #include "framework/ops/rmsnorm.h"
 #include "framework/ops/rope.h"
+#include "framework/telemetry/gemm_rate.h"
 #include "kernels/linear.h"
 #include "launch/bench/measure.h"
 
@@ -63,9 +64,9 @@ void bench_layer(const Queue& queue, const GemmCase& c) {
       kernels::linear_wgrad(queue, {.dweights = {&into, 1}, .outs = {&c.out, 1}, .dy = y, .x = x});
   };
   const auto plain = [&](int product) {
-    if (product == 0) kernels::matmul(queue, {.c = y, .a = x, .b = w, .op_b = Op::transpose});
-    if (product == 1) kernels::matmul(queue, {.c = dx, .a = y, .b = w});
-    if (product == 2) kernels::matmul(queue, {.c = dw, .a = y, .b = x, .op_a = Op::transpose});
+    if (product == 0) kernels::library_matmul(queue, {.c = y, .a = x, .b = w, .op_b = Op::transpose});
+    if (product == 1) kernels::library_matmul(queue, {.c = dx, .a = y, .b = w});
+    if (product == 2) kernels::library_matmul(queue, {.c = dw, .a = y, .b = x, .op_a = Op::transpose});
   };
   const double flops = 2.0 * rows * static_cast<double>(c.out * c.in);
   const char* names[] = {"forward", "dgrad", "wgrad"};
@@ -144,13 +145,13 @@ class OpBench {
 
 void bench_gemm(int threads) {
   const Queue queue{.device = {}, .threads = threads};
-  Yardstick yardstick(queue);
+  GemmYardstick yardstick(queue);
   double rate = 0;
   for (int i = 0; i < 8; ++i) rate = std::max(rate, yardstick.sample());
   fmt::print("bench gemm: {} thread{}; oneDNN 2048 x 2048 x 2048 bf16: {:.0f} GFLOP/s; best of 10, in turn\n",
              threads, threads == 1 ? "" : "s", rate / 1e9);
   if (!kernels::bf16_gemm_is_native()) fmt::print("  this CPU multiplies bf16 in fp32\n");
-  fmt::print("  {:<10}{:<9}{:>14}{:>10}{:>10}{:>8}\n", "layer", "product", "out x in", "linear", "matmul",
+  fmt::print("  {:<10}{:<9}{:>14}{:>10}{:>10}{:>8}\n", "layer", "product", "out x in", "linear", "oneDNN",
              "ratio");
   for (const GemmCase& c :
        {GemmCase{"qkv", 3 * width, width}, GemmCase{"o", width, width}, GemmCase{"gate_up", 2 * ffn, width},
@@ -160,7 +161,7 @@ void bench_gemm(int threads) {
 
 void bench_ops(int threads) {
   const Queue queue{.device = {}, .threads = threads};
-  Yardstick yardstick(queue);
+  GemmYardstick yardstick(queue);
   double rate = 0;
   for (int i = 0; i < 8; ++i) rate = std::max(rate, yardstick.sample());
   fmt::print(

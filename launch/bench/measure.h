@@ -1,5 +1,5 @@
 #pragma once
-// Clocks, medians, and the yardstick: the rate of oneDNN's bf16 GEMM, measured in turn with what is judged.
+// Clocks, medians, random operands.
 
 #include <algorithm>
 #include <chrono>
@@ -7,7 +7,6 @@
 
 #include "framework/memory/arena.h"
 #include "kernels/core/random.h"
-#include "kernels/matmul.h"
 
 namespace osprey::bench {
 
@@ -33,30 +32,5 @@ inline Tensor random_tensor(Arena& arena, const Shape& shape, DType dtype, float
   }
   return t;
 }
-
-/// Products of 2048 x 2048 matrices, bf16 to f32, through oneDNN.
-class Yardstick {
- public:
-  explicit Yardstick(const Queue& queue)
-      : queue_(queue),
-        memory_("yardstick", queue.device, side * side * 8 + 4096),
-        product_{.c = memory_.alloc({side, side}, DType::f32),
-                 .a = random_tensor(memory_, {side, side}, DType::bf16, 1),
-                 .b = random_tensor(memory_, {side, side}, DType::bf16, 1)} {
-    kernels::matmul(queue_, product_);  // builds the primitive
-  }
-  /// FLOP/s of one product.
-  double sample() {
-    const double start = now_s();
-    kernels::matmul(queue_, product_);
-    return 2.0 * side * side * side / (now_s() - start);
-  }
-
- private:
-  static constexpr int64_t side = 2048;
-  Queue queue_;
-  Arena memory_;
-  kernels::Matmul product_;
-};
 
 }  // namespace osprey::bench

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "framework/telemetry/gemm_rate.h"
 #include "framework/train/clip.h"
 #include "kernels/sum_of_squares.h"
 #include "launch/bench/allocations.h"
@@ -198,7 +199,7 @@ void print_profile(const OpTimes& before, const OpTimes& after, double steps, do
 TrainBenchResult bench_train(const TrainBenchOptions& options) {
   const Queue queue{.device = {}, .threads = options.threads};
   BenchRun run(queue, options.optimizer);
-  Yardstick yardstick(queue);
+  GemmYardstick yardstick(queue);
   run.step(0);
   run.step(1);  // the optimizer's and the packs' first use are over after this
   const OpTimes warm = run.times;

@@ -35,36 +35,40 @@ std::string label(const Case& c) {
                      c.beta, c.padding);
 }
 
+using Front = void (*)(const Queue&, const Matmul&);
+
 void expect_matches_oracle(const Case& c) {
   SCOPED_TRACE(label(c));
   Buffer a(stored(c.op_a, c.m, c.k), c.in, c.padding), b(stored(c.op_b, c.k, c.n), c.in, c.padding);
-  Buffer before({c.m, c.n}, c.out), result({c.m, c.n}, c.out, c.padding),
-      one_thread({c.m, c.n}, c.out, c.padding);
+  Buffer before({c.m, c.n}, c.out);
   a.fill(1);
   b.fill(2);
   before.fill(3);
-  for (Buffer* r : {&result, &one_thread})
-    for (int64_t i = 0; i < c.m * c.n; ++i)
-      r->set(i / c.n, i % c.n, c.beta == 0 ? std::numeric_limits<double>::quiet_NaN() : before.get(i));
-  const Matmul args{
-      .c = result, .a = a, .b = b, .op_a = c.op_a, .op_b = c.op_b, .alpha = c.alpha, .beta = c.beta};
-  matmul(queue, args);
-  Matmul again = args;
-  again.c = one_thread;
-  matmul({.device = {}, .threads = 1}, again);
   const oracle::Product expected = oracle::matmul(a, c.op_a == Op::transpose, b, c.op_b == Op::transpose);
-  for (int64_t i = 0; i < c.m * c.n; ++i) {
-    const auto u = static_cast<size_t>(i);
-    const double old = c.beta == 0 ? 0 : c.beta * before.get(i);
-    const double want = c.alpha * expected.value[u] + old;
-    const double rounding = c.out == DType::bf16 ? std::fabs(want) / 200 : 0;
-    ASSERT_NEAR(result.get(i), want,
-                1e-6 * std::sqrt(c.k) * (std::fabs(c.alpha) * expected.magnitude[u] + std::fabs(old)) +
-                    rounding + 1e-6)
-        << "element " << i;
+  for (Front front : {kernels::matmul, kernels::library_matmul}) {
+    SCOPED_TRACE(front == Front{kernels::matmul} ? "matmul" : "library_matmul");
+    Buffer result({c.m, c.n}, c.out, c.padding), one_thread({c.m, c.n}, c.out, c.padding);
+    for (Buffer* r : {&result, &one_thread})
+      for (int64_t i = 0; i < c.m * c.n; ++i)
+        r->set(i / c.n, i % c.n, c.beta == 0 ? std::numeric_limits<double>::quiet_NaN() : before.get(i));
+    Matmul args{
+        .c = result, .a = a, .b = b, .op_a = c.op_a, .op_b = c.op_b, .alpha = c.alpha, .beta = c.beta};
+    front(queue, args);
+    args.c = one_thread;
+    front({.device = {}, .threads = 1}, args);
+    for (int64_t i = 0; i < c.m * c.n; ++i) {
+      const auto u = static_cast<size_t>(i);
+      const double old = c.beta == 0 ? 0 : c.beta * before.get(i);
+      const double want = c.alpha * expected.value[u] + old;
+      const double rounding = c.out == DType::bf16 ? std::fabs(want) / 200 : 0;
+      ASSERT_NEAR(result.get(i), want,
+                  1e-6 * std::sqrt(c.k) * (std::fabs(c.alpha) * expected.magnitude[u] + std::fabs(old)) +
+                      rounding + 1e-6)
+          << "element " << i;
+    }
+    EXPECT_TRUE(result.guards_intact());
+    EXPECT_TRUE(result.same_bits(one_thread)) << "the result depends on the number of threads";
   }
-  EXPECT_TRUE(result.guards_intact());
-  EXPECT_TRUE(result.same_bits(one_thread)) << "the result depends on the number of threads";
 }
 
 TEST(Matmul, AgreesWithTheDoubleOracleForOddShapesStridesAndTranspositions) {

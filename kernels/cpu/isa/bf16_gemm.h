@@ -19,8 +19,8 @@ constexpr int64_t slab_bytes(int64_t k) {
   return ((k + 1) / 2 * slab_rows * 4 + 8 + 63) / 64 * 64;
 }  // packing writes 8 bytes too far
 
-/// c[rows, columns] = a b (+ addend), for whole panels of columns. A row is summed in an order that
-/// depends on k only, so callers may split rows and panels among threads as they like.
+/// c[rows, columns] = alpha a b (+ beta addend), for whole panels of columns. A row is summed in an order
+/// that depends on k only, so callers may split rows and panels among threads as they like.
 struct Bf16Gemm {
   const void* a;        // row-major bf16, even k; or slabs
   int64_t a_row_bytes;  // from one row to the next; 0: a is slabs
@@ -32,7 +32,10 @@ struct Bf16Gemm {
   const void* addend;  // of c's type, may be c itself; or null
   int64_t addend_row_bytes;
   int c_is_f32;
-  float* buffer;  // bf16_gemm_buffer_floats(...)
+  float alpha, beta;
+  int upper;  // rows from (panel + 1) * panel_columns - first_row on are left out of a panel
+  int64_t first_row;
+  float* buffer;  // buffer_floats(k, columns)
 };
 
 struct Bf16GemmTable {

@@ -1,11 +1,16 @@
 #include "launch/bench/allocations.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <span>
+#include <vector>
 
+#include "kernels/core/random.h"
 #include "kernels/linear.h"
 #include "models/llama/llama.h"
+#include "optim/muon.h"
 #include "tests/support/test_bed.h"
 
 using namespace osprey;
@@ -55,6 +60,49 @@ TEST(Allocations, AStepOfTheModelMakesNoneAfterTheFirst) {
         kernels::linear_pack_bytes(bed.queue, {&bed.params.at("head.weight").value, 1},
                                    kernels::PackFor::forward) > 0) {
       EXPECT_EQ(counts[2], 0) << name(dtype);
+    }
+  }
+}
+
+TEST(Allocations, AMuonStepMakesNoneAfterTheFirst) {
+  for (int threads : {1, 2}) {
+    TestBed bed(threads);
+    // Both orientations, a Gram side of odd length, and one with more than one panel.
+    const Shape shapes[] = {{64, 96}, {200, 130}, {33, 70}};
+    for (int64_t i = 0; i < 3; ++i)
+      bed.params.add(fmt::format("layers.{}.attn.q.weight", i), -1, shapes[i], {Init::Kind::normal, 0.02});
+    bed.params.materialize(bed.queue.device, DType::bf16, ParamStore::Gradients::on);
+    bed.params.initialize(bed.queue, 1);
+    const Muon muon({});
+    std::vector<ParamPiece> pieces;
+    for (const auto& p : bed.params.all()) {
+      ParamPiece piece{.name = p->name,
+                       .full_shape = p->shape,
+                       .end = p->shape.numel(),
+                       .value = p->value,
+                       .grad = p->grad};
+      piece.master = bed.inputs.alloc(p->shape, DType::f32);
+      piece.state[0] = bed.inputs.alloc(p->shape, DType::f32);
+      for (int64_t i = 0; i < p->shape.numel(); ++i) {
+        piece.master.as<float>()[i] = to_float(p->value.as<bf16>()[i]);
+        piece.grad.as<float>()[i] = random_normal(1, 2, static_cast<uint64_t>(i));
+        piece.state[0].as<float>()[i] = 0;
+      }
+      pieces.push_back(piece);
+    }
+    const Tensor workspace = bed.inputs.alloc({muon.workspace_bytes(bed.queue, pieces) / 4 + 16}, DType::f32);
+    int64_t counts[3];
+    for (int64_t& count : counts) {
+      const int64_t before = allocations();
+      const StepInfo info{.learning_rate = 1e-3, .workspace = workspace};
+      muon.step(bed.queue, pieces, info);                           // a thread takes whole matrices
+      muon.step(bed.queue, std::span(pieces).subspan(1, 1), info);  // threads share one
+      count = allocations() - before;
+    }
+    // As above: oneDNN's own allocations are not ours to judge.
+    if (kernels::linear_pack_bytes(bed.queue, {&bed.params.all()[0]->value, 1}, kernels::PackFor::forward) >
+        0) {
+      EXPECT_EQ(counts[2], 0) << threads << " threads";
     }
   }
 }
