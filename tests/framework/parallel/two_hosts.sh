@@ -55,7 +55,7 @@ case \$host in
   *) echo "no such host: \$host" >&2; exit 1 ;;
 esac
 export TMPDIR=\$tmp
-exec ip netns exec \$ns unshare --uts sh -c "hostname \$name && exec \$*"
+exec ip netns exec \$ns unshare --uts sh -c "hostname \$name && \$*"
 AGENT
 chmod +x "$work/enter"
 why=$("$work/enter" 10.77.0.2 true 2>&1) || skip "entering a namespace: $why"
