@@ -4,19 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "framework/batch.h"
 #include "framework/tape/tape.h"
 
 namespace osprey {
-
-/// Tokens of one micro step on one rank.
-struct BatchView {
-  Tensor tokens;          // (B, T) i32
-  Tensor targets;         // (B, T) i32, -1: not counted
-  Tensor positions;       // (B, T) i32
-  Tensor document_start;  // (B, T) i32, or undefined when attention crosses documents
-  int64_t batch() const { return tokens.shape[0]; }
-  int64_t sequence() const { return tokens.shape[1]; }
-};
 
 /// Summed, not averaged: sums over micro steps and ranks stay exact in meaning.
 struct LossSum {
@@ -51,7 +42,6 @@ class LanguageModel {
   /// and causal attention, 6 * T * (H*D) per layer (half of the 12 of a full square).
   virtual double flops_per_token(int64_t sequence) const = 0;
   virtual int64_t vocabulary() const = 0;
-  virtual int64_t layers() const = 0;
 };
 
 }  // namespace osprey

@@ -1,5 +1,7 @@
 #include "kernels/adamw.h"
 
+#include "kernels/core/dispatch.h"
+
 namespace osprey::kernels {
 
 static void check(const Tensor& t, const char* what, int64_t numel, const Queue& queue) {
@@ -24,14 +26,7 @@ void adamw(const Queue& queue, const AdamW& args) {
   require(args.step >= 0, "adamw", "step is 0-based, got {}", args.step);
   require(0 <= args.beta1 && args.beta1 < 1 && 0 <= args.beta2 && args.beta2 < 1, "adamw",
           "betas must lie in [0, 1), got {} and {}", args.beta1, args.beta2);
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::adamw(queue, args);
-    case DeviceKind::cuda:
-      return cuda::adamw(queue, args);
-    case DeviceKind::meta:
-      return;
-  }
+  dispatch(queue, args, cpu::adamw, cuda::adamw);
 }
 
 }  // namespace osprey::kernels

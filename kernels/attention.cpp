@@ -1,5 +1,7 @@
 #include "kernels/attention.h"
 
+#include "kernels/core/dispatch.h"
+
 namespace osprey::kernels {
 
 namespace {
@@ -85,14 +87,7 @@ void attention_forward(const Queue& queue, const AttentionForward& a) {
   check.lse(a.lse, a.batch);
   check.starts(a.document_start);
   check.options(a.scale, a.clip, a.sink, a.gate);
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::attention_forward(queue, a);
-    case DeviceKind::cuda:
-      return cuda::attention_forward(queue, a);
-    case DeviceKind::meta:
-      return;
-  }
+  dispatch(queue, a, cpu::attention_forward, cuda::attention_forward);
 }
 
 void attention_backward(const Queue& queue, const AttentionBackward& a) {
@@ -121,14 +116,7 @@ void attention_backward(const Queue& queue, const AttentionBackward& a) {
             a.dsink.tensor);
     check.device("dsink", a.dsink.tensor);
   }
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::attention_backward(queue, a);
-    case DeviceKind::cuda:
-      return cuda::attention_backward(queue, a);
-    case DeviceKind::meta:
-      return;
-  }
+  dispatch(queue, a, cpu::attention_backward, cuda::attention_backward);
 }
 
 void attention_decode(const Queue& queue, const AttentionDecode& a) {
@@ -143,14 +131,7 @@ void attention_decode(const Queue& queue, const AttentionDecode& a) {
   require(a.lengths.dtype == DType::i32, "attention decode", "lengths must be i32, got {}", a.lengths);
   check.device("lengths", a.lengths);
   check.options(a.scale, a.clip, a.sink, a.gate);
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::attention_decode(queue, a);
-    case DeviceKind::cuda:
-      return cuda::attention_decode(queue, a);
-    case DeviceKind::meta:
-      return;
-  }
+  dispatch(queue, a, cpu::attention_decode, cuda::attention_decode);
 }
 
 }  // namespace osprey::kernels

@@ -1,5 +1,7 @@
 #include "kernels/linear.h"
 
+#include "kernels/core/dispatch.h"
+
 namespace osprey::kernels {
 
 namespace {
@@ -45,14 +47,7 @@ void linear_pack(const Queue& queue, const LinearPack& args) {
   check_weights(queue, args.weights);
   require(args.pack.defined(), "linear", "nowhere to pack to");
   check_pack(queue, args.pack, args.weights, args.use);
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::linear_pack(queue, args);
-    case DeviceKind::cuda:
-      return cuda::linear_pack(queue, args);
-    case DeviceKind::meta:
-      return;
-  }
+  dispatch(queue, args, cpu::linear_pack, cuda::linear_pack);
 }
 
 void linear_forward(const Queue& queue, const LinearForward& args) {
@@ -68,14 +63,7 @@ void linear_forward(const Queue& queue, const LinearForward& args) {
   }
   check_pack(queue, args.pack, args.weights, PackFor::forward);
   if (rows == 0) return;
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::linear_forward(queue, args);
-    case DeviceKind::cuda:
-      return cuda::linear_forward(queue, args);
-    case DeviceKind::meta:
-      return;
-  }
+  dispatch(queue, args, cpu::linear_forward, cuda::linear_forward);
 }
 
 void linear_dgrad(const Queue& queue, const LinearDgrad& args) {
@@ -87,14 +75,7 @@ void linear_dgrad(const Queue& queue, const LinearDgrad& args) {
           args.dy, args.weights[0]);
   check_pack(queue, args.pack, args.weights, PackFor::dgrad);
   if (rows == 0) return;
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::linear_dgrad(queue, args);
-    case DeviceKind::cuda:
-      return cuda::linear_dgrad(queue, args);
-    case DeviceKind::meta:
-      return;
-  }
+  dispatch(queue, args, cpu::linear_dgrad, cuda::linear_dgrad);
 }
 
 void linear_wgrad(const Queue& queue, const LinearWgrad& args) {
@@ -113,14 +94,7 @@ void linear_wgrad(const Queue& queue, const LinearWgrad& args) {
   check_activation(queue, "dy", args.dy, args.x.rows(), out);
   require(args.x.dtype == args.dy.dtype, "linear", "x {} and dy {} must have one dtype", args.x, args.dy);
   require(args.x.rows() > 0, "linear", "no rows to sum over: x is {}", args.x);
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::linear_wgrad(queue, args);
-    case DeviceKind::cuda:
-      return cuda::linear_wgrad(queue, args);
-    case DeviceKind::meta:
-      return;
-  }
+  dispatch(queue, args, cpu::linear_wgrad, cuda::linear_wgrad);
 }
 
 }  // namespace osprey::kernels

@@ -1,5 +1,7 @@
 #include "kernels/muon.h"
 
+#include "kernels/core/dispatch.h"
+
 namespace osprey::kernels {
 
 static void require_f32(const char* where, const char* what, const Tensor& t, const Shape& shape) {
@@ -18,28 +20,14 @@ void muon_momentum(const Queue& queue, const MuonMomentum& args) {
   require_f32("muon_momentum", "momentum", args.momentum, args.momentum.shape);
   require_f32("muon_momentum", "grad", args.grad, args.momentum.shape);
   require(args.sum_of_squares != nullptr, "muon_momentum", "sum_of_squares must point to a double");
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::muon_momentum(queue, args);
-    case DeviceKind::cuda:
-      return cuda::muon_momentum(queue, args);
-    case DeviceKind::meta:
-      return;
-  }
+  dispatch(queue, args, cpu::muon_momentum, cuda::muon_momentum);
 }
 
 void muon_direction(const Queue& queue, const MuonDirection& args) {
   require_f32("muon_direction", "momentum", args.momentum, args.momentum.shape);
   require_f32("muon_direction", "grad", args.grad, args.momentum.shape);
   require_x("muon_direction", args.x, args.momentum.shape, args.layout);
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::muon_direction(queue, args);
-    case DeviceKind::cuda:
-      return cuda::muon_direction(queue, args);
-    case DeviceKind::meta:
-      return;
-  }
+  dispatch(queue, args, cpu::muon_direction, cuda::muon_direction);
 }
 
 void muon_update(const Queue& queue, const MuonUpdate& args) {
@@ -49,14 +37,7 @@ void muon_update(const Queue& queue, const MuonUpdate& args) {
   if (!args.value.contiguous() || (args.value.dtype != DType::bf16 && args.value.data != args.master.data))
     fail("muon_update", "value must be contiguous bf16, or the same f32 memory as master; got {}",
          args.value.str());
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::muon_update(queue, args);
-    case DeviceKind::cuda:
-      return cuda::muon_update(queue, args);
-    case DeviceKind::meta:
-      return;
-  }
+  dispatch(queue, args, cpu::muon_update, cuda::muon_update);
 }
 
 }  // namespace osprey::kernels

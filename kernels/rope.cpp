@@ -1,5 +1,7 @@
 #include "kernels/rope.h"
 
+#include "kernels/core/dispatch.h"
+
 namespace osprey::kernels {
 
 namespace {
@@ -48,14 +50,7 @@ void rope_forward(const Queue& queue, const RopeForward& a) {
   c.weight("q_weight", a.q_weight);
   c.weight("k_weight", a.k_weight);
   if (a.saved.defined()) c.tensor("saved", a.saved, {c.rows, a.q.cols() + a.k.cols()}, c.dtype);
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::rope_forward(queue, a);
-    case DeviceKind::cuda:
-      return cuda::rope_forward(queue, a);
-    case DeviceKind::meta:
-      return;
-  }
+  dispatch(queue, a, cpu::rope_forward, cuda::rope_forward);
 }
 
 void rope_backward(const Queue& queue, const RopeBackward& a) {
@@ -72,14 +67,7 @@ void rope_backward(const Queue& queue, const RopeBackward& a) {
     c.tensor("saved", a.saved, {c.rows, a.dy_q.cols() + a.dy_k.cols()}, c.dtype);
     c.tensor("partial", a.partial, {rope_partials(c.rows), 2 * a.head_size}, DType::f32);
   }
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::rope_backward(queue, a);
-    case DeviceKind::cuda:
-      return cuda::rope_backward(queue, a);
-    case DeviceKind::meta:
-      return;
-  }
+  dispatch(queue, a, cpu::rope_backward, cuda::rope_backward);
 }
 
 }  // namespace osprey::kernels

@@ -1,7 +1,5 @@
 #include "launch/checkpoints.h"
 
-#include <cstdio>
-
 #include "kernels/core/random.h"
 #include "launch/together.h"
 #include "models/llama/hf.h"
@@ -40,16 +38,9 @@ std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
       trainer);
 }
 
-std::optional<int64_t> resume_run(CheckpointHook& hook, Communicator& world) {
-  try {
-    const auto state = hook.resume();
-    if (!state) return std::nullopt;
-    return state->step;
-  } catch (const Error& e) {
-    // The same on every rank.
-    if (world.rank() == 0) std::fprintf(stderr, "%s\n", e.what());
-    throw Reported();
-  }
+std::optional<int64_t> resume_run(CheckpointHook& hook) {
+  const auto state = hook.resume();
+  return state ? std::optional(state->step) : std::nullopt;
 }
 
 }  // namespace osprey

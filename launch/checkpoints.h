@@ -17,7 +17,7 @@ namespace osprey {
 std::filesystem::path run_directory(const Recipe& recipe);
 
 /// Takes the run directory; null on other ranks than 0. Collective.
-/// Errors: reported, when another run writes into it.
+/// Errors: AgreedError, when another run writes into it.
 std::unique_ptr<RunLock> lock_run(const Recipe& recipe, Communicator& world);
 
 /// The hook that saves. Collective.
@@ -27,7 +27,7 @@ std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
                                                      std::function<void(const SaveReport&)> on_save);
 
 /// Restores the run; returns the step it goes on from, or nothing when it starts anew. Collective.
-/// Errors: reported once; see CheckpointHook::resume.
-std::optional<int64_t> resume_run(CheckpointHook& hook, Communicator& world);
+/// Errors: see CheckpointHook::resume.
+std::optional<int64_t> resume_run(CheckpointHook& hook);
 
 }  // namespace osprey

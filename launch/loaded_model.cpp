@@ -57,9 +57,11 @@ std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,
   return std::make_unique<ValidationLoader>(spec, *loaded.tokenizer, loaded.hub.spec().vocab_size);
 }
 
-BatchView make_batch(Arena& arena, int64_t rows, int64_t sequence_len) {
-  auto make = [&] { return arena.alloc({rows, sequence_len}, DType::i32); };
-  return {.tokens = make(), .targets = make(), .positions = make(), .document_start = {}};
+BatchView make_batch(Arena& arena, const ValidationLoader& data, int64_t rows) {
+  auto make = [&] { return arena.alloc({rows, data.spec().sequence_len}, DType::i32); };
+  BatchView view{.tokens = make(), .targets = make(), .positions = make(), .document_start = {}};
+  if (!data.spec().attention_across_documents) view.document_start = make();
+  return view;
 }
 
 }  // namespace osprey

@@ -39,7 +39,7 @@ struct LoadedModel {
 std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,
                                                   const std::vector<std::string>& data, int64_t sequence_len);
 
-/// Token buffers of one batch.
-BatchView make_batch(Arena& arena, int64_t rows, int64_t sequence_len);
+/// Buffers for `rows` sequences of this data.
+BatchView make_batch(Arena& arena, const ValidationLoader& data, int64_t rows);
 
 }  // namespace osprey

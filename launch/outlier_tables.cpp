@@ -5,28 +5,10 @@ namespace osprey {
 std::vector<OutlierRow> measure_outliers_of(LoadedModel& m, ValidationLoader& data, const BatchView& view,
                                             int64_t rows) {
   OutlierObserver observer(TelemetrySpec{}, m.queue);
-  m.tape.set_tap(&observer);
-  const int64_t length = view.sequence();
   for (int64_t first = 0; first < rows; first += view.batch()) {
-    Batch batch{.tokens = view.tokens,
-                .targets = view.targets,
-                .positions = view.positions,
-                .document_start = view.document_start};
-    data.batch(first, batch);
-    observer.begin(Protocol::context);
-    m.model->hidden(m.tape, view);
-    m.tape.reset();
-    observer.begin(Protocol::osp);
-    BatchView single;
-    single.tokens = view.tokens.view({view.batch() * length, 1});
-    single.targets = view.targets.view({view.batch() * length, 1});
-    const int64_t mark = m.activations.mark();
-    single.positions = m.activations.alloc({view.batch() * length, 1}, DType::i32);
-    std::fill_n(single.positions.as<int32_t>(), single.positions.numel(), 0);
-    m.model->hidden(m.tape, single);
-    m.tape.reset(mark);
+    data.batch(first, view);
+    observe_both_protocols(observer, *m.model, m.tape, view, view.tokens.numel());
   }
-  m.tape.set_tap(nullptr);
   return observer.result();
 }
 
@@ -50,8 +32,7 @@ void print_outliers(const std::vector<OutlierRow>& rows, OutlierDetail detail) {
   }
   fmt::print(
       "{}context: ordinary sequences; osp: sequences of length one, the published protocol. "
-      "docs/run-directory.md defines "
-      "the figures.\n",
+      "docs/run-directory.md defines the figures.\n",
       each ? "" : "Means of the layers' kurtosis and ratios, largest maximum. ");
 }
 

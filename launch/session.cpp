@@ -3,7 +3,7 @@
 #include <sched.h>
 #include <unistd.h>
 
-#include "framework/checkpoint/shards.h"
+#include "framework/checkpoint/checkpoint.h"
 #include "framework/ops/pack_cache.h"
 
 namespace osprey {
@@ -49,13 +49,16 @@ void Session::trace() {
 /// Host memory in which a save keeps its copies: what this rank saves, and on rank 0 the parameters.
 static int64_t checkpoint_bytes(const Recipe& recipe, const Session& s) {
   if (!recipe.checkpoint.every_steps && !recipe.checkpoint.save_final) return 0;
-  int64_t bytes = s.world.rank() == 0 ? s.params.value_bytes() : 0;
+  std::vector<NamedPiece> pieces;
   for (const Updater::Group& g : s.updater->groups()) {
     const bool shared = recipe.parallel.zero == 0 && g.optimizer->granularity() == Granularity::element;
     if (shared && s.world.rank() != 0) continue;  // rank 0 saves what all ranks hold
-    for (const NamedPiece& piece : named_pieces(g.pieces, g.states)) bytes += piece.data.bytes();
+    for (NamedPiece& piece : named_pieces(g.pieces, g.states)) pieces.push_back(std::move(piece));
   }
-  return bytes;
+  std::vector<NamedValue> values;
+  if (s.world.rank() == 0)
+    for (const auto& p : s.params.all()) values.push_back({p->name, p->value});
+  return Checkpointer::snapshot_bytes(pieces, values);
 }
 
 std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {

@@ -35,8 +35,6 @@ class Session {
   /// Parts for a trainer; data sources are still to be filled in.
   TrainerParts parts();
 
-  const Recipe& recipe() const { return recipe_; }
-
   Queue queue;
   Communicator& world;
   std::unique_ptr<LanguageModel> model;

@@ -2,26 +2,16 @@
 
 #include <cstdio>
 
+#include "framework/parallel/agree.h"
 #include "framework/parallel/mpi_comm.h"
 
 namespace osprey {
 
 void together(Communicator& world, const std::function<void()>& work) {
-  std::string problem;
-  try {
+  agree(world, [&] {
     work();
-  } catch (const std::exception& e) {
-    problem = *e.what() ? e.what() : "unknown error";
-  }
-  const std::vector<std::string> problems = world.gather_strings(problem);
-  for (size_t rank = 0; rank < problems.size(); ++rank) {
-    if (problems[rank].empty()) continue;
-    if (world.rank() == 0) {
-      if (world.size() > 1) std::fprintf(stderr, "[rank %zu] ", rank);
-      std::fprintf(stderr, "%s\n", problems[rank].c_str());
-    }
-    throw Reported();
-  }
+    return std::string();
+  });
 }
 
 void on_all_ranks(const std::function<void(Communicator&)>& command) {
@@ -31,6 +21,8 @@ void on_all_ranks(const std::function<void(Communicator&)>& command) {
     command(*world);
     return;
   } catch (const Reported&) {
+  } catch (const AgreedError& e) {
+    if (world->rank() == 0) std::fprintf(stderr, "%s\n", e.what());
   } catch (const std::exception& e) {
     problem = e.what();
   }

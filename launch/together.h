@@ -13,12 +13,11 @@ struct Reported : std::exception {
   const char* what() const noexcept override { return "already reported"; }
 };
 
-/// Runs `work` on every rank. If it throws on any, the first such rank's message is printed once and all
-/// ranks throw Reported. For work that has no collectives inside. Collective.
+/// agree() for work that returns nothing. Collective.
 void together(Communicator& world, const std::function<void()>& work);
 
-/// Runs a whole command on every rank: an exception that is not Reported ends the job at once, naming
-/// the rank, so that no peer waits for ever.
+/// Runs a whole command on every rank. What all ranks agree on (Reported, AgreedError) ends them in order; any
+/// other exception ends the job at once, naming the rank, so that no peer waits for ever.
 void on_all_ranks(const std::function<void(Communicator&)>& command);
 
 }  // namespace osprey

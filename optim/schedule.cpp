@@ -81,8 +81,4 @@ double Schedule::multiplier(int64_t step) const {
   return spec_.min_ratio + (1 - spec_.min_ratio) * left;
 }
 
-double ScheduleSpec::factor(int64_t step, int64_t total_steps, int64_t tokens_per_step) const {
-  return Schedule(*this, total_steps, tokens_per_step).multiplier(step);
-}
-
 }  // namespace osprey

@@ -21,8 +21,6 @@ struct ScheduleSpec {
   Decay decay = Decay::linear;
 
   void fields(Fields& f);
-  /// Schedule(*this, total_steps, tokens_per_step).multiplier(step).
-  double factor(int64_t step, int64_t total_steps, int64_t tokens_per_step) const;
 };
 
 /// The factor that every group's peak learning rate is multiplied by.

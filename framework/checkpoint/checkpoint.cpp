@@ -2,12 +2,13 @@
 
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 #include <cstring>
 #include <set>
 
+#include "framework/clock.h"
 #include "framework/config/dumper.h"
 #include "framework/config/reader.h"
+#include "framework/parallel/agree.h"
 #include "kernels/core/check.h"
 
 namespace osprey {
@@ -15,11 +16,6 @@ namespace osprey {
 namespace fs = std::filesystem;
 
 namespace {
-
-double now_ms() {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 std::string encode(const std::vector<FileRecord>& records) {
   std::string text;
@@ -75,7 +71,7 @@ int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 }  // namespace
 
 void CheckpointSpec::fields(Fields& f) {
-  f("every_steps", every_steps, "steps between checkpoints; off: only the final one", at_least(1));
+  f("every_steps", every_steps, "steps between checkpoints; null: only the final one", at_least(1));
   f("keep", keep, "complete checkpoints that stay; older ones are deleted", at_least(1));
   f("resume", resume,
     "auto: go on from the newest complete checkpoint of this run directory, if there is one; none: "
@@ -83,8 +79,7 @@ void CheckpointSpec::fields(Fields& f) {
   f("save_final", save_final, "save after the last step");
   f.choice("on_error", on_error, {{"keep_training", OnError::keep_training}, {"stop", OnError::stop}},
            "when a periodic save fails (disk full): keep_training says so and tries again at the next one, "
-           "stop ends "
-           "the run. A final save that fails is always an error");
+           "stop ends the run. A final save that fails is always an error");
   f.rule(!resume.empty(), "resume", "must be auto, none or a directory");
 }
 
@@ -109,32 +104,13 @@ std::optional<fs::path> find_checkpoint(const std::string& resume, const fs::pat
   if (resume == "none") return std::nullopt;
   if (resume != "auto") {
     require(fs::is_directory(resume), "checkpoint",
-            "checkpoint.resume is '{}', which is no directory; give a checkpoint, "
-            "auto or none",
-            resume);
+            "checkpoint.resume is '{}', which is no directory; give a checkpoint, auto or none", resume);
     read_manifest(resume);
     return resume;
   }
   const auto all = list_checkpoints(checkpoints);
   if (all.empty()) return std::nullopt;
   return all.back().path;
-}
-
-std::vector<std::string> agree(Communicator& comm, const std::function<std::string()>& work) {
-  std::string mine;  // 'k' and the answer, or 'e' and the error
-  try {
-    mine = "k" + work();
-  } catch (const std::exception& e) {
-    mine = std::string("e") + e.what();
-  }
-  std::vector<std::string> all = comm.gather_strings(mine);
-  for (size_t rank = 0; rank < all.size(); ++rank) {
-    require(!all[rank].empty(), "checkpoint", "rank {} sent nothing", rank);
-    if (all[rank][0] == 'e')
-      throw Error(all[rank].substr(1) + (all.size() == 1 ? "" : fmt::format(" (rank {})", rank)));
-    all[rank].erase(0, 1);
-  }
-  return all;
 }
 
 std::vector<NamedPiece> pieces_to_save(Communicator& comm, std::span<const NamedPiece> pieces) {
@@ -196,7 +172,7 @@ int64_t Checkpointer::snapshot_bytes(std::span<const NamedPiece> pieces, std::sp
 
 void Checkpointer::save(const CheckpointState& state, std::span<const NamedPiece> pieces,
                         std::span<const NamedValue> values) {
-  const double start = now_ms();
+  const double start = now_s();
   wait();
   const bool first = comm_->rank() == 0;
   if (!first) values = {};
@@ -218,23 +194,13 @@ void Checkpointer::save(const CheckpointState& state, std::span<const NamedPiece
     busy_ = true;
   }
   changed_.notify_all();
-  blocked_ms_ = now_ms() - start;
+  blocked_ms_ = (now_s() - start) * 1e3;
 }
 
 void Checkpointer::wait() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return !busy_; });
-  if (failure_) throw Error(*std::exchange(failure_, std::nullopt));
-}
-
-std::optional<std::string> Checkpointer::take_failure() {
-  std::unique_lock lock(mutex_);
-  return std::exchange(failure_, std::nullopt);
-}
-
-std::optional<fs::path> Checkpointer::published() const {
-  std::unique_lock lock(mutex_);
-  return published_;
+  if (failure_) throw AgreedError(*std::exchange(failure_, std::nullopt));
 }
 
 bool Checkpointer::busy() const {
@@ -253,7 +219,7 @@ void Checkpointer::work() {
     changed_.wait(lock, [&] { return busy_ || ending_; });
     if (!busy_) return;
     lock.unlock();
-    const double start = now_ms();
+    const double start = now_s();
     std::optional<std::string> failure;
     try {
       write();
@@ -262,8 +228,7 @@ void Checkpointer::work() {
     }
     lock.lock();
     failure_ = failure;
-    if (!failure) published_ = directory_ / checkpoint_name(snapshot_.state.step);
-    write_ms_ = now_ms() - start;
+    write_ms_ = (now_s() - start) * 1e3;
     busy_ = false;
     changed_.notify_all();
   }

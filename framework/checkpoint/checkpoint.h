@@ -59,15 +59,11 @@ CheckpointState read_checkpoint_state(const std::filesystem::path& checkpoint);
 std::optional<std::filesystem::path> find_checkpoint(const std::string& resume,
                                                      const std::filesystem::path& checkpoints);
 
-/// Runs `work` on every rank and returns what each of them returned. Collective.
-/// Errors: the same Error on every rank when `work` failed on any of them.
-std::vector<std::string> agree(Communicator& comm, const std::function<std::string()>& work);
-
 /// Of pieces that several ranks hold, those that this rank is to save: the lowest rank saves. Collective.
 std::vector<NamedPiece> pieces_to_save(Communicator& comm, std::span<const NamedPiece> pieces);
 
 /// Fills the pieces of this rank from a checkpoint that any number of ranks wrote. Collective.
-/// Errors: the same Error on every rank: damaged files, another model, other optimizers.
+/// Errors: AgreedError: damaged files, another model, other optimizers.
 void load_pieces(const std::filesystem::path& checkpoint, Communicator& comm,
                  std::span<const NamedPiece> pieces);
 
@@ -97,19 +93,16 @@ class Checkpointer {
   Checkpointer& operator=(const Checkpointer&) = delete;
 
   /// Waits for the previous save, copies, and returns; a thread writes. Only rank 0 needs `values`.
-  /// Errors: what the previous save failed with, unless take_failure() took it.
+  /// Errors: what the previous save failed with.
   void save(const CheckpointState& state, std::span<const NamedPiece> pieces,
             std::span<const NamedValue> values);
   /// Waits for the save in flight. Errors: what it failed with; the same on every rank.
   void wait();
-  /// Has a save failed since the last call? Ranks learn this at slightly different times: agree before
+  /// Is the save in flight still being written? Ranks finish at slightly different times: agree before
   /// acting.
-  std::optional<std::string> take_failure();
-  /// The newest published checkpoint of this object, if any.
-  std::optional<std::filesystem::path> published() const;
+  bool busy() const;
   /// Time that save() kept the caller, and that the last finished save took in the background.
   double blocked_ms() const { return blocked_ms_; }
-  bool busy() const;
   double write_ms() const;
   /// Host memory for the copies of one save.
   static int64_t snapshot_bytes(std::span<const NamedPiece> pieces, std::span<const NamedValue> values);
@@ -137,7 +130,6 @@ class Checkpointer {
   std::condition_variable changed_;
   bool busy_ = false, ending_ = false;
   std::optional<std::string> failure_;
-  std::optional<std::filesystem::path> published_;
   double write_ms_ = 0;
   std::thread thread_;
 };

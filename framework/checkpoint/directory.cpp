@@ -14,7 +14,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "framework/checkpoint/json.h"
+#include "framework/files/json.h"
 #include "kernels/core/check.h"
 
 namespace osprey {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "framework/checkpoint/file.h"
+#include "framework/files/file.h"
 
 namespace osprey {
 

@@ -1,20 +1,14 @@
 #include "framework/checkpoint/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 
-#include "framework/checkpoint/json.h"
+#include "framework/files/json.h"
 #include "kernels/core/check.h"
 
 namespace osprey {
@@ -288,9 +282,8 @@ SafetensorsHeader parse_safetensors(const std::string& where, std::span<const st
   uint64_t length = 0;
   std::memcpy(&length, file.data(), 8);
   require(length <= most_header_bytes, where,
-          "says its header has {} bytes, at most {} are allowed; this is no "
-          "safetensors file",
-          length, most_header_bytes);
+          "says its header has {} bytes, at most {} are allowed; this is no safetensors file", length,
+          most_header_bytes);
   require(length <= file.size() - 8, where,
           "says its header has {} bytes, but the file holds {}; it is truncated", length, file.size());
   const auto* text = reinterpret_cast<const char*>(file.data()) + 8;
@@ -313,29 +306,9 @@ SafetensorsHeader parse_safetensors(const std::string& where, std::span<const st
   return header;
 }
 
-SafetensorsFile::SafetensorsFile(const fs::path& path) : path_(path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  require(fd >= 0, "safetensors", "cannot open {}: {}", path.string(), std::strerror(errno));
-  struct stat info {};
-  const bool regular = ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
-  const auto size = static_cast<size_t>(regular ? info.st_size : 0);
-  void* map = size > 0 ? ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0) : nullptr;
-  const int error = errno;
-  ::close(fd);
-  require(regular, "safetensors", "{} is not a regular file", path.string());
-  require(map != MAP_FAILED, "safetensors", "cannot map {}: {}", path.string(), std::strerror(error));
-  map_ = {static_cast<const std::byte*>(map), size};
-  try {
-    header_ = parse_safetensors(path.string(), map_);
-  } catch (...) {
-    if (map) ::munmap(map, size);
-    throw;
-  }
+SafetensorsFile::SafetensorsFile(const fs::path& path)
+    : path_(path), map_(path.string()), header_(parse_safetensors(map_.path(), map_.bytes())) {
   for (size_t i = 0; i < header_.tensors.size(); ++i) by_name_[header_.tensors[i].name] = i;
-}
-
-SafetensorsFile::~SafetensorsFile() {
-  if (!map_.empty()) ::munmap(const_cast<std::byte*>(map_.data()), map_.size());
 }
 
 const StoredTensor* SafetensorsFile::find(std::string_view tensor) const {
@@ -344,16 +317,15 @@ const StoredTensor* SafetensorsFile::find(std::string_view tensor) const {
 }
 
 std::span<const std::byte> SafetensorsFile::bytes(const StoredTensor& tensor) const {
-  return map_.subspan(static_cast<size_t>(header_.data_begin_bytes + tensor.offset_bytes),
-                      static_cast<size_t>(tensor.bytes()));
+  return map_.bytes().subspan(static_cast<size_t>(header_.data_begin_bytes + tensor.offset_bytes),
+                              static_cast<size_t>(tensor.bytes()));
 }
 
 void SafetensorsFile::read(const StoredTensor& tensor, int64_t begin, Tensor out) const {
   const int64_t n = out.numel();
   require(begin >= 0 && n <= tensor.numel() - begin, path_.string(),
-          "elements [{}, {}) of tensor '{}' do not exist, "
-          "it has {}",
-          begin, begin + n, shown(tensor.name), tensor.numel());
+          "elements [{}, {}) of tensor '{}' do not exist, it has {}", begin, begin + n, shown(tensor.name),
+          tensor.numel());
   require(out.contiguous(), path_.string(), "tensor '{}' can only be read into contiguous memory",
           shown(tensor.name));
   if (n == 0) return;

@@ -14,7 +14,8 @@
 #include <string_view>
 #include <vector>
 
-#include "framework/checkpoint/file.h"
+#include "framework/files/file.h"
+#include "framework/files/mapped_file.h"
 #include "kernels/core/tensor.h"
 
 namespace osprey {
@@ -57,9 +58,6 @@ class SafetensorsFile {
  public:
   /// Errors: as parse_safetensors, or when the file cannot be opened.
   explicit SafetensorsFile(const std::filesystem::path& path);
-  ~SafetensorsFile();
-  SafetensorsFile(const SafetensorsFile&) = delete;
-  SafetensorsFile& operator=(const SafetensorsFile&) = delete;
 
   const std::filesystem::path& path() const { return path_; }
   const std::vector<StoredTensor>& tensors() const { return header_.tensors; }
@@ -76,7 +74,7 @@ class SafetensorsFile {
 
  private:
   std::filesystem::path path_;
-  std::span<const std::byte> map_;
+  MappedFile map_;
   SafetensorsHeader header_;
   std::map<std::string, size_t, std::less<>> by_name_;
 };

@@ -97,9 +97,8 @@ ShardIndex::ShardIndex(const fs::path& checkpoint) : checkpoint_(checkpoint) {
       end = r.end;
     }
     require(end == logical.shape.numel(), "checkpoint",
-            "{}: elements [{}, {}) of {} are in no shard; was a rank's file "
-            "removed?",
-            checkpoint.string(), end, logical.shape.numel(), key);
+            "{}: elements [{}, {}) of {} are in no shard; was a rank's file removed?", checkpoint.string(),
+            end, logical.shape.numel(), key);
   }
 }
 

@@ -30,12 +30,6 @@ Spec read_spec(std::string_view text, const std::string& name,
   return spec;
 }
 
-/// A spec from a file.
-template <class Spec>
-Spec read_spec_file(const std::string& path, const std::vector<std::string>& overrides = {}) {
-  return read_spec<Spec>(load_yaml_text(path), path, overrides);
-}
-
 /// The candidate that a person most likely meant by `word`, or "" when none is near.
 std::string nearest(std::string_view word, const std::vector<std::string>& candidates);
 

@@ -8,6 +8,7 @@
 #include <charconv>
 #include <sstream>
 
+#include "framework/files/utf8.h"
 #include "kernels/core/check.h"
 
 namespace osprey::yaml {
@@ -16,26 +17,6 @@ namespace {
 [[noreturn]] void wrong(const std::string& name, int line, const std::string& message) {
   if (line > 0) throw Error(fmt::format("{}:{}: {}", name, line, message));
   throw Error(fmt::format("{}: {}", name, message));
-}
-
-/// Length of the UTF-8 sequence at `at`, or 0 when there is none.
-size_t utf8_length(std::string_view text, size_t at) {
-  const auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
-  const unsigned first = byte(at);
-  const auto tail = [&](size_t i) { return (byte(at + i) & 0xC0) == 0x80; };
-  if (first < 0x80) return 1;
-  if (first >= 0xC2 && first <= 0xDF) return tail(1) ? 2 : 0;
-  if (first >= 0xE0 && first <= 0xEF) {
-    if (!tail(1) || !tail(2)) return 0;
-    const unsigned code = ((first & 0x0F) << 12) | ((byte(at + 1) & 0x3F) << 6) | (byte(at + 2) & 0x3F);
-    return code >= 0x800 && (code < 0xD800 || code > 0xDFFF) ? 3 : 0;
-  }
-  if (first >= 0xF0 && first <= 0xF4) {
-    if (!tail(1) || !tail(2) || !tail(3)) return 0;
-    const unsigned code = ((first & 0x07) << 18) | ((byte(at + 1) & 0x3F) << 12);
-    return code >= 0x10000 && code <= 0x10FFFF ? 4 : 0;
-  }
-  return 0;
 }
 
 /// What yaml-cpp would misread or report badly: wrong encodings, control characters (it takes 0x04 for

@@ -24,9 +24,8 @@ std::vector<std::string> adopt_shards(const std::vector<std::string>& patterns, 
                 "{}.bin holds token {}, but the tokenizer has {}; it was made with another one", prefix,
                 static_cast<int32_t>(most), tokenizer.vocab_size());
         require(tokens.empty() || tokens.back() == tokenizer.eos_id(), "prepare",
-                "document {} of {}.bin ends with token {}, expected the end of text, {}; write the "
-                "shard with one "
-                "after every document",
+                "document {} of {}.bin ends with token {}, expected the end of text, {}; write the shard "
+                "with one after every document",
                 d, prefix, tokens.empty() ? -1 : tokens.back(), tokenizer.eos_id());
         label.max_token = std::max<int64_t>(label.max_token, most);
       }

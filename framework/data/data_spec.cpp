@@ -7,8 +7,7 @@ namespace osprey {
 void SourceSpec::fields(Fields& f) {
   f("path", path, "token shards written by osprey prepare: a shell pattern such as data/train-*");
   f("weight", weight,
-    "share of the training sequences relative to the other sources; null on all of them means by "
-    "size",
+    "share of the training sequences relative to the other sources; null on all of them means by size",
     positive());
   f.rule(!path.empty(), "path", "names no shards; give a pattern such as data/train-*");
 }
@@ -19,8 +18,7 @@ void DataSpec::fields(Fields& f) {
   f.list("validation", validation, "sources that evaluation reads, in order and whole; weights do not apply");
   f("sequence_len", sequence_len, "tokens in one training sequence", at_least(2));
   f("attention_across_documents", attention_across_documents,
-    "whether a token may attend to earlier documents packed into its sequence; if not, positions "
-    "restart with "
+    "whether a token may attend to earlier documents packed into its sequence; if not, positions restart with "
     "every document and the first token of a document is not a target");
   f("validation_tokens", validation_tokens, "evaluate on the first so many tokens only; null means all",
     positive());

@@ -50,8 +50,7 @@ void IdxReader::check_header() {
   require(size >= kHeaderBytes, "idx", "{} has {} bytes, fewer than the {} of a header; {}", path, size,
           kHeaderBytes, kDamaged);
   require(std::memcmp(idx_.data(), kMagic, sizeof kMagic) == 0, "idx",
-          "{} is not a token index (it does not begin with MMIDIDX); name shards made by osprey "
-          "prepare",
+          "{} is not a token index (it does not begin with MMIDIDX); name shards made by osprey prepare",
           path);
   const auto version = at<uint64_t>(9);
   require(version == 1, "idx", "{} has version {}, expected 1; write it again with osprey prepare", path,

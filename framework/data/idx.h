@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "framework/checkpoint/file.h"
-#include "framework/data/mapped_file.h"
+#include "framework/files/file.h"
+#include "framework/files/mapped_file.h"
 
 namespace osprey {
 

@@ -14,7 +14,7 @@ struct Rows {
   int64_t count, tokens;                       // B, T
   int32_t *token, *target, *position, *start;  // start is null when attention crosses documents
 
-  static Rows of(const DataSpec& spec, const Batch& batch) {
+  static Rows of(const DataSpec& spec, const BatchView& batch) {
     require(batch.tokens.shape.rank == 2, "loader", "tokens must be (B, T), got {}", batch.tokens.str());
     const Shape shape = batch.tokens.shape;
     require(shape[1] == spec.sequence_len, "loader",
@@ -86,18 +86,6 @@ std::vector<std::string> paths(const std::vector<SourceSpec>& sources) {
 
 }  // namespace
 
-BatchBuffer::BatchBuffer(const DataSpec& spec, int64_t rows) {
-  const int64_t T = spec.sequence_len;
-  memory_.resize(static_cast<size_t>(4 * rows * T));
-  const auto view = [&](int64_t i) {
-    return make_tensor(memory_.data() + i * rows * T, {rows, T}, DType::i32);
-  };
-  batch.tokens = view(0);
-  batch.targets = view(1);
-  batch.positions = view(2);
-  if (!spec.attention_across_documents) batch.document_start = view(3);
-}
-
 Loader::Loader(const DataSpec& spec, const Tokenizer& tokenizer, const Setup& setup)
     : spec_(spec), setup_(setup), scratch_(static_cast<size_t>(spec.sequence_len + 1)) {
   require(setup.global_rows > 0, "loader", "a step must have rows, got {}", setup.global_rows);
@@ -135,8 +123,8 @@ Loader::Window Loader::window(uint64_t sample) {
   return {&source, &epoch.order, at * spec_.sequence_len};
 }
 
-void Loader::batch(int64_t step, int64_t micro_step, int64_t rank, int64_t ranks, Batch& batch) {
-  const Rows rows = Rows::of(spec_, batch);
+int64_t Loader::batch(int64_t step, int64_t micro_step, int64_t rank, int64_t ranks, const BatchView& into) {
+  const Rows rows = Rows::of(spec_, into);
   require(step >= 0 && micro_step >= 0 && rank >= 0 && rank < ranks, "loader",
           "no such batch: step {}, micro step {}, rank {} of {}", step, micro_step, rank, ranks);
   const int64_t micro_rows = ranks * rows.count, first = micro_step * micro_rows + rank * rows.count;
@@ -144,12 +132,13 @@ void Loader::batch(int64_t step, int64_t micro_step, int64_t rank, int64_t ranks
           "{} rows a step do not divide into micro steps of {} ranks times {} rows, or micro step "
           "{} is past the last",
           setup_.global_rows, ranks, rows.count, micro_step);
-  batch.target_tokens = 0;
+  int64_t targets = 0;
   for (int64_t r = 0; r < rows.count; ++r) {
     const Window w = window(static_cast<uint64_t>(step * setup_.global_rows + first + r));
-    batch.target_tokens +=
+    targets +=
         fill_row(w.source->stream, *w.order, w.begin, spec_.sequence_len + 1, 0, scratch_, rows.row(r));
   }
+  return targets;
 }
 
 std::vector<DocumentUse> Loader::documents(int64_t step) {
@@ -187,16 +176,17 @@ ValidationLoader::ValidationLoader(const DataSpec& spec, const Tokenizer& tokeni
   rows_ = (targets + spec.sequence_len - 1) / spec.sequence_len;
 }
 
-void ValidationLoader::batch(int64_t first, Batch& batch) {
-  const Rows rows = Rows::of(spec_, batch);
+int64_t ValidationLoader::batch(int64_t first, const BatchView& into) {
+  const Rows rows = Rows::of(spec_, into);
   require(first >= 0, "loader", "no such row: {}", first);
-  batch.target_tokens = 0;
+  int64_t targets = 0;
   for (int64_t r = 0; r < rows.count; ++r) {
     const int64_t begin = (first + r) * spec_.sequence_len;
     const int64_t available =
         first + r < rows_ ? std::min(spec_.sequence_len + 1, stream_.tokens() - begin) : int64_t{0};
-    batch.target_tokens += fill_row(stream_, order_, begin, available, eos_id_, scratch_, rows.row(r));
+    targets += fill_row(stream_, order_, begin, available, eos_id_, scratch_, rows.row(r));
   }
+  return targets;
 }
 
 }  // namespace osprey

@@ -13,33 +13,13 @@
 #include <string>
 #include <vector>
 
+#include "framework/batch.h"
 #include "framework/data/data_spec.h"
 #include "framework/data/mixture.h"
 #include "framework/data/token_stream.h"
 #include "framework/data/tokenizer.h"
-#include "kernels/core/tensor.h"
 
 namespace osprey {
-
-/// Views that a loader fills. document_start may be left undefined when attention crosses
-/// documents. Shapes: all (B, T), i32, contiguous.
-struct Batch {
-  Tensor tokens;
-  Tensor targets;             // the token after; -1 where there is nothing to predict
-  Tensor positions;           // in the row, or in the document when attention stays inside documents
-  Tensor document_start;      // index in the row of the first token of the own document
-  int64_t target_tokens = 0;  // how many targets are not -1
-};
-
-/// Memory for one Batch.
-class BatchBuffer {
- public:
-  BatchBuffer(const DataSpec& spec, int64_t rows);
-  Batch batch;
-
- private:
-  std::vector<int32_t> memory_;
-};
 
 /// A part of a document that a step read.
 struct DocumentUse {
@@ -63,10 +43,10 @@ class Loader {
   Loader(const DataSpec& spec, const Tokenizer& tokenizer, const Setup& setup);
 
   /// Fills the B rows that `rank` of `ranks` trains on in micro step `micro_step` of `step`; over
-  /// all ranks and micro steps these are the global_rows rows of the step, each once. Allocates
-  /// nothing. At the first use of an epoch its order is worked out, in time linear in the number of
-  /// documents.
-  void batch(int64_t step, int64_t micro_step, int64_t rank, int64_t ranks, Batch& batch);
+  /// all ranks and micro steps these are the global_rows rows of the step, each once. Returns how many
+  /// targets are not -1. Allocates nothing. At the first use of an epoch its order is worked out, in
+  /// time linear in the number of documents.
+  int64_t batch(int64_t step, int64_t micro_step, int64_t rank, int64_t ranks, const BatchView& into);
   /// What `step` reads, row by row.
   std::vector<DocumentUse> documents(int64_t step);
 
@@ -114,8 +94,10 @@ class ValidationLoader {
   ValidationLoader& operator=(const ValidationLoader&) = delete;
 
   int64_t rows() const { return rows_; }
-  /// Fills B rows from row `first` on; rows past the end have no targets. Allocates nothing.
-  void batch(int64_t first, Batch& batch);
+  const DataSpec& spec() const { return spec_; }
+  /// Fills B rows from row `first` on; rows past the end have no targets. Returns how many targets are
+  /// not -1. Allocates nothing.
+  int64_t batch(int64_t first, const BatchView& into);
 
  private:
   DataSpec spec_;

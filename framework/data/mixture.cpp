@@ -18,9 +18,8 @@ Mixture::Mixture(std::span<const double> weights, uint64_t seed)
     // One sequence in a block at least: otherwise rounding could give a source a negative share of
     // one.
     require(weights[s] / total * kBlock >= 1, "data",
-            "data.train[{}].weight is {} of a total of {}, less than one sequence in {}; raise it "
-            "or leave the source "
-            "out",
+            "data.train[{}].weight is {} of a total of {}, less than one sequence in {}; raise it or leave "
+            "the source out",
             s, weights[s], total, kBlock);
     below += weights[s];
     edges_.push_back(s + 1 == weights.size() ? uint64_t{1} << 32

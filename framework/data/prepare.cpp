@@ -9,12 +9,12 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "framework/checkpoint/file.h"
-#include "framework/checkpoint/json.h"
 #include "framework/data/idx.h"
 #include "framework/data/line_sample.h"
-#include "framework/data/mapped_file.h"
 #include "framework/data/shards.h"
+#include "framework/files/file.h"
+#include "framework/files/json.h"
+#include "framework/files/mapped_file.h"
 #include "kernels/core/check.h"
 #include "kernels/core/queue.h"
 #include "kernels/core/random.h"

@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
-#include "framework/checkpoint/file.h"
 #include "framework/data/tokenizer_files.h"
+#include "framework/files/file.h"
 #include "kernels/core/check.h"
 #include "kernels/core/random.h"
 
@@ -23,13 +23,11 @@ class SentencepieceTokenizer final : public Tokenizer {
   SentencepieceTokenizer(std::string model, const std::string& name) : model_(std::move(model)) {
     const auto status = processor_.LoadFromSerializedProto(model_);
     require(status.ok() && processor_.GetPieceSize() > 0, "tokenizer",
-            "{} is not a sentencepiece model; give the tokenizer.model of a Llama-style tokenizer, "
-            "or train one "
-            "with osprey prepare --train-tokenizer bpe",
+            "{} is not a sentencepiece model; give the tokenizer.model of a Llama-style tokenizer, or train "
+            "one with osprey prepare --train-tokenizer bpe",
             name);
     require(processor_.eos_id() >= 0 && processor_.eos_id() < processor_.GetPieceSize(), "tokenizer",
-            "{} has no end-of-sentence piece, which ends every document in the shards; train it "
-            "with one",
+            "{} has no end-of-sentence piece, which ends every document in the shards; train it with one",
             name);
     newline_ = find_newline();
   }
@@ -156,9 +154,7 @@ std::optional<int64_t> number_after(const std::string& text, std::string_view ma
          options.vocab_size, *most);
   if (const auto least = number_after(said, " vs "))
     fail("tokenizer",
-         "a vocabulary of {} cannot hold the bytes and characters of this text; give --vocab-size "
-         "{} "
-         "or more",
+         "a vocabulary of {} cannot hold the bytes and characters of this text; give --vocab-size {} or more",
          options.vocab_size, *least);
   fail("tokenizer", "training failed: {}", said);
 }
@@ -175,8 +171,7 @@ std::unique_ptr<Tokenizer> train_sentencepiece(const SentencepieceTraining& opti
           "there is no text to train a tokenizer on; give an input with text in it");
   require(options.vocab_size > 259, "tokenizer",
           "a vocabulary of {} is too small, 256 pieces are bytes and 3 are special; give a larger "
-          "--vocab-size, or "
-          "--tokenizer bytes",
+          "--vocab-size, or --tokenizer bytes",
           options.vocab_size);
   const std::unordered_map<std::string, std::string> settings = {
       {"model_type", options.kind == SentencepieceTraining::Kind::bpe ? "bpe" : "unigram"},

@@ -4,9 +4,9 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "framework/checkpoint/file.h"
-#include "framework/checkpoint/json.h"
-#include "framework/data/mapped_file.h"
+#include "framework/files/file.h"
+#include "framework/files/json.h"
+#include "framework/files/mapped_file.h"
 #include "kernels/core/check.h"
 
 namespace osprey {
@@ -33,15 +33,13 @@ ShardLabel read_label(const std::string& prefix) {
   const std::string path = prefix + ".json";
   std::error_code ignored;
   require(std::filesystem::exists(path, ignored), "data",
-          "{} is missing, which says what tokenizer made the shard; osprey prepare writes it with "
-          "the shard, and "
-          "osprey prepare --adopt beside shards from elsewhere",
+          "{} is missing, which says what tokenizer made the shard; osprey prepare writes it with the shard, "
+          "and osprey prepare --adopt beside shards from elsewhere",
           path);
   const auto json = read_json(path, 1 << 16, /*most_depth=*/4);
   const auto check = [&](bool ok, const char* key) {
     require(ok, "data",
-            "{} is not a shard description (`{}` is missing or of the wrong type); write the shard "
-            "again "
+            "{} is not a shard description (`{}` is missing or of the wrong type); write the shard again "
             "with osprey prepare",
             path, key);
   };

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "framework/data/byte_stream.h"
+#include "framework/files/utf8.h"
 #include "kernels/core/check.h"
 
 namespace osprey {
@@ -62,28 +63,6 @@ void trim_blank_lines(std::string& text) {
 }
 
 }  // namespace
-
-std::optional<size_t> find_malformed_utf8(std::string_view text) {
-  size_t i = 0;
-  while (i < text.size()) {
-    const auto at = [&](size_t k) { return static_cast<unsigned char>(text[k]); };
-    const unsigned char lead = at(i);
-    if (lead < 0x80) {
-      ++i;
-      continue;
-    }
-    const size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    if (lead < 0xc2 || lead > 0xf4 || i + length > text.size()) return i;
-    // The second byte's range rules out overlong forms, surrogates and what lies past U+10FFFF.
-    const unsigned char low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
-    const unsigned char high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-    if (at(i + 1) < low || at(i + 1) > high) return i;
-    for (size_t k = i + 2; k < i + length; ++k)
-      if ((at(k) & 0xc0) != 0x80) return i;
-    i += length;
-  }
-  return {};
-}
 
 /// The unread part of the file.
 class TextReader::Buffer {

@@ -63,8 +63,4 @@ class TextReader {
   std::string first_skipped_;
 };
 
-/// Where the first byte that is not UTF-8 stands; nullopt when `text` is valid (no overlong forms,
-/// no surrogates, nothing past U+10FFFF).
-std::optional<size_t> find_malformed_utf8(std::string_view text);
-
 }  // namespace osprey

@@ -12,14 +12,12 @@ void check_label(const IdxReader& shard, const Tokenizer& tokenizer, int64_t voc
   const std::string& prefix = shard.prefix();
   const ShardLabel label = read_label(prefix);
   require(label.tokens == shard.tokens() && label.documents == shard.documents(), "data",
-          "{}.json speaks of {} tokens in {} documents, but {}.idx holds {} in {}; the files are "
-          "of different "
-          "shards, write them again with osprey prepare",
+          "{}.json speaks of {} tokens in {} documents, but {}.idx holds {} in {}; the files are of "
+          "different shards, write them again with osprey prepare",
           prefix, label.tokens, label.documents, prefix, shard.tokens(), shard.documents());
   require(label.fingerprint == tokenizer.fingerprint(), "data",
-          "{}.bin was made with tokenizer {}, but data.tokenizer is {}; name the tokenizer "
-          "directory that was "
-          "written with the shards",
+          "{}.bin was made with tokenizer {}, but data.tokenizer is {}; name the tokenizer directory that "
+          "was written with the shards",
           prefix, label.fingerprint, tokenizer.fingerprint());
   require(label.max_token < vocab_size, "data",
           "model.vocab_size is {}, but {}.bin holds token {}; the tokenizer has {} tokens, so give "

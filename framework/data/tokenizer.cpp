@@ -3,9 +3,9 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "framework/checkpoint/file.h"
-#include "framework/checkpoint/json.h"
 #include "framework/data/tokenizer_files.h"
+#include "framework/files/file.h"
+#include "framework/files/json.h"
 #include "kernels/core/check.h"
 
 namespace osprey {

@@ -21,7 +21,6 @@ Fused split(const Tensor& qkv, const AttentionArgs& a) {
   return {qkv.columns(0, h), qkv.columns(h, h + g), qkv.columns(h + g, h + 2 * g)};
 }
 
-Tensor value_or_none(const Tape& t, Var v) { return v.valid() ? t.value(v) : Tensor{}; }
 Tensor flat(const Tensor& t) { return t.defined() ? t.view({t.numel()}) : t; }
 
 std::optional<kernels::Clip> clip_of(const AttentionArgs& a) {
@@ -45,8 +44,8 @@ Var attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink) {
                                          .head_size = args.head_size,
                                          .document_start = flat(args.document_start),
                                          .clip = clip_of(args),
-                                         .sink = value_or_none(t, sink),
-                                         .gate = value_or_none(t, gate)});
+                                         .sink = t.value_or_none(sink),
+                                         .gate = t.value_or_none(gate)});
   if (Tap* tap = t.tap())
     tap->observe_attention(t.current_layer(),
                            {.q = in.q,
@@ -77,8 +76,8 @@ Var attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink) {
                                             .head_size = args.head_size,
                                             .document_start = flat(args.document_start),
                                             .clip = clip_of(args),
-                                            .sink = value_or_none(t, sink),
-                                            .gate = value_or_none(t, gate)});
+                                            .sink = t.value_or_none(sink),
+                                            .gate = t.value_or_none(gate)});
   });
 }
 
@@ -97,8 +96,8 @@ Var cached_attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var 
                                         .v = in.v,
                                         .head_size = args.head_size,
                                         .clip = clip_of(args),
-                                        .sink = value_or_none(t, sink),
-                                        .gate = value_or_none(t, gate)});
+                                        .sink = t.value_or_none(sink),
+                                        .gate = t.value_or_none(gate)});
   return t.record("cached_attention", o, {qkv}, [](Tensor) {});
 }
 

@@ -17,8 +17,6 @@ Heads split(const Tensor& qkv, const RopeArgs& a) {
   return {qkv.columns(0, h), qkv.columns(h, h + g)};
 }
 
-Tensor value_or_none(const Tape& t, Var v) { return v.valid() ? t.value(v) : Tensor{}; }
-
 }  // namespace
 
 Var rope(Tape& t, Var qkv, const RopeArgs& args, Var q_norm, Var k_norm) {
@@ -36,8 +34,8 @@ Var rope(Tape& t, Var qkv, const RopeArgs& args, Var q_norm, Var k_norm) {
                                     .positions = positions,
                                     .head_size = args.head_size,
                                     .theta = args.theta,
-                                    .q_weight = value_or_none(t, q_norm),
-                                    .k_weight = value_or_none(t, k_norm),
+                                    .q_weight = t.value_or_none(q_norm),
+                                    .k_weight = t.value_or_none(k_norm),
                                     .eps = args.eps,
                                     .saved = saved});
   return t.record("rope", x, {qkv, q_norm, k_norm}, [=, &t](Tensor dy) {
@@ -56,8 +54,8 @@ Var rope(Tape& t, Var qkv, const RopeArgs& args, Var q_norm, Var k_norm) {
                                        .positions = positions,
                                        .head_size = args.head_size,
                                        .theta = args.theta,
-                                       .q_weight = value_or_none(t, q_norm),
-                                       .k_weight = value_or_none(t, k_norm),
+                                       .q_weight = t.value_or_none(q_norm),
+                                       .k_weight = t.value_or_none(k_norm),
                                        .eps = args.eps,
                                        .saved = saved,
                                        .partial = partial});

@@ -42,7 +42,7 @@ static void require_wire(const char* where, const Tensor& t, DType wire) {
           name(wire));
 }
 
-Call reduce_call(Collective collective, const Tensor& data, DType wire, int) {
+Call reduce_call(Collective collective, const Tensor& data, DType wire) {
   require_data(name(collective), data);
   require_wire(name(collective), data, wire);
   return {.count = data.numel(), .collective = collective, .dtype = data.dtype, .wire = wire};

@@ -35,7 +35,7 @@ struct Call {
 
 /// Describes a call and checks what this rank alone can check (contiguous, known dtypes, pieces inside the
 /// buffer, ordered and not overlapping for one owner).
-Call reduce_call(Collective collective, const Tensor& data, DType wire, int size);
+Call reduce_call(Collective collective, const Tensor& data, DType wire);
 Call pieces_call(Collective collective, const Tensor& flat, std::span<const Piece> pieces, DType wire,
                  int size);
 Call broadcast_call(const Tensor& data, int root, int size);

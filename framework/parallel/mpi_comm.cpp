@@ -129,7 +129,7 @@ class MpiComm final : public Communicator {
   std::string kind() const override { return "mpi"; }
 
   void all_reduce(Tensor data, DType wire) override {
-    enter(reduce_call(Collective::all_reduce, data, wire, size_));
+    enter(reduce_call(Collective::all_reduce, data, wire));
     if (size_ == 1 || data.numel() == 0) return;
     if (data.bytes() <= kSmallBytes) return all_reduce_small(data, wire);
     pieces_.resize(n());

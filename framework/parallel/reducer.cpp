@@ -1,15 +1,10 @@
 #include "framework/parallel/reducer.h"
 
-#include <chrono>
 #include <cstring>
 
+#include "framework/clock.h"
+
 namespace osprey {
-
-using Clock = std::chrono::steady_clock;
-
-static double ms_since(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
 
 std::vector<ReduceBucket> reduce_buckets(ParamStore& store) {
   std::vector<ReduceBucket> all;
@@ -79,10 +74,10 @@ void Reducer::enqueue(Job job) {
 void Reducer::wait_all() {
   armed_ = false;
   if (!comm_) return;
-  const auto start = Clock::now();
+  const double start = now_s();
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return done_ == queue_.size() || error_; });
-  times_.exposed_ms += ms_since(start);
+  times_.exposed_ms += (now_s() - start) * 1e3;
   if (error_) std::rethrow_exception(error_);
   queue_.clear();
   done_ = 0;
@@ -100,14 +95,14 @@ void Reducer::loop() {
     if (stop_) return;
     const Job job = queue_[done_];
     lock.unlock();
-    const auto start = Clock::now();
+    const double start = now_s();
     std::exception_ptr error;
     try {
       run(job);
     } catch (...) {
       error = std::current_exception();
     }
-    const double ms = ms_since(start);
+    const double ms = (now_s() - start) * 1e3;
     lock.lock();
     times_.busy_ms += ms;
     ++done_;

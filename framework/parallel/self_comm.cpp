@@ -13,7 +13,7 @@ class SelfComm final : public Communicator {
   int size() const override { return 1; }
   std::string kind() const override { return "self"; }
 
-  void all_reduce(Tensor data, DType wire) override { reduce_call(Collective::all_reduce, data, wire, 1); }
+  void all_reduce(Tensor data, DType wire) override { reduce_call(Collective::all_reduce, data, wire); }
   void reduce_scatter(Tensor flat, std::span<const Piece> pieces, DType wire) override {
     pieces_call(Collective::reduce_scatter, flat, pieces, wire, 1);
   }

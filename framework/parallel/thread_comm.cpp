@@ -77,7 +77,7 @@ class ThreadComm final : public Communicator {
   std::string kind() const override { return "thread"; }
 
   void all_reduce(Tensor data, DType wire) override {
-    enter(reduce_call(Collective::all_reduce, data, wire, size()), data.data);
+    enter(reduce_call(Collective::all_reduce, data, wire), data.data);
     if (size() > 1) {
       sum_range(data, even_piece(data.numel(), rank_, size()), wire);
       meet();

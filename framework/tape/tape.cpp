@@ -26,11 +26,7 @@ Var Tape::new_slot(const Tensor& value, bool needs_grad) {
 
 Var Tape::input(const Tensor& t) { return new_slot(t, false); }
 
-Var Tape::source(const Tensor& t) {
-  const Var v = new_slot(t, recording_);
-  slot(v).keep_grad = true;
-  return v;
-}
+Var Tape::source(const Tensor& t) { return new_slot(t, recording_); }
 
 Var Tape::leaf(Parameter& p) {
   const Var v = new_slot(p.value, recording_ && p.trainable);
@@ -173,9 +169,7 @@ void Tape::replay(int index, Var x, RunBlock run, const void* block, const Tenso
   layer_ = index;
   replaying_ = recording_ = true;
   op_mark_ = mark;
-  const Var inner = new_slot(value(x), true);
-  slot(inner).keep_grad = true;
-  slot(inner).needs_grad = needs_grad(x);
+  const Var inner = new_slot(value(x), needs_grad(x));
   const Var out = run(block, *this, inner);
   Slot& s = slot(out);
   pool_.retain(dy_buffer);

@@ -73,6 +73,8 @@ class Tape {
   /// A parameter: needs a gradient iff trainable.
   Var leaf(Parameter& p);
   Tensor value(Var v) const;
+  /// As value(), or undefined for a Var that is not valid: an input the op can do without.
+  Tensor value_or_none(Var v) const { return v.valid() ? value(v) : Tensor{}; }
   bool needs_grad(Var v) const;
   /// The parameter behind a leaf, or null.
   Parameter* parameter(Var v) const;
@@ -132,7 +134,6 @@ class Tape {
     Parameter* param = nullptr;
     int buffer = -1;  // pool buffer of grad
     bool needs_grad = false;
-    bool keep_grad = false;
   };
   struct Record {
     const char* op;

@@ -1,17 +1,13 @@
 #include "framework/telemetry/gemm_rate.h"
 
 #include <algorithm>
-#include <chrono>
 
+#include "framework/clock.h"
 #include "kernels/core/random.h"
 
 namespace osprey {
 
 namespace {
-
-double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 Tensor draw(Arena& memory, uint64_t stream) {
   const Tensor t = memory.alloc({GemmYardstick::side, GemmYardstick::side}, DType::bf16);

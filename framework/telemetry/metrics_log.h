@@ -7,6 +7,8 @@
 #include <string>
 #include <string_view>
 
+#include "framework/files/file.h"
+
 namespace osprey {
 
 /// One line of metrics.jsonl. Keys keep the order in which they were added.
@@ -48,17 +50,13 @@ class MetricsLog {
   /// metrics.jsonl.old.
   /// Errors: throws when the file cannot be read or written.
   MetricsLog(const std::filesystem::path& file, std::optional<int64_t> resumed_step);
-  ~MetricsLog();
-  MetricsLog(const MetricsLog&) = delete;
-  MetricsLog& operator=(const MetricsLog&) = delete;
 
   /// Appends one line by one write; a killed process loses no line that was returned from.
   /// Errors: throws when the disk is full.
   void write(const MetricsEntry& entry);
 
  private:
-  std::filesystem::path file_;
-  int descriptor_ = -1;
+  AppendFile file_;
 };
 
 }  // namespace osprey

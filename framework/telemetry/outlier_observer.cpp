@@ -97,6 +97,27 @@ std::vector<OutlierRow> OutlierObserver::result() const {
   return rows;
 }
 
+void observe_both_protocols(OutlierObserver& observer, LanguageModel& model, Tape& tape,
+                            const BatchView& batch, int64_t osp_tokens) {
+  tape.set_mode(Tape::Mode::evaluate);
+  tape.set_tap(&observer);
+  observer.begin(Protocol::context, batch.document_start);
+  model.hidden(tape, batch);
+  tape.reset();
+  if (const int64_t n = std::min(osp_tokens, batch.tokens.numel()); n > 0) {
+    const auto first = [&](const Tensor& t) { return make_tensor(t.data, {n, 1}, t.dtype, t.device); };
+    const Tensor zeros = tape.alloc({n, 1}, DType::i32);
+    std::fill_n(zeros.as<int32_t>(), n, 0);
+    observer.begin(Protocol::osp);
+    model.hidden(tape, {.tokens = first(batch.tokens),
+                        .targets = first(batch.targets),
+                        .positions = zeros,
+                        .document_start = {}});
+    tape.reset();
+  }
+  tape.set_tap(nullptr);
+}
+
 MetricsEntry outlier_entry(const OutlierRow& row, int64_t step, int64_t tokens) {
   const OutlierMetrics& m = row.metrics;
   MetricsEntry e("outliers", step, tokens);

@@ -2,21 +2,17 @@
 // Collects outlier figures of named activations while a model runs forward.
 //
 //   OutlierObserver observer(spec, queue);
-//   tape.set_tap(&observer);
-//   observer.begin(Protocol::context);  ... forward on a batch ...
-//   observer.begin(Protocol::osp);      ... forward on sequences of length one ...
-//   tape.set_tap(nullptr);
+//   observe_both_protocols(observer, model, tape, batch, osp_tokens);
 //   observer.merge(comm);
-//   if (comm.rank() == 0) for (const OutlierRow& row : observer.result()) log.write(outlier_entry(row, step,
-//   tokens));
+//   for (const OutlierRow& row : observer.result()) log.write(outlier_entry(row, step, tokens));  // rank 0
 
 #include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "framework/model.h"
 #include "framework/parallel/communicator.h"
-#include "framework/tape/hooks.h"
 #include "framework/telemetry/first_token.h"
 #include "framework/telemetry/metrics_log.h"
 #include "framework/telemetry/outliers.h"
@@ -80,6 +76,11 @@ class OutlierObserver final : public Tap {
   Tensor document_start_;
   std::map<Key, Sums> rows_;
 };
+
+/// Shows the observer a forward pass over `batch` in context, and one over its first `osp_tokens` tokens (at
+/// most all of them) as sequences of length one. Leaves the tape empty and in evaluation mode.
+void observe_both_protocols(OutlierObserver& observer, LanguageModel& model, Tape& tape,
+                            const BatchView& batch, int64_t osp_tokens);
 
 /// The "outliers" entry of one row.
 MetricsEntry outlier_entry(const OutlierRow& row, int64_t step, int64_t tokens);

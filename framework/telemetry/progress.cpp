@@ -11,7 +11,6 @@
 #include <cstring>
 
 namespace osprey {
-namespace {
 
 std::string grouped(int64_t n) {
   std::string digits = std::to_string(n);
@@ -19,8 +18,6 @@ std::string grouped(int64_t n) {
     digits.insert(static_cast<size_t>(at), ",");
   return digits;
 }
-
-}  // namespace
 
 std::string duration_text(double seconds) {
   if (!std::isfinite(seconds)) return "?";

@@ -9,8 +9,7 @@ namespace osprey {
 
 /// What one finished step has to say.
 struct ProgressSample {
-  int64_t step = 0, steps = 0;  // finished so far, and in all
-  int64_t tokens = 0, tokens_total = 0;
+  int64_t step = 0, steps = 0;         // finished so far, and in all
   double loss = 0;                     // nats per token
   double grad_norm = 0;                // before clipping
   double tokens_per_second = 0;        // over all ranks
@@ -19,8 +18,9 @@ struct ProgressSample {
   int64_t skipped_updates = 0;
 };
 
-/// "step 1,200/4,000 · loss 3.1416 · ...", cut to `columns` characters.
-/// Units: columns counts characters, not bytes.
+/// "1,234,567".
+std::string grouped(int64_t n);
+/// "step 1,200/4,000 | loss 3.1416 | ...", cut to `columns` characters; 0: not cut.
 std::string progress_text(const ProgressSample& sample, int columns);
 /// "2 h 05 min", "3 min 20 s", "45 s".
 std::string duration_text(double seconds);

@@ -1,15 +1,12 @@
 #include "framework/telemetry/run_watch.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
+
+#include "framework/clock.h"
 
 namespace osprey {
 namespace {
-
-double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 /// One line of this rank, to be gathered: fields that hold no tab or newline.
 std::string pack_host(const HostInfo& h) {
@@ -143,8 +140,6 @@ void RunWatch::write_train(const StepResult& r) {
             .add("skipped_updates", r.skipped_total));
   ProgressSample p{.step = r.step,
                    .steps = r.total_steps,
-                   .tokens = r.tokens,
-                   .tokens_total = 0,
                    .loss = r.loss,
                    .grad_norm = r.grad_norm,
                    .tokens_per_second = rate,
@@ -169,30 +164,11 @@ void RunWatch::after_step(Trainer& trainer, const StepResult& r) {
   if (options_.telemetry.outliers && due && !r.stopping) measure_outliers(trainer, r.step, r.tokens);
 }
 
-/// A forward pass over the step's last micro batch, and one over its first tokens as sequences of length
-/// one, with the tap set.
 void RunWatch::measure_outliers(Trainer& trainer, int64_t step, int64_t tokens) {
   const TrainerParts& parts = trainer.parts();
-  Tape& tape = *parts.tape;
-  const BatchView& batch = trainer.last_batch();
   observer_.reset();
-  tape.set_mode(Tape::Mode::evaluate);
-  tape.set_tap(&observer_);
-  observer_.begin(Protocol::context, batch.document_start);
-  parts.model->hidden(tape, batch);
-  tape.reset();
-  if (const int64_t n = std::min(options_.telemetry.osp_tokens, batch.tokens.numel()); n > 0) {
-    zeros_.assign(static_cast<size_t>(n), 0);
-    const Tensor zeros = make_tensor(zeros_.data(), {n, 1}, DType::i32, batch.tokens.device);
-    BatchView alone{.tokens = make_tensor(batch.tokens.data, {n, 1}, DType::i32, batch.tokens.device),
-                    .targets = make_tensor(batch.targets.data, {n, 1}, DType::i32, batch.targets.device),
-                    .positions = zeros,
-                    .document_start = {}};
-    observer_.begin(Protocol::osp);
-    parts.model->hidden(tape, alone);
-    tape.reset();
-  }
-  tape.set_tap(nullptr);
+  observe_both_protocols(observer_, *parts.model, *parts.tape, trainer.last_batch(),
+                         options_.telemetry.osp_tokens);
   observer_.merge(world_);
   if (!log_) return;
   const std::vector<OutlierRow> rows = observer_.result();

@@ -63,7 +63,6 @@ class RunWatch final : public StepHook {
   std::unique_ptr<Progress> progress_;
   TimeLeft left_;
   RunSummary summary_;
-  std::vector<int32_t> zeros_;  // positions of sequences of length one
   double start_s_ = 0;
   double flops_per_token_ = 0, step_tokens_ = 0;
   double counted_s_ = 0, counted_tokens_ = 0;  // without the first step of this process

@@ -2,11 +2,9 @@
 
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <fstream>
 
+#include "framework/files/file.h"
 #include "framework/telemetry/metrics_log.h"
 #include "kernels/core/check.h"
 
@@ -79,16 +77,7 @@ void write_summary(const std::filesystem::path& file, const RunSummary& s) {
   top.add("parameters", s.parameters).raw("memory_peak_bytes", memory.str());
   top.raw("hosts", "[" + hosts + (hosts.empty() ? "]" : "\n  ]"));
 
-  const std::string aside = file.string() + ".partial", text = top.str() + "\n";
-  std::FILE* out = std::fopen(aside.c_str(), "wb");
-  require(out != nullptr, "summary", "cannot write {}: {}", aside, std::strerror(errno));
-  const bool written = std::fwrite(text.data(), 1, text.size(), out) == text.size() &&
-                       std::fflush(out) == 0 && fsync(fileno(out)) == 0;
-  const int why = errno;
-  std::fclose(out);
-  require(written, "summary", "cannot write {}: {}", aside, std::strerror(why));
-  require(std::rename(aside.c_str(), file.c_str()) == 0, "summary", "cannot replace {}: {}", file.string(),
-          std::strerror(errno));
+  replace_file(file, top.str() + "\n");
 }
 
 }  // namespace osprey

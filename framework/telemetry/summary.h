@@ -21,7 +21,7 @@ HostInfo this_host();
 
 struct RunSummary {
   std::string name;
-  std::string status;  // "finished", "stopped" (signal), "failed"
+  std::string status;  // "running", "finished", "stopped" (by a signal), "failed"
   std::string version;
   int64_t step = 0, steps = 0;
   int64_t tokens = 0;

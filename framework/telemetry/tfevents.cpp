@@ -1,14 +1,11 @@
 #include "framework/telemetry/tfevents.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <array>
 #include <atomic>
 #include <bit>
-#include <cerrno>
 #include <chrono>
-#include <cstring>
 
 #include "kernels/core/check.h"
 
@@ -64,7 +61,7 @@ std::string event_head(double wall_s, int64_t step) {
   return out;
 }
 
-double now_s() {
+double wall_now_s() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
@@ -102,8 +99,8 @@ std::string tf_start_event(double wall_s, int64_t step) {
 }
 
 std::string tf_scalar_event(double wall_s, int64_t step, std::span<const TfScalar> scalars) {
-  std::string
-      summary;  // Summary { repeated Value value = 1; }  Value { string tag = 1; float simple_value = 2; }
+  // Summary { repeated Value value = 1; }  Value { string tag = 1; float simple_value = 2; }
+  std::string summary;
   for (const TfScalar& s : scalars) {
     std::string value;
     put_bytes(value, 1, s.tag);
@@ -116,37 +113,26 @@ std::string tf_scalar_event(double wall_s, int64_t step, std::span<const TfScala
   return out;
 }
 
-TfEventsWriter::TfEventsWriter(const std::filesystem::path& dir, int64_t first_step) {
+/// A name of its own in `dir`, which is made where it is missing.
+static std::filesystem::path fresh_file(const std::filesystem::path& dir) {
   std::error_code error;
   std::filesystem::create_directories(dir, error);
   require(!error, "tensorboard", "cannot make {}: {}", dir.string(), error.message());
   char host[256] = "host";
   gethostname(host, sizeof host - 1);
   static std::atomic<int> opened{0};  // two writers of one process in one second
-  path_ = dir / fmt::format("events.out.tfevents.{}.{}.{}.{}", static_cast<int64_t>(now_s()), host, getpid(),
-                            opened++);
-  file_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0644);
-  require(file_ >= 0, "tensorboard", "cannot write {}: {}", path_.string(), std::strerror(errno));
-  write(tfrecord(tf_version_event(now_s())));
-  if (first_step > 0) write(tfrecord(tf_start_event(now_s(), first_step)));
+  return dir / fmt::format("events.out.tfevents.{}.{}.{}.{}", static_cast<int64_t>(wall_now_s()), host,
+                           getpid(), opened++);
 }
 
-TfEventsWriter::~TfEventsWriter() {
-  if (file_ >= 0) close(file_);
+TfEventsWriter::TfEventsWriter(const std::filesystem::path& dir, int64_t first_step)
+    : file_(fresh_file(dir)) {
+  file_.write(tfrecord(tf_version_event(wall_now_s())));
+  if (first_step > 0) file_.write(tfrecord(tf_start_event(wall_now_s(), first_step)));
 }
 
 void TfEventsWriter::scalars(int64_t step, std::span<const TfScalar> list) {
-  if (!list.empty()) write(tfrecord(tf_scalar_event(now_s(), step, list)));
-}
-
-void TfEventsWriter::write(const std::string& record) {
-  size_t done = 0;
-  while (done < record.size()) {
-    const ssize_t n = ::write(file_, record.data() + done, record.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    require(n > 0, "tensorboard", "cannot write {}: {}", path_.string(), std::strerror(errno));
-    done += static_cast<size_t>(n);
-  }
+  if (!list.empty()) file_.write(tfrecord(tf_scalar_event(wall_now_s(), step, list)));
 }
 
 }  // namespace osprey

@@ -7,6 +7,8 @@
 #include <string>
 #include <string_view>
 
+#include "framework/files/file.h"
+
 namespace osprey {
 
 /// CRC-32C (Castagnoli) of `bytes`.
@@ -33,18 +35,13 @@ class TfEventsWriter {
   /// that TensorBoard drops the points of the abandoned steps.
   /// Errors: throws when the directory or file cannot be written.
   TfEventsWriter(const std::filesystem::path& dir, int64_t first_step);
-  ~TfEventsWriter();
-  TfEventsWriter(const TfEventsWriter&) = delete;
-  TfEventsWriter& operator=(const TfEventsWriter&) = delete;
 
   /// One event; on disk when the call returns (as far as the kernel is concerned). NaN is legal.
   void scalars(int64_t step, std::span<const TfScalar> scalars);
-  const std::filesystem::path& path() const { return path_; }
+  const std::filesystem::path& path() const { return file_.path(); }
 
  private:
-  void write(const std::string& record);
-  std::filesystem::path path_;
-  int file_ = -1;
+  AppendFile file_;
 };
 
 }  // namespace osprey

@@ -1,5 +1,6 @@
 #include "framework/train/checkpoint_hook.h"
 
+#include "framework/parallel/agree.h"
 #include "kernels/core/check.h"
 
 namespace osprey {
@@ -26,10 +27,6 @@ std::vector<NamedValue> CheckpointHook::values() const {
   return all;
 }
 
-int64_t CheckpointHook::snapshot_bytes() const {
-  return Checkpointer::snapshot_bytes(to_save_, world_.rank() == 0 ? values() : std::vector<NamedValue>());
-}
-
 std::optional<CheckpointState> CheckpointHook::resume() {
   const auto found = agree(world_, [&] {
     if (world_.rank() != 0) return std::string();
@@ -37,11 +34,11 @@ std::optional<CheckpointState> CheckpointHook::resume() {
     // Checkpoints that this run has not reached yet would be taken for its newest ones.
     const int64_t from = path ? read_checkpoint_state(*path).step : 0;
     const auto existing = list_checkpoints(setup_.directory);
-    require(existing.empty() || existing.back().step <= from, "checkpoint",
-            "{} belongs to an earlier run that went further than step {}, where this one starts; give this "
-            "run another "
-            "run.name, set checkpoint.resume to auto, or delete the later checkpoints",
-            existing.empty() ? "" : existing.back().path.string(), from);
+    require(
+        existing.empty() || existing.back().step <= from, "checkpoint",
+        "{} belongs to an earlier run that went further than step {}, where this one starts; give this run "
+        "another run.name, set checkpoint.resume to auto, or delete the later checkpoints",
+        existing.empty() ? "" : existing.back().path.string(), from);
     return path ? path->string() : std::string();
   });
   if (found[0].empty()) return std::nullopt;
@@ -51,15 +48,17 @@ std::optional<CheckpointState> CheckpointHook::resume() {
   agree(world_, [&] {
     state = read_checkpoint_state(path);
     const auto seed = static_cast<int64_t>(trainer_.parts().seed);
-    require(state.seed == seed, "checkpoint",
-            "{} was trained with run.seed {}, the recipe says {}; every random draw would "
-            "differ from here on",
-            path.string(), state.seed, seed);
-    require(state.tokens == trainer_.tokens_after(state.step), "checkpoint",
-            "{} stands at {} tokens after {} steps, with this recipe it would be {}; "
-            "train.global_batch_tokens must stay {}",
-            path.string(), state.tokens, state.step, trainer_.tokens_after(state.step),
-            state.step > 0 ? state.tokens / state.step : trainer_.spec().global_batch_tokens);
+    require(
+        state.seed == seed, "checkpoint",
+        "{} was trained with run.seed {}, the recipe says {}; every random draw would differ from here on",
+        path.string(), state.seed, seed);
+    // By division: a product of what a file says may overflow.
+    const int64_t batch = trainer_.spec().global_batch_tokens;
+    require(
+        state.tokens % batch == 0 && state.tokens / batch == state.step, "checkpoint",
+        "{} stands at {} tokens after {} steps, this recipe takes {} a step; train.global_batch_tokens must "
+        "stay {}",
+        path.string(), state.tokens, state.step, batch, state.step > 0 ? state.tokens / state.step : batch);
     return std::string();
   });
   load_pieces(path, world_, pieces());
@@ -67,7 +66,6 @@ std::optional<CheckpointState> CheckpointHook::resume() {
   parts.updater->round_values();
   parts.reducer->gather_all();
   parts.reducer->wait_all();
-  parts.updater->publish();
   trainer_.skipped_total = state.skipped_steps;
   saved_step_ = state.step;
   return state;
@@ -86,11 +84,11 @@ void CheckpointHook::settle() {
   std::optional<std::string> failure;
   try {
     saver_.wait();
-  } catch (const Error& e) {
+  } catch (const AgreedError& e) {
     failure = e.what();
   }
   report(failure);
-  if (failure && setup_.spec.on_error == CheckpointSpec::OnError::stop) throw Error(*failure);
+  if (failure && setup_.spec.on_error == CheckpointSpec::OnError::stop) throw AgreedError(*failure);
 }
 
 void CheckpointHook::save(const StepResult& result) {

@@ -36,16 +36,13 @@ class CheckpointHook final : public StepHook {
 
   /// Restores masters, optimizer state and values from what checkpoint.resume means.
   /// Returns the state of the checkpoint, or nothing when the run starts anew. Collective.
-  /// Errors: the same on every rank: damaged files, another model, other optimizers, another seed or batch.
+  /// Errors: AgreedError: damaged files, another model, other optimizers, another seed or batch.
   std::optional<CheckpointState> resume();
 
   void after_step(Trainer& trainer, const StepResult& result) override;
   /// Saves when a signal stopped the run, or when checkpoint.save_final says so, and waits.
   /// Errors: a save that failed.
   void on_end(Trainer& trainer, const StepResult& result) override;
-
-  /// Host memory for the copies of a save on this rank.
-  int64_t snapshot_bytes() const;
 
  private:
   std::vector<NamedPiece> pieces() const;

@@ -1,32 +1,29 @@
 #include "framework/train/trainer.h"
 
-#include <chrono>
 #include <cmath>
 
+#include "framework/clock.h"
+#include "framework/parallel/agree.h"
 #include "framework/train/clip.h"
 
 namespace osprey {
 
 volatile std::sig_atomic_t Trainer::stop_requested_ = 0;
 
-static double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 int64_t micro_steps(const TrainSpec& spec, int64_t sequence_len, int ranks) {
   const int64_t unit = spec.micro_batch_size * sequence_len * ranks;
   const int64_t nearest = std::max<int64_t>(1, (spec.global_batch_tokens + unit / 2) / unit) * unit;
-  require(spec.global_batch_tokens % unit == 0, "train",
-          "train.global_batch_tokens {} is not a multiple of micro_batch_size {} * sequence_len {} * {} "
-          "ranks = {}; "
-          "the nearest is {}",
-          spec.global_batch_tokens, spec.micro_batch_size, sequence_len, ranks, unit, nearest);
+  require(
+      spec.global_batch_tokens % unit == 0, "train",
+      "train.global_batch_tokens {} is not a multiple of micro_batch_size {} * sequence_len {} * {} ranks = "
+      "{}; the nearest is {}",
+      spec.global_batch_tokens, spec.micro_batch_size, sequence_len, ranks, unit, nearest);
   return spec.global_batch_tokens / unit;
 }
 
 Trainer::Trainer(const TrainSpec& spec, const TrainerParts& parts) : spec_(spec), parts_(parts) {
   const int64_t rows = spec_.micro_batch_size, length = parts_.sequence_len;
-  micro_steps_ = osprey::micro_steps(spec_, length, parts_.world->size());
+  micro_steps_ = micro_steps(spec_, length, parts_.world->size());
   const int64_t bytes = rows * length * 4 + 64;
   tokens_arena_ = std::make_unique<Arena>("token buffers", parts_.queue.device, 4 * bytes * micro_steps_);
   for (int64_t i = 0; i < micro_steps_; ++i) {
@@ -85,7 +82,6 @@ StepResult Trainer::step(int64_t step) {
     parts_.updater->step(step, r.learning_rate_factor, gradient.scale, parts_.seed);
     parts_.reducer->gather_all();
     parts_.reducer->wait_all();
-    parts_.updater->publish();
   }
   skipped_total += r.skipped;
   r.step = step + 1;
@@ -99,11 +95,11 @@ StepResult Trainer::step(int64_t step) {
 
 void Trainer::check_skips(const StepResult& result) {
   skipped_in_a_row_ = result.skipped ? skipped_in_a_row_ + 1 : 0;
-  require(skipped_in_a_row_ <= spec_.max_skipped_updates, "train",
-          "step {}: loss {} and gradient norm {} were not finite {} times in a row "
-          "(train.max_skipped_updates is {}); "
-          "lower the learning rate or resume from an earlier checkpoint",
-          result.step, result.loss, result.grad_norm, skipped_in_a_row_, spec_.max_skipped_updates);
+  if (skipped_in_a_row_ <= spec_.max_skipped_updates) return;
+  throw AgreedError(fmt::format(
+      "[train] step {}: loss {} and gradient norm {} were not finite {} times in a row "
+      "(train.max_skipped_updates is {}); lower the learning rate or resume from an earlier checkpoint",
+      result.step, result.loss, result.grad_norm, skipped_in_a_row_, spec_.max_skipped_updates));
 }
 
 void Trainer::run(int64_t first) {

@@ -93,7 +93,6 @@ class Trainer {
 
   const TrainSpec& spec() const { return spec_; }
   const TrainerParts& parts() const { return parts_; }
-  int64_t micro_steps() const { return micro_steps_; }
   int64_t tokens_after(int64_t steps) const { return steps * spec_.global_batch_tokens; }
   /// The micro batch of the last step that this rank computed last.
   const BatchView& last_batch() const { return batches_.back(); }

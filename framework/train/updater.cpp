@@ -95,9 +95,4 @@ void Updater::round_values() {
       if (p.value.dtype != DType::f32) kernels::copy(queue_, {.y = p.value, .x = p.master});
 }
 
-void Updater::publish() {
-  for (const auto& p : params_.all())
-    if (p->trainable) ++p->version;
-}
-
 }  // namespace osprey

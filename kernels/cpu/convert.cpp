@@ -1,5 +1,7 @@
 #include "kernels/cpu/convert.h"
 
+#include <cstring>
+
 #include "kernels/cpu/isa/convert.h"
 
 namespace osprey::cpu {
@@ -18,7 +20,7 @@ void copy_matrix(const Queue& queue, const Tensor& to, const Tensor& from) {
       void* dst = row(to, i);
       const void* src = row(from, i);
       if (to.dtype == from.dtype)
-        memcpy(dst, src, static_cast<size_t>(cols * size_bytes(to.dtype)));
+        std::memcpy(dst, src, static_cast<size_t>(cols * size_bytes(to.dtype)));
       else if (to.dtype == DType::f32)
         table.widen(static_cast<float*>(dst), static_cast<const bf16*>(src), cols);
       else

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "kernels/cpu/convert.h"
 #include "kernels/cpu/isa/pointwise.h"
 
 namespace osprey::cpu {
@@ -17,23 +18,14 @@ T* row_of(const Tensor& t, int64_t r) {
   return reinterpret_cast<T*>(row(t, r));
 }
 
-/// A contiguous pair of equal shape is one long row.
+/// Rows that are worth a thread.
 int64_t grain_rows(int64_t cols) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, cols)); }
 
 }  // namespace
 
 void copy(const Queue& queue, const kernels::Copy& c) {
-  const int64_t n = c.x.cols();
-  parallel_for(queue, c.x.rows(), grain_rows(n), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      if (c.x.dtype == c.y.dtype)
-        std::memcpy(row(c.y, r), row(c.x, r), static_cast<size_t>(n * size_bytes(c.x.dtype)));
-      else if (c.x.dtype == DType::bf16)
-        pointwise_table().to_f32(row_of<float>(c.y, r), row_of<bf16>(c.x, r), n);
-      else
-        pointwise_table().to_bf16(row_of<bf16>(c.y, r), row_of<float>(c.x, r), n);
-    }
-  });
+  const int64_t rows = c.x.rows();
+  copy_matrix(queue, c.y.row_range(0, rows), c.x.row_range(0, rows));
 }
 
 void add(const Queue& queue, const kernels::Add& a) {

@@ -1,11 +1,11 @@
 #include <fmt/format.h>
 
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <memory>
 #include <thread>
 
+#include "framework/clock.h"
 #include "framework/eval/round_to_nearest.h"
 #include "framework/telemetry/metrics_log.h"
 #include "framework/telemetry/outlier_observer.h"
@@ -34,16 +34,12 @@ struct Result {
   double seconds = 0;
 };
 
-/// Mean loss over the first `options.tokens` validation tokens.
+/// Mean loss over the first `rows` sequences.
 Result evaluate(LoadedModel& m, ValidationLoader& data, const BatchView& view, int64_t rows) {
-  const auto start = std::chrono::steady_clock::now();
+  const double start = now_s();
   LossSum sum;
   for (int64_t first = 0; first < rows; first += view.batch()) {
-    Batch batch{.tokens = view.tokens,
-                .targets = view.targets,
-                .positions = view.positions,
-                .document_start = view.document_start};
-    data.batch(first, batch);
+    data.batch(first, view);
     for (int64_t row = rows - first; row < view.batch(); ++row) {
       int32_t* targets = view.targets.as<int32_t>() + row * view.sequence();
       std::fill(targets, targets + view.sequence(), -1);
@@ -52,8 +48,7 @@ Result evaluate(LoadedModel& m, ValidationLoader& data, const BatchView& view, i
     m.tape.reset();
   }
   require(sum.tokens > 0, "eval", "the validation data hold no token to predict");
-  return {sum.loss / static_cast<double>(sum.tokens), sum.tokens,
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()};
+  return {sum.loss / static_cast<double>(sum.tokens), sum.tokens, now_s() - start};
 }
 
 /// Entropy of the targets' own frequencies: no model without context can do better on this text.
@@ -61,11 +56,7 @@ double unigram_loss(ValidationLoader& data, const BatchView& view, int64_t rows,
   std::vector<int64_t> counts(static_cast<size_t>(vocabulary));
   int64_t total = 0;
   for (int64_t first = 0; first < rows; first += view.batch()) {
-    Batch batch{.tokens = view.tokens,
-                .targets = view.targets,
-                .positions = view.positions,
-                .document_start = view.document_start};
-    data.batch(first, batch);
+    data.batch(first, view);
     const int64_t tokens = std::min(view.batch(), rows - first) * view.sequence();
     for (int64_t i = 0; i < tokens; ++i) {
       const int32_t target = view.targets.as<int32_t>()[i];
@@ -114,7 +105,7 @@ void run(const Options& options) {
   const auto data = validation_data(m, options.data, length);
   const int64_t rows = std::min(data->rows(), (options.tokens + length - 1) / length);
   Arena buffers("token buffers", m.queue.device, int64_t{64} << 20);
-  const BatchView view = make_batch(buffers, options.batch, length);
+  const BatchView view = make_batch(buffers, *data, options.batch);
 
   const Result plain = evaluate(m, *data, view, rows);
   fmt::print("{}\n{} tokens of validation data in sequences of {}, {:.1f} s\n\n", m.path.string(),
@@ -134,8 +125,8 @@ void run(const Options& options) {
     if (!options.clip_search) append(home, m.path, format.name, r);
   }
   fmt::print(
-      "\nWeights per output row, symmetric; activations per token, asymmetric; linear layers inside the "
-      "blocks only.\n\n");
+      "\nWeights per output row, symmetric; activations per token, asymmetric; linear layers inside the blocks "
+      "only.\n\n");
   print_outliers(measure_outliers_of(m, *data, view, std::min(rows, options.batch)),
                  OutlierDetail::over_layers);
   if (!home.empty()) fmt::print("\nadded to {}\n", (home / "metrics.jsonl").string());

@@ -1,10 +1,10 @@
 #include <fmt/format.h>
 
-#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <thread>
 
+#include "framework/clock.h"
 #include "framework/eval/sampler.h"
 #include "launch/commands/command.h"
 #include "launch/loaded_model.h"
@@ -53,7 +53,7 @@ void generate(LoadedModel& m, const Options& o, uint64_t sample, const std::vect
   Sampler sampler(o.sampler);
   Printer printer;
   std::vector<int32_t> text = prompt;
-  const auto start = std::chrono::steady_clock::now();
+  const double start = now_s();
   for (int64_t i = 0; i < capacity; ++i) {
     token.as<int32_t>()[0] = text[static_cast<size_t>(i)];
     position.as<int32_t>()[0] = static_cast<int32_t>(i);
@@ -70,7 +70,7 @@ void generate(LoadedModel& m, const Options& o, uint64_t sample, const std::vect
     if (static_cast<int64_t>(text.size()) >= capacity) break;
   }
   m.tape.reset();
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = now_s() - start;
   std::printf("\n");
   std::fflush(stdout);
   fmt::print(stderr, "[{} tokens, {:.1f} tokens/s]\n", text.size() - prompt.size(),

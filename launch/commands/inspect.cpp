@@ -73,7 +73,7 @@ void add_inspect(CLI::App& app) {
     const int64_t rows = std::min(o->sequences, data->rows()), batch = std::min<int64_t>(rows, 8);
     Arena buffers("token buffers", m.queue.device, int64_t{64} << 20);
     fmt::print("{}\n\n", m.path.string());
-    print_outliers(measure_outliers_of(m, *data, make_batch(buffers, batch, length), rows / batch * batch),
+    print_outliers(measure_outliers_of(m, *data, make_batch(buffers, *data, batch), rows / batch * batch),
                    OutlierDetail::every_layer);
     print_weights(m.params);
   });

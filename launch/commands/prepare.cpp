@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -12,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "framework/clock.h"
 #include "framework/data/prepare.h"
 #include "kernels/core/check.h"
 #include "launch/commands/command.h"
@@ -34,12 +34,11 @@ What the recipe then says:
 class ProgressLine {
  public:
   void operator()(const PrepareProgress& at) {
-    const auto now = std::chrono::steady_clock::now();
+    const double now = now_s();
     const bool terminal = ::isatty(STDERR_FILENO) != 0, new_stage = stage_ != at.stage;
-    const auto pause = std::chrono::milliseconds(terminal ? 200 : 10000);
-    if (!new_stage && now - last_ < pause) return;
-    if (new_stage) begin_ = now;
-    const double seconds = std::max(0.001, std::chrono::duration<double>(now - begin_).count());
+    if (!new_stage && now - last_s_ < (terminal ? 0.2 : 10.0)) return;
+    if (new_stage) begin_s_ = now;
+    const double seconds = std::max(0.001, now - begin_s_);
     std::string line =
         fmt::format("{}: {} documents, {:.1f} MB", at.stage, at.documents, at.text_bytes * 1e-6);
     if (at.tokens > 0 && !new_stage)
@@ -50,7 +49,7 @@ class ProgressLine {
                stderr);
     std::fflush(stderr);
     stage_ = at.stage;
-    last_ = now;
+    last_s_ = now;
   }
   ~ProgressLine() {
     if (!stage_.empty() && ::isatty(STDERR_FILENO)) std::fputs("\n", stderr);
@@ -58,7 +57,7 @@ class ProgressLine {
 
  private:
   std::string stage_;
-  std::chrono::steady_clock::time_point begin_, last_;
+  double begin_s_ = 0, last_s_ = 0;
 };
 
 /// \n, \t and \\ as people type them in a shell.
@@ -151,13 +150,13 @@ struct Command {
     if (skip_bad) options.text.bad = TextOptions::Bad::skip;
     if (if_missing) options.existing = PrepareOptions::Existing::keep;
     if (train_asked()) options.training = training;
-    const auto begin = std::chrono::steady_clock::now();
+    const double begin = now_s();
     PrepareSummary summary;
     {
       ProgressLine line;
       summary = prepare(options, [&](const PrepareProgress& at) { line(at); });
     }
-    print(options, summary, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    print(options, summary, now_s() - begin);
   }
 };
 

@@ -1,12 +1,12 @@
-#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "kernels/core/check.h"
+#include "framework/files/file.h"
 #include "launch/commands/command.h"
 #include "launch/report/page.h"
 #include "launch/report/run_data.h"
@@ -16,31 +16,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void write_page(const fs::path& file, const std::string& html) {
-  const fs::path aside = file.string() + ".partial";
-  {
-    std::ofstream out(aside, std::ios::binary | std::ios::trunc);
-    out.write(html.data(), static_cast<std::streamsize>(html.size()));
-    out.flush();
-    if (!out) {
-      std::error_code ignored;
-      fs::remove(aside, ignored);
-      fail("report", "cannot write {}; choose another file with -o", file.string());
-    }
-  }
-  std::error_code error;
-  fs::rename(aside, file, error);
-  require(!error, "report", "cannot write {}: {}; choose another file with -o", file.string(),
-          error.message());
-}
-
 void report_runs(const std::vector<std::string>& dirs, const std::string& output) {
   std::vector<report::RunData> runs;
   for (const std::string& dir : dirs) runs.push_back(report::read_run(dir));
   report::name_runs(runs);
   fs::path file = output;
   if (output.empty()) file = runs.size() == 1 ? fs::path(dirs[0]) / "report.html" : fs::path("report.html");
-  write_page(file, report::page(runs));
+  replace_file(file, report::page(runs));
   for (const report::RunData& run : runs)
     for (const std::string& note : run.notes) fmt::print(stderr, "{}: {}\n", run.dir.string(), note);
   fmt::print("wrote {}\n", file.string());

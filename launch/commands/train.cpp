@@ -2,9 +2,9 @@
 
 #include <csignal>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 
+#include "framework/files/file.h"
 #include "framework/telemetry/gemm_rate.h"
 #include "framework/telemetry/run_watch.h"
 #include "kernels/cpu/isa.h"
@@ -34,14 +34,15 @@ void stop_on_signals() {
 void print_notes(const Recipe& recipe, const Session& session) {
   for (const std::string& warning : session.optimizers->warnings()) fmt::print(stderr, "note: {}\n", warning);
   if (recipe.train.precision == DType::bf16 && !cpu::has_bf16_instructions())
-    fmt::print(stderr, "note: this CPU ({}) has no bf16 products; they run in fp32 on bf16-rounded operands\n",
+    fmt::print(stderr,
+               "note: this CPU ({}) has no bf16 products; they run in fp32 on bf16-rounded operands\n",
                cpu::name(cpu::active_isa()));
 }
 
 /// The hook that writes down what happens. Collective.
 std::unique_ptr<RunWatch> watch_run(const Recipe& recipe, const Session& session, const Trainer& trainer,
                                     Communicator& world, std::optional<int64_t> resumed) {
-  const std::filesystem::path directory = std::filesystem::path(recipe.run.output_dir) / recipe.run.name;
+  const std::filesystem::path directory = run_directory(recipe);
   RunWatchOptions options;
   options.directory = directory;
   options.name = recipe.run.name;
@@ -58,15 +59,7 @@ std::unique_ptr<RunWatch> watch_run(const Recipe& recipe, const Session& session
   };
   std::unique_ptr<RunWatch> watch;
   together(world, [&] {
-    if (world.rank() == 0) {
-      std::error_code error;
-      std::filesystem::create_directories(directory, error);
-      std::ofstream out(directory / "recipe.yaml", std::ios::binary);
-      out << dump_recipe(recipe);
-      out.flush();
-      require(out.good(), "train", "cannot write {}; check run.output_dir",
-              (directory / "recipe.yaml").string());
-    }
+    if (world.rank() == 0) replace_file(directory / "recipe.yaml", dump_recipe(recipe));
     watch = std::make_unique<RunWatch>(options, world, session.queue);
   });
   return watch;
@@ -77,11 +70,11 @@ void train(const Options& options, Communicator& world) {
   std::shared_ptr<const Tokenizer> tokenizer;
   std::unique_ptr<Loader> loader;
   std::unique_ptr<ValidationLoader> validation;
-  std::unique_ptr<Session> session;
   together(world, [&] { recipe = load_recipe(options.recipe, options.overrides, world.size()); });
-  const int threads = threads_for_rank(recipe.run, world);
+  Queue queue{.device = {}, .threads = threads_for_rank(recipe.run, world)};
+  int64_t activation_bytes = 0;
   together(world, [&] {
-    const Queue queue{.device = device_for(recipe.run), .threads = threads};
+    queue.device = device_for(recipe.run);
     tokenizer = load_tokenizer(recipe.data.tokenizer);
     const int64_t rows = recipe.train.global_batch_tokens / recipe.data.sequence_len;
     loader = std::make_unique<Loader>(recipe.data, *tokenizer,
@@ -90,18 +83,20 @@ void train(const Options& options, Communicator& world) {
                                                     .vocab_size = recipe.model.vocab_size});
     if (!recipe.data.validation.empty())
       validation = std::make_unique<ValidationLoader>(recipe.data, *tokenizer, recipe.model.vocab_size);
-    int64_t activation_bytes = 0;
-    for (const MemoryCategory& c : plan_memory(recipe, world.rank(), world.size(), threads))
+    // The plan builds the same session on meta, so whatever is wrong with model or optimizers shows here.
+    for (const MemoryCategory& c : plan_memory(recipe, world.rank(), world.size(), queue.threads))
       if (c.name == "activations") activation_bytes = c.bytes;
-    session = std::make_unique<Session>(recipe, world, queue, activation_bytes + (int64_t{64} << 20));
   });
   const std::unique_ptr<RunLock> lock = lock_run(recipe, world);
-  if (world.rank() == 0) print_notes(recipe, *session);
-  session->initialize();
+  stop_on_signals();  // from here on a signal ends the run in order, be it after its first step
+  // Not inside together(): it gives the reducer a communicator of its own, which is collective.
+  Session session(recipe, world, queue, activation_bytes + (int64_t{64} << 20));
+  if (world.rank() == 0) print_notes(recipe, session);
+  session.initialize();
 
   TrainSource train_source(*loader, world);
   std::unique_ptr<ValidationSource> validation_source;
-  TrainerParts parts = session->parts();
+  TrainerParts parts = session.parts();
   parts.train = &train_source;
   if (validation) {
     validation_source = std::make_unique<ValidationSource>(*validation, world);
@@ -113,11 +108,10 @@ void train(const Options& options, Communicator& world) {
   const auto saver = make_checkpoint_hook(recipe, tokenizer, trainer, [&](const SaveReport& r) {
     watch->checkpoint(r.step, r.path.string(), r.failure, r.blocked_ms, r.write_ms);
   });
-  const std::optional<int64_t> resumed = resume_run(*saver, world);
-  watch = watch_run(recipe, *session, trainer, world, resumed);
+  const std::optional<int64_t> resumed = resume_run(*saver);
+  watch = watch_run(recipe, session, trainer, world, resumed);
   trainer.add_hook(watch.get());  // first: the train entry of a step stands before its checkpoint
   trainer.add_hook(saver.get());
-  stop_on_signals();
   trainer.run(resumed.value_or(0));
 }
 

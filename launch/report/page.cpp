@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "framework/telemetry/metrics_log.h"
+#include "framework/telemetry/progress.h"
 #include "kernels/core/check.h"
 
 namespace osprey::report {
@@ -78,13 +79,6 @@ std::string script_json(const json& value) {
 }
 
 // ---- tables --------------------------------------------------------------------------------------
-
-std::string grouped(int64_t n) {
-  std::string digits = std::to_string(n);
-  for (auto at = static_cast<int64_t>(digits.size()) - 3; at > (n < 0 ? 1 : 0); at -= 3)
-    digits.insert(static_cast<size_t>(at), ",");
-  return digits;
-}
 
 std::optional<double> summary_number(const RunData& run, const std::string& key) {
   const auto at = run.summary.find(key);

@@ -15,7 +15,7 @@ std::string page(const std::vector<RunData>& runs);
 /// `text` for HTML text and quoted attributes.
 std::string escape_html(std::string_view text);
 
-/// The parts of the page that do not depend on runs (assets.cpp).
+/// The parts of the page that do not depend on runs (style.cpp, script.cpp).
 extern const char* const page_css;
 extern const char* const page_js;
 

@@ -31,10 +31,9 @@ struct AttentionSpec {
          {"gated", Kind::gated},
          {"sink", Kind::sink}},
         "attention variant. gated is the one that removes outliers from causal models (Qiu et al. "
-        "2505.06708); sink is "
-        "a learned extra logit per head; clipped_softmax works for encoders but makes causal models worse to "
-        "quantize (OPT-125m: kurtosis 1778 -> 19728, W8A8 perplexity 21.2 -> 37.2; Bondarenko et al. "
-        "2306.12929)");
+        "2505.06708); sink is a learned extra logit per head; clipped_softmax works for encoders but makes "
+        "causal models worse to quantize (OPT-125m: kurtosis 1778 -> 19728, W8A8 perplexity 21.2 -> 37.2; "
+        "Bondarenko et al. 2306.12929)");
     f.when(kind == Kind::clipped_softmax, "kind is clipped_softmax", [&] {
       f("zeta", zeta, "upper stretch of clip((zeta - gamma) p + gamma, 0, 1)", at_least(1));
       f("gamma", gamma, "lower stretch, at most 0; give gamma or alpha", Limits{{}, 0.0, false});

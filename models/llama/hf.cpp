@@ -4,9 +4,9 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "framework/checkpoint/json.h"
 #include "framework/config/dumper.h"
 #include "framework/config/reader.h"
+#include "framework/files/json.h"
 #include "kernels/core/check.h"
 
 namespace osprey {

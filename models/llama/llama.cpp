@@ -108,7 +108,6 @@ class Llama final : public LanguageModel {
   DecodeCache make_cache(Arena& arena, int64_t batch, int64_t capacity) override;
   double flops_per_token(int64_t sequence) const override;
   int64_t vocabulary() const override { return spec_.vocab_size; }
-  int64_t layers() const override { return spec_.layers; }
 
  private:
   void declare_block(ParamStore& params, int layer);

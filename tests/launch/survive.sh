@@ -2,7 +2,7 @@
 # survive.sh OSPREY SOURCE: what a run survives.
 #  - Killed with -9 again and again, in and between saves, it comes to the end it would have come to undisturbed.
 #  - SIGUSR1 to mpirun, and SIGTERM to a process, save and end cleanly on all ranks.
-#  - A second run in the same directory, a damaged checkpoint and another model are refused.
+#  - A second run in the same directory, a damaged checkpoint, another model and a rank that lacks a file are refused.
 #  - A full disk leaves the old checkpoint, and the run goes on.
 set -euo pipefail
 osprey=$1
@@ -97,7 +97,11 @@ options straight --set train.steps=80
 damaged=$(newest straight)/optimizer/rank-00000.safetensors
 printf 'x' | dd of="$damaged" bs=1 seek=9000 conv=notrunc 2>/dev/null
 refused 'rank-00000.safetensors is damaged' "$osprey" "${args[@]}"
-echo "a second run, another model and a damaged file are refused"
+options alone
+refused '\[rank 1\] \[tokenizer\] nowhere does not exist' timeout 60 mpirun -np 1 "$osprey" "${args[@]}" : \
+  -np 1 "$osprey" "${args[@]}" --set data.tokenizer=nowhere
+[[ ! -e $folder/runs/alone ]] || fail "a run that was refused left a directory"
+echo "a second run, another model, a damaged file and a rank without its files are refused"
 
 # Blocks of 1 KiB: a disk on which no file of a checkpoint fits, while the log does.
 options full --set train.steps=12

@@ -28,4 +28,12 @@ for recipe in recipes/smoke/*.yaml; do
     failed=1
   fi
 done
+# The sink model keeps attention inside documents, which evaluation must do too.
+for command in eval inspect; do
+  if ! "$osprey" "$command" "$folder/runs/smoke_sink" >"$folder/log" 2>&1; then
+    echo "FAILED smoke_sink: osprey $command ended with an error"
+    tail -n 20 "$folder/log"
+    failed=1
+  fi
+done
 exit "$failed"

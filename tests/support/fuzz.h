@@ -69,6 +69,14 @@ inline std::string mutate(std::string text, FuzzDraws& draws, const std::vector<
   return text;
 }
 
+/// When a fuzz test that begins now may stop.
+inline std::chrono::steady_clock::time_point fuzz_end() {
+  const char* budget = std::getenv("OSPREY_FUZZ_SECONDS");
+  const std::chrono::duration<double> seconds(budget ? std::atof(budget) : 2.0);
+  return std::chrono::steady_clock::now() +
+         std::chrono::duration_cast<std::chrono::steady_clock::duration>(seconds);
+}
+
 /// Calls `parse` with mutations of `seeds` until the budget is spent. It may throw Error and nothing else.
 /// Returns how many inputs were accepted and how many refused.
 struct FuzzCount {
@@ -76,9 +84,7 @@ struct FuzzCount {
 };
 inline FuzzCount fuzz(const std::vector<std::string>& seeds, const std::vector<std::string>& dictionary,
                       const std::function<void(const std::string&)>& parse) {
-  const char* budget = std::getenv("OSPREY_FUZZ_SECONDS");
-  const auto end =
-      std::chrono::steady_clock::now() + std::chrono::duration<double>(budget ? std::atof(budget) : 2.0);
+  const auto end = fuzz_end();
   FuzzCount count;
   for (uint64_t number = 0; std::chrono::steady_clock::now() < end; ++number) {
     FuzzDraws draws(number);

@@ -11,8 +11,6 @@ namespace osprey::cpu::OSPREY_ISA {
 
 namespace {
 
-constexpr float log2e = 1.44269504f;
-
 /// Writes n values, on top of what is there or not.
 template <class T>
 void write_row(const RowsOut& m, int64_t row, int64_t column, const float* values, int n) {
@@ -349,12 +347,6 @@ void run_task(const AttentionBackwardParams& a, int64_t index, void* scratch) {
   task.carve(static_cast<char*>(scratch));
   task.run();
 }
-
-#if defined(__AVX512BF16__)
-using Bf16Words = WordsBf16;
-#else
-using Bf16Words = WordsF32<true>;
-#endif
 
 }  // namespace
 

@@ -7,8 +7,6 @@ namespace osprey::cpu::OSPREY_ISA {
 
 namespace {
 
-constexpr float log2e = 1.44269504f;
-
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /// What happens to the scores of a strip. All work in base 2: scores times scale * log2(e).
@@ -321,12 +319,6 @@ void decode_run(const AttentionDecodeParams& a, int64_t task, void* scratch) {
     o[d] = Convert<T>::from(y);
   }
 }
-
-#if defined(__AVX512BF16__)
-using Bf16Words = WordsBf16;
-#else
-using Bf16Words = WordsF32<true>;
-#endif
 
 }  // namespace
 

@@ -13,6 +13,7 @@
 namespace osprey::cpu::OSPREY_ISA {
 
 constexpr int tile = 64;
+constexpr float log2e = 1.44269504f;  // exponentials are taken in base 2
 typedef uint16_t __attribute__((may_alias)) Half;
 typedef uint32_t __attribute__((may_alias)) Word;
 
@@ -50,6 +51,9 @@ struct WordsBf16 {
     store(panel + (r / 2) * tile + column, (Vec)(bf16_bits(even) | (bf16_bits(odd) << 16)));
   }
 };
+using Bf16Words = WordsBf16;
+#else
+using Bf16Words = WordsF32<true>;
 #endif
 
 /// C (4, NV * lanes) = [C +] A B over `steps` words.

@@ -5,14 +5,6 @@
 namespace osprey::cpu::OSPREY_ISA {
 namespace {
 
-void to_f32(float* y, const bf16* x, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) y[i] = to_float(x[i]);
-}
-
-void to_bf16_row(bf16* y, const float* x, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) y[i] = to_bf16(x[i]);
-}
-
 template <class T>
 void add(T* y, const T* a, const T* b, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] = Convert<T>().from(to_float(a[i]) + to_float(b[i]));
@@ -43,8 +35,6 @@ void swiglu_backward(T* dgate, T* dup, const T* dh, const T* gate, const T* up, 
 }  // namespace
 
 extern const PointwiseTable pointwise_table = {
-    to_f32,
-    to_bf16_row,
     add<float>,
     add<bf16>,
     accumulate<bf16>,

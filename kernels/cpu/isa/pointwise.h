@@ -8,8 +8,6 @@ namespace osprey::cpu {
 
 /// All functions work on one row (or one flat range) of n elements.
 struct PointwiseTable {
-  void (*to_f32)(float* y, const bf16* x, int64_t n);
-  void (*to_bf16)(bf16* y, const float* x, int64_t n);
   void (*add_f32)(float* y, const float* a, const float* b, int64_t n);
   void (*add_bf16)(bf16* y, const bf16* a, const bf16* b, int64_t n);
   void (*accumulate_bf16)(float* y, const bf16* x, int64_t n);  // y += x

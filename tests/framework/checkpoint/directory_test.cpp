@@ -13,12 +13,14 @@
 
 #include "kernels/core/check.h"
 #include "tests/support/fuzz.h"
+#include "tests/support/refusal.h"
 #include "tests/support/temp_dir.h"
 
 namespace osprey {
 namespace {
 
 namespace fs = std::filesystem;
+using test::refusal;
 using test::TempDir;
 
 void publish(const fs::path& where, const std::string& text = "hello") {
@@ -29,15 +31,6 @@ void publish(const fs::path& where, const std::string& text = "hello") {
   r.name = "optimizer/" + r.name;
   d.add(r);
   d.publish();
-}
-
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "accepted";
 }
 
 size_t entries(const fs::path& p) {

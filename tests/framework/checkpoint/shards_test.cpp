@@ -6,12 +6,14 @@
 #include <numeric>
 
 #include "tests/support/fuzz.h"
+#include "tests/support/refusal.h"
 #include "tests/support/temp_dir.h"
 
 namespace osprey {
 namespace {
 
 namespace fs = std::filesystem;
+using test::refusal;
 using test::TempDir;
 
 /// A tensor with its memory.
@@ -32,15 +34,6 @@ NamedPiece piece(const std::string& name, const std::string& slot, const Shape& 
   Tensor data = whole.view({whole.numel()});
   data = make_tensor(data.as<float>() + begin, {end - begin}, DType::f32);
   return {name, slot, full, begin, end, data};
-}
-
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "accepted";
 }
 
 /// Writes tensor "w" (6, 10) cut at `cuts` over ranks, and "m" whole on the last rank.

@@ -4,7 +4,10 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <vector>
 
+#include "framework/batch.h"
+#include "framework/data/data_spec.h"
 #include "kernels/core/check.h"
 
 namespace osprey {
@@ -34,5 +37,23 @@ std::string error_of(const Action& action) {
   }
   return "no error";
 }
+
+/// Memory for one batch.
+class BatchBuffer {
+ public:
+  BatchBuffer(const DataSpec& spec, int64_t rows)
+      : memory_(static_cast<size_t>(4 * rows * spec.sequence_len)) {
+    const auto view = [&](int64_t i) {
+      return make_tensor(memory_.data() + i * rows * spec.sequence_len, {rows, spec.sequence_len},
+                         DType::i32);
+    };
+    batch = {.tokens = view(0), .targets = view(1), .positions = view(2), .document_start = {}};
+    if (!spec.attention_across_documents) batch.document_start = view(3);
+  }
+  BatchView batch;
+
+ private:
+  std::vector<int32_t> memory_;
+};
 
 }  // namespace osprey

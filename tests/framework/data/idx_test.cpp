@@ -11,6 +11,7 @@
 #include "kernels/core/check.h"
 #include "kernels/core/random.h"
 #include "tests/framework/data/data_support.h"
+#include "tests/support/fuzz.h"
 #include "tests/support/temp_dir.h"
 
 namespace osprey {
@@ -193,9 +194,7 @@ TEST(Idx, FullDiskNamesTheFileAndLeavesNothing) {
 
 // Any bytes must give either a reader whose every document can be read, or an osprey::Error.
 TEST(Idx, FuzzedFilesNeverCrash) {
-  const char* asked = std::getenv("OSPREY_FUZZ_SECONDS");
-  const auto until =
-      std::chrono::steady_clock::now() + std::chrono::duration<double>(asked ? std::atof(asked) : 2.0);
+  const auto until = test::fuzz_end();
   test::TempDir dir;
   write_two((dir / "two").string());
   const std::string idx = slurp((dir / "two.idx").string()), bin = slurp((dir / "two.bin").string());

@@ -98,8 +98,7 @@ TEST_F(PrepareTest, OutputTrainsALoader) {
   EXPECT_EQ(tokenizer->vocab_size(), 315);
   Loader loader(data, *tokenizer, {.seed = 1, .global_rows = 2, .vocab_size = 315});
   BatchBuffer buffer(data, 2);
-  loader.batch(0, 0, 0, 1, buffer.batch);
-  EXPECT_EQ(buffer.batch.target_tokens, 32);
+  EXPECT_EQ(loader.batch(0, 0, 0, 1, buffer.batch), 32);
   EXPECT_GT(ValidationLoader(data, *tokenizer, 315).rows(), 0);
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "framework/data/byte_stream.h"
+#include "framework/files/utf8.h"
 #include "tests/framework/data/data_support.h"
 #include "tests/support/fuzz.h"
 #include "tests/support/temp_dir.h"
@@ -158,16 +159,6 @@ TEST_F(TextReaderTest, MalformedJsonLinesNameTheLine) {
                        "a.jsonl:3 is not valid JSON"));
   EXPECT_EQ(read("a.jsonl", lines, {.bad = TextOptions::Bad::skip}), (Strings{"a", "d"}));
   EXPECT_EQ(skipped_, 5);
-}
-
-TEST(Utf8, OnlyWellFormedTextPasses) {
-  for (const char* good : {"", "a", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80",
-                           "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"})
-    EXPECT_FALSE(find_malformed_utf8(good).has_value()) << good;
-  for (const char* bad :
-       {"\x80", "\xc0\x80", "\xc1\xbf", "\xc2", "\xc2\x41", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xe2\x82",
-        "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xff", "\xe2\x82\x41"})
-    EXPECT_EQ(find_malformed_utf8(std::string("ok") + bad), std::optional<size_t>(2));
 }
 
 TEST_F(TextReaderTest, FuzzedFilesNeverCrash) {

@@ -39,7 +39,6 @@ class TappedModel final : public LanguageModel {
   DecodeCache make_cache(Arena&, int64_t, int64_t) override { return {}; }
   double flops_per_token(int64_t) const override { return 1e6; }
   int64_t vocabulary() const override { return 8; }
-  int64_t layers() const override { return 1; }
 
   std::vector<Shape> shapes;
   bool all_positions_zero = true;

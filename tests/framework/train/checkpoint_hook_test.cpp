@@ -11,12 +11,14 @@
 #include "kernels/core/random.h"
 #include "launch/session.h"
 #include "models/llama/hf.h"
+#include "tests/support/refusal.h"
 #include "tests/support/temp_dir.h"
 
 namespace osprey {
 namespace {
 
 namespace fs = std::filesystem;
+using test::refusal;
 using test::TempDir;
 
 Recipe tiny_recipe(const std::string& precision, int zero) {
@@ -189,15 +191,6 @@ TEST(Resume, ForgettingMomentumWouldBeSeen) {
   for (size_t i = 0; i < 3; ++i)
     worst = std::max(worst, std::abs(cut.losses[i] / straight.losses[i + 3] - 1));
   EXPECT_GT(worst, 1e-3);
-}
-
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "accepted";
 }
 
 TEST(Resume, AnotherRunIsRefusedSayingWhatDiffers) {

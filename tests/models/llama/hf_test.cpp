@@ -14,6 +14,7 @@
 #include "kernels/core/random.h"
 #include "tests/support/fuzz.h"
 #include "tests/support/paths.h"
+#include "tests/support/refusal.h"
 #include "tests/support/temp_dir.h"
 
 namespace osprey {
@@ -21,6 +22,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
+using test::refusal;
 using test::TempDir;
 
 ModelSpec tiny() {
@@ -32,15 +34,6 @@ ModelSpec tiny() {
   s.ffn_size = 48;
   s.vocab_size = 64;
   return s;
-}
-
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "accepted";
 }
 
 /// Declares a model and gives every parameter its initial value, norms a random one.

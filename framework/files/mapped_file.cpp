@@ -1,4 +1,4 @@
-#include "framework/data/mapped_file.h"
+#include "framework/files/mapped_file.h"
 
 #include <fcntl.h>
 #include <glob.h>
@@ -16,18 +16,18 @@ namespace osprey {
 
 MappedFile::MappedFile(const std::string& path, std::string_view cure) : path_(path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  require(fd >= 0, "data", "cannot open {}: {}; {}", path, std::strerror(errno), cure);
+  require(fd >= 0, "file", "cannot open {}: {}; {}", path, std::strerror(errno), cure);
   struct stat info {};
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd);
-    fail("data", "{} is not a regular file; {}", path, cure);
+    fail("file", "{} is not a regular file; {}", path, cure);
   }
   size_bytes_ = info.st_size;
   if (size_bytes_ > 0) {
     void* map = ::mmap(nullptr, static_cast<size_t>(size_bytes_), PROT_READ, MAP_SHARED, fd, 0);
     const int why = errno;
     ::close(fd);
-    require(map != MAP_FAILED, "data", "cannot map {} ({} bytes): {}", path, size_bytes_, std::strerror(why));
+    require(map != MAP_FAILED, "file", "cannot map {} ({} bytes): {}", path, size_bytes_, std::strerror(why));
     data_ = static_cast<unsigned char*>(map);
   } else {
     ::close(fd);
@@ -42,10 +42,6 @@ MappedFile::MappedFile(MappedFile&& other) noexcept
 
 MappedFile::~MappedFile() {
   if (data_) ::munmap(data_, static_cast<size_t>(size_bytes_));
-}
-
-std::string_view MappedFile::text() const {
-  return {reinterpret_cast<const char*>(data_), static_cast<size_t>(size_bytes_)};
 }
 
 std::vector<std::string> glob_paths(const std::string& pattern) {

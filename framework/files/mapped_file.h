@@ -1,7 +1,9 @@
 #pragma once
 // Files to read: maps of whole files, and names found by shell patterns.
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,7 +21,9 @@ class MappedFile {
 
   const unsigned char* data() const { return data_; }
   int64_t size_bytes() const { return size_bytes_; }
-  std::string_view text() const;
+  std::span<const std::byte> bytes() const {
+    return std::as_bytes(std::span(data_, static_cast<size_t>(size_bytes_)));
+  }
   const std::string& path() const { return path_; }
 
  private:

@@ -1,10 +1,10 @@
-#include "framework/checkpoint/json.h"
+#include "framework/files/json.h"
 
 #include <nlohmann/json.hpp>
 #include <set>
 #include <vector>
 
-#include "framework/checkpoint/file.h"
+#include "framework/files/file.h"
 #include "kernels/core/check.h"
 
 namespace osprey {

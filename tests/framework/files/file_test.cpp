@@ -1,4 +1,4 @@
-#include "framework/checkpoint/file.h"
+#include "framework/files/file.h"
 
 #include <gtest/gtest.h>
 
@@ -46,6 +46,28 @@ TEST(PlainFileName, RefusesWhateverLeavesTheDirectory) {
   for (const std::string& bad : {std::string(""), std::string("."), std::string(".."), std::string("a/b"),
                                  std::string("/a"), std::string("a\0b", 3)})
     EXPECT_FALSE(is_plain_file_name(bad)) << bad;
+}
+
+TEST(File, ReplaceLeavesTheOldOrTheNewAndNothingElse) {
+  test::TempDir dir;
+  const auto path = dir / "summary.json";
+  replace_file(path, "one");
+  write_file(dir / "summary.json.partial", "of a process that was killed");
+  replace_file(path, "two");
+  EXPECT_EQ(read_file(path, 10), "two");
+  EXPECT_THROW(replace_file(dir / "nowhere" / "x", "three"), Error);
+  std::filesystem::create_directory(dir / "taken");
+  EXPECT_THROW(replace_file(dir / "taken", "four"), Error);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir.path()), {}), 2) << "no .partial is left";
+}
+
+TEST(File, AppendedRecordsAreThereWhenWriteReturns) {
+  test::TempDir dir;
+  for (int i = 1; i <= 2; ++i) {
+    AppendFile log(dir / "log");
+    log.write("a line\n");
+    EXPECT_EQ(read_file(dir / "log", 100).size(), static_cast<size_t>(7 * i));
+  }
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #pragma once
-// Files that must survive: written once, hashed while written, on the disk before anyone relies on them.
+// Reading and writing whole files. What must survive is written once, hashed while written, and on the disk
+// before anyone relies on it.
 
 #include <cstddef>
 #include <cstdint>
@@ -43,8 +44,28 @@ class OutputFile {
   uint32_t crc32_ = 0;
 };
 
+/// A log that others read while it grows: each record is in the file when write() returns.
+class AppendFile {
+ public:
+  /// Creates `path` where it is missing. Errors: throws when it cannot be written.
+  explicit AppendFile(const std::filesystem::path& path);
+  ~AppendFile();
+  AppendFile(const AppendFile&) = delete;
+  AppendFile& operator=(const AppendFile&) = delete;
+
+  void write(std::string_view record);
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+  int fd_ = -1;
+};
+
 /// Writes a small file durably.
 FileRecord write_file(const std::filesystem::path& path, std::string_view text);
+/// Puts a small file where another may stand, durably and in one instant: readers see the old or the new.
+/// Written aside as `<path>.partial`.
+void replace_file(const std::filesystem::path& path, std::string_view text);
 /// Copies a file durably.
 FileRecord copy_file_durably(const std::filesystem::path& from, const std::filesystem::path& to);
 /// The whole of a small file. Errors: missing, not a regular file, or longer than `most_bytes`.

@@ -1,4 +1,4 @@
-#include "framework/checkpoint/file.h"
+#include "framework/files/file.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -24,8 +25,7 @@ constexpr size_t chunk_bytes = size_t{1} << 20;
 [[noreturn]] void fail_system(const char* what, const fs::path& path, int error) {
   if (error == ENOSPC || error == EDQUOT || error == EFBIG)
     fail("file",
-         "cannot {} {}: {}; files published before are untouched, free some space or lower "
-         "checkpoint.keep",
+         "cannot {} {}: {}; files published before are untouched, free some space or lower checkpoint.keep",
          what, path.string(), std::strerror(error));
   fail("file", "cannot {} {}: {}", what, path.string(), std::strerror(error));
 }
@@ -95,6 +95,37 @@ FileRecord write_file(const fs::path& path, std::string_view text) {
   OutputFile file(path);
   file.write(text);
   return file.finish();
+}
+
+void replace_file(const fs::path& path, std::string_view text) {
+  const fs::path aside = path.string() + ".partial";
+  std::error_code ignored;
+  fs::remove(aside, ignored);  // of a process that was killed here
+  try {
+    write_file(aside, text);
+    if (::rename(aside.c_str(), path.c_str()) != 0) fail_system("replace", path, errno);
+  } catch (...) {
+    fs::remove(aside, ignored);
+    throw;
+  }
+}
+
+AppendFile::AppendFile(const fs::path& path) : path_(path) {
+  fd_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (fd_ < 0) fail_system("open", path, errno);
+}
+
+AppendFile::~AppendFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void AppendFile::write(std::string_view record) {
+  while (!record.empty()) {
+    const ssize_t n = ::write(fd_, record.data(), record.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail_system("write", path_, errno);
+    record.remove_prefix(static_cast<size_t>(n));
+  }
 }
 
 FileRecord copy_file_durably(const fs::path& from, const fs::path& to) {

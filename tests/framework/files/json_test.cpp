@@ -1,4 +1,4 @@
-#include "framework/checkpoint/json.h"
+#include "framework/files/json.h"
 
 #include <gtest/gtest.h>
 
