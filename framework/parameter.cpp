@@ -15,7 +15,7 @@ Accum Parameter::accumulate() {
 }
 
 Parameter& ParamStore::add(std::string name, int layer, const Shape& shape, Init init) {
-  for (const auto& p : params_) require(p->name != name, "parameters", "{} is declared twice", name);
+  require(names_.insert(name).second, "parameters", "{} is declared twice", name);
   auto p = std::make_unique<Parameter>();
   p->name = std::move(name);
   p->layer = layer;
@@ -43,8 +43,10 @@ void ParamStore::materialize(Device device, DType dtype, Gradients gradients) {
   require(!values_, "parameters", "materialized twice");
   dtype_ = dtype;
   for (const auto& p : params_) {
-    auto it =
-        std::find_if(buckets_.begin(), buckets_.end(), [&](const Bucket& b) { return b.layer == p->layer; });
+    // From the end: parameters are declared layer by layer, and there may be many layers.
+    const auto last = std::find_if(buckets_.rbegin(), buckets_.rend(),
+                                   [&](const Bucket& b) { return b.layer == p->layer; });
+    auto it = last == buckets_.rend() ? buckets_.end() : std::prev(last.base());
     if (it == buckets_.end())
       it = buckets_.insert(buckets_.end(),
                            Bucket{.layer = p->layer, .params = {}, .numel = 0, .values = {}, .grads = {}});

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "framework/memory/arena.h"
@@ -76,6 +77,7 @@ class ParamStore {
 
  private:
   std::vector<std::unique_ptr<Parameter>> params_;
+  std::unordered_set<std::string> names_;
   std::vector<Bucket> buckets_;
   std::unique_ptr<Arena> values_, grads_;
   DType dtype_ = DType::f32;

@@ -1,17 +1,24 @@
 #include "launch/loaded_model.h"
 
 #include "framework/checkpoint/directory.h"
+#include "framework/files/mapped_file.h"
+#include "launch/memory_check.h"
 
 namespace osprey {
 
 namespace fs = std::filesystem;
 
+static constexpr int64_t activation_capacity_bytes = int64_t{64} << 30;  // virtual
+
 fs::path checkpoint_of(const fs::path& given) {
-  require(fs::is_directory(given), "checkpoint", "{} is not a directory", given.string());
+  require(fs::is_directory(given), "checkpoint",
+          "{} is not a directory; give a checkpoint or a run that osprey train wrote", given.string());
   if (fs::exists(given / "config.json")) return given;
   const auto published = list_checkpoints(given / "checkpoints");
   require(!published.empty(), "checkpoint",
-          "{} is neither a checkpoint (no config.json) nor a run with a complete checkpoint", given.string());
+          "{} is neither a checkpoint (no config.json) nor a run with a complete checkpoint; give one that "
+          "osprey train wrote",
+          given.string());
   return published.back().path;
 }
 
@@ -25,7 +32,7 @@ LoadedModel::LoadedModel(const fs::path& given, int threads)
     : path(checkpoint_of(given)),
       hub(path),
       queue{.device = {}, .threads = threads},
-      activations("activations", queue.device, int64_t{64} << 30),
+      activations("activations", queue.device, activation_capacity_bytes),
       pool("activation gradients", queue.device),
       tape(queue, activations, pool) {
   if (fs::exists(path / "manifest.json")) verify_files(path, read_manifest(path));
@@ -35,6 +42,29 @@ LoadedModel::LoadedModel(const fs::path& given, int threads)
   hub.load(params);
   tape.set_mode(Tape::Mode::evaluate);
   tokenizer = load_tokenizer(path.string());
+}
+
+void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t sequence_len) {
+  const Queue meta{.device = {DeviceKind::meta, 0}, .threads = loaded.queue.threads};
+  const auto model = make_llama(loaded.hub.spec(), sequence_len);
+  ParamStore params;
+  model->declare(params);
+  params.materialize(meta.device, loaded.hub.context().dtype, ParamStore::Gradients::off);
+  Arena activations("activations", meta.device, 0), tokens("token buffers", meta.device, 0);
+  Pool pool("activation gradients", meta.device);
+  Tape tape(meta, activations, pool);
+  tape.set_mode(Tape::Mode::evaluate);
+  LossSum sum;
+  auto make = [&] { return tokens.alloc({rows, sequence_len}, DType::i32); };
+  const BatchView batch{.tokens = make(), .targets = make(), .positions = make(), .document_start = make()};
+  model->loss(tape, batch, 1.0f, sum, {});
+  const int64_t needed = activations.high_water_bytes() + tokens.high_water_bytes(),
+                available = std::min(available_memory_bytes(), activation_capacity_bytes);
+  require(needed <= available, "memory",
+          "{} sequences of {} tokens at a time take {:.2f} GiB of activations, there are {:.2f} GiB; "
+          "evaluate fewer sequences at a time or shorter ones",
+          rows, sequence_len, static_cast<double>(needed) / (1 << 30),
+          static_cast<double>(available) / (1 << 30));
 }
 
 std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,
@@ -54,6 +84,13 @@ std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,
   require(!spec.validation.empty(), "eval", "{} names no validation data; give --data 'shards-*'",
           loaded.path.string());
   spec.sequence_len = sequence_len;
+  if (data.empty())
+    for (const SourceSpec& source : spec.validation)
+      require(
+          !glob_paths(source.path + ".bin").empty() || !glob_paths(source.path).empty(), "eval",
+          "no token shard matches {}, where the recipe of {} has its validation data; start in the folder "
+          "that the recipe's paths begin in, or give --data 'shards-*'",
+          source.path, loaded.path.string());
   return std::make_unique<ValidationLoader>(spec, *loaded.tokenizer, loaded.hub.spec().vocab_size);
 }
 

@@ -34,6 +34,9 @@ struct LoadedModel {
   std::unique_ptr<Tokenizer> tokenizer;
 };
 
+/// Throws unless a batch of this size can be evaluated in the memory that this machine has to spare.
+void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t sequence_len);
+
 /// The validation data of the checkpoint's recipe, or the shards that `data` names instead.
 /// Errors: throws when there is neither, or when the tokenizer does not match.
 std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,

@@ -46,12 +46,19 @@ void Recipe::fields(Fields& f) {
 void Recipe::rank_rules(Fields& f, int64_t ranks) const {
   const int64_t micro = train.micro_batch_size, length = data.sequence_len, batch = train.global_batch_tokens;
   // Divisions one by one: the product of three hostile numbers would overflow.
+  const int64_t micro_steps = batch / micro / length / ranks;
   const bool divides =
       batch % micro == 0 && batch / micro % length == 0 && batch / micro / length % ranks == 0;
+  constexpr int64_t most_micro_steps = 1 << 16;
   f.rule(divides, "train.global_batch_tokens",
          fmt::format(
              "{} is no multiple of micro_batch_size {} x sequence_len {} x {} rank{}; change one of them",
              batch, micro, length, ranks, ranks == 1 ? "" : "s"));
+  f.rule(!divides || micro_steps <= most_micro_steps, "train.global_batch_tokens",
+         fmt::format(
+             "{} tokens are {} micro steps of micro_batch_size {} x sequence_len {} on each of {} rank{}; "
+             "at most {} are supported, so lower it or raise micro_batch_size",
+             batch, micro_steps, micro, length, ranks, ranks == 1 ? "" : "s", most_micro_steps));
 }
 
 Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides,

@@ -2,10 +2,16 @@
 
 #include <cstdio>
 
+#include <fmt/format.h>
+
 #include "framework/parallel/agree.h"
 #include "framework/parallel/mpi_comm.h"
 
 namespace osprey {
+
+void print_error(const std::string& rank, const std::string& text) {
+  std::fputs(fmt::format("osprey: {}{}\n", rank, text).c_str(), stderr);
+}
 
 void together(Communicator& world, const std::function<void()>& work) {
   agree(world, [&] {
@@ -22,13 +28,13 @@ void on_all_ranks(const std::function<void(Communicator&)>& command) {
     return;
   } catch (const Reported&) {
   } catch (const AgreedError& e) {
-    if (world->rank() == 0) std::fprintf(stderr, "%s\n", e.what());
+    if (world->rank() == 0) print_error("", e.what());
   } catch (const std::exception& e) {
     problem = e.what();
   }
   if (!problem.empty()) {
     if (world->size() > 1) world->abort(problem);
-    std::fprintf(stderr, "%s\n", problem.c_str());
+    print_error("", problem);
   }
   world.reset();  // all ranks come here together: the job ends in order, without the noise of an abort
   throw Reported();

@@ -3,6 +3,7 @@
 
 #include <exception>
 #include <functional>
+#include <string>
 
 #include "framework/parallel/communicator.h"
 
@@ -12,6 +13,9 @@ namespace osprey {
 struct Reported : std::exception {
   const char* what() const noexcept override { return "already reported"; }
 };
+
+/// One line on stderr that begins with the program's name. `rank`: "[rank 3] ", or empty.
+void print_error(const std::string& rank, const std::string& text);
 
 /// agree() for work that returns nothing. Collective.
 void together(Communicator& world, const std::function<void()>& work);

@@ -65,6 +65,19 @@ std::string name_list(const std::vector<std::string>& names) {
   return names.size() > 8 ? text + fmt::format(" and {} more", names.size() - 8) : text;
 }
 
+/// The names with every layer number as `*`, each once: what a pattern may match, short enough for a message.
+std::vector<std::string> kinds_of(const std::vector<std::string>& names) {
+  std::vector<std::string> kinds;
+  for (const std::string& name : names) {
+    const size_t digits = name.find_first_of("0123456789");
+    const size_t end = std::min(name.find('.', digits), name.size());
+    const std::string kind =
+        name.starts_with("layers.") && digits == 7 ? "layers.*" + name.substr(end) : name;
+    if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) kinds.push_back(kind);
+  }
+  return kinds;
+}
+
 bool embedding_like(const std::string& name) { return name == "embed.weight" || name == "head.weight"; }
 
 }  // namespace
@@ -107,8 +120,9 @@ GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups,
     }
     if (matched == 0) {
       const std::string near = nearest(spec.match, names);
-      problems.add("optim.{}: \"{}\" matches no parameter{}", g, spec.match,
-                   near.empty() ? "; `osprey plan` lists their names" : "; did you mean " + near + "?");
+      problems.add(
+          "optim.{}: \"{}\" matches no parameter{}", g, spec.match,
+          near.empty() ? "; there are " + name_list(kinds_of(names)) : "; did you mean " + near + "?");
     } else if (taken == 0) {
       problems.add("optim.{}: all {} parameters that \"{}\" matches are taken by earlier entries; move it up",
                    g, matched, spec.match);

@@ -85,8 +85,9 @@ PartialDirectory::PartialDirectory(fs::path published) : published_(absolute_wit
   path_ = partial_path(published_);
   create(path_.parent_path());
   std::error_code error;
-  require(fs::create_directory(path_, error), "checkpoint", "cannot create the directory {}: {}",
-          path_.string(), error ? error.message() : "it exists already");
+  const bool created = fs::create_directory(path_, error);
+  require(created, "checkpoint", "cannot create the directory {}: {}", path_.string(),
+          error ? error.message() : "it exists already");
 }
 
 PartialDirectory::~PartialDirectory() {
@@ -225,6 +226,8 @@ void keep_newest(const fs::path& parent, int64_t keep) {
 }
 
 RunLock::RunLock(const fs::path& run_directory) {
+  std::error_code ignored;
+  if (!fs::exists(run_directory, ignored)) created_ = run_directory;
   create(run_directory);
   const fs::path path = run_directory / ".lock";
   fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
@@ -247,6 +250,16 @@ RunLock::RunLock(const fs::path& run_directory) {
 }
 
 RunLock::~RunLock() {
+  if (fd_ >= 0 && !created_.empty()) {
+    // A run that was refused before its first byte leaves no directory. remove() spares what is not empty.
+    std::error_code error;
+    fs::remove(created_ / "checkpoints", error);
+    const auto entries = std::distance(fs::directory_iterator(created_, error), fs::directory_iterator());
+    if (!error && entries == 1) {
+      fs::remove(created_ / ".lock", error);
+      fs::remove(created_, error);
+    }
+  }
   if (fd_ >= 0) ::close(fd_);
 }
 

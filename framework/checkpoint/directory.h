@@ -68,7 +68,7 @@ void keep_newest(const std::filesystem::path& parent, int64_t keep);
 /// The right to write into a run directory, held until destruction or death of the process.
 class RunLock {
  public:
-  /// Creates the directory when it is missing.
+  /// Creates the directory when it is missing; the destructor takes it back if nothing was written into it.
   /// Errors: throws, naming process and host, when another process holds it.
   explicit RunLock(const std::filesystem::path& run_directory);
   ~RunLock();
@@ -76,6 +76,7 @@ class RunLock {
   RunLock& operator=(const RunLock&) = delete;
 
  private:
+  std::filesystem::path created_;  // the run directory, when it was missing
   int fd_ = -1;
 };
 

@@ -154,7 +154,8 @@ std::vector<ManualEntry> select(const std::vector<ManualEntry>& entries, const s
     for (std::string& name : names) name = name.substr(name.rfind('.') + 1);
     close = nearest(wanted, names);
   }
-  fail("fields", "no recipe key is called {}{}", key, close.empty() ? "" : "; did you mean " + close + "?");
+  fail("fields", "no recipe key is called {}{}", key,
+       close.empty() ? "; osprey fields lists them all" : "; did you mean " + close + "?");
 }
 
 std::string manual_text(const std::vector<ManualEntry>& entries) {

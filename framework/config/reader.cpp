@@ -136,6 +136,7 @@ class Reader final : public Fields {
     if (node->kind == yaml::Node::Kind::scalar)
       for (size_t i = 0; i < names.size(); ++i)
         if (node->text == names[i]) return i;
+    top().undecided = true;
     const std::string close = node->kind == yaml::Node::Kind::scalar ? nearest(node->text, names) : "";
     problem(*node, fmt::format("{} must be one of {}, got {}{}", path_of(key), joined(names), shown(*node),
                                close.empty() ? "" : "; did you mean " + close + "?"));
@@ -190,6 +191,7 @@ class Reader final : public Fields {
     std::string path, where;
     size_t first_problem;
     std::vector<Known> known;
+    bool undecided = false;  // a choice holds no known word, so what depends on it cannot be judged
 
     const yaml::Node* find(const char* key) const {
       const yaml::Entry* entry = node ? node->find(key) : nullptr;
@@ -237,7 +239,7 @@ class Reader final : public Fields {
 
   void enter(const yaml::Node* node, const std::string& path, const std::string& where,
              const std::function<void()>& inside) {
-    frames_.push_back({node, path, where, problems_.size(), {}});
+    frames_.push_back({node, path, where, problems_.size(), {}, false});
     inside();
     check_keys();
     // Values that failed to parse still hold defaults, so rules over them would mislead.
@@ -278,6 +280,7 @@ class Reader final : public Fields {
           conditions.push_back(known.condition);
       }
       if (applies) continue;
+      if (!conditions.empty() && top().undecided) continue;
       if (!conditions.empty()) {
         std::string text;
         for (const std::string& condition : conditions) text += (text.empty() ? "" : ", or ") + condition;

@@ -110,7 +110,8 @@ class Builder final : public YAML::EventHandler {
 
   void open(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, Node::Kind kind) {
     check(mark, tag, anchor);
-    if (at_key()) wrong(name_, line_of(mark), "has a list or a map as a key; keys are words");
+    if (at_key())
+      wrong(name_, line_of(mark), "has a list or a map as a key, or a bracket left open; keys are words");
     if (open_.size() >= max_depth)
       wrong(name_, line_of(mark), fmt::format("nests deeper than {} levels", max_depth));
     open_.push_back(&add(mark, kind));

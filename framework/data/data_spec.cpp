@@ -16,7 +16,7 @@ void DataSpec::fields(Fields& f) {
   f("tokenizer", tokenizer, "directory of the tokenizer that made the shards, or bytes");
   f.list("train", train, "sources that training reads, mixed by weight");
   f.list("validation", validation, "sources that evaluation reads, in order and whole; weights do not apply");
-  f("sequence_len", sequence_len, "tokens in one training sequence", at_least(2));
+  f("sequence_len", sequence_len, "tokens in one training sequence", between(2, 1 << 30));
   f("attention_across_documents", attention_across_documents,
     "whether a token may attend to earlier documents packed into its sequence; if not, positions restart with "
     "every document and the first token of a document is not a target");

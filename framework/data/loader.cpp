@@ -87,7 +87,7 @@ std::vector<std::string> paths(const std::vector<SourceSpec>& sources) {
 }  // namespace
 
 Loader::Loader(const DataSpec& spec, const Tokenizer& tokenizer, const Setup& setup)
-    : spec_(spec), setup_(setup), scratch_(static_cast<size_t>(spec.sequence_len + 1)) {
+    : spec_(spec), setup_(setup) {
   require(setup.global_rows > 0, "loader", "a step must have rows, got {}", setup.global_rows);
   require(!spec.train.empty(), "data", "data.train names no source");
   std::vector<double> weights;
@@ -106,6 +106,7 @@ Loader::Loader(const DataSpec& spec, const Tokenizer& tokenizer, const Setup& se
     weights.push_back(source_spec.weight.value_or(static_cast<double>(source.windows)));
   }
   mixture_.emplace(weights, setup.seed);
+  scratch_.resize(static_cast<size_t>(spec.sequence_len + 1));
 }
 
 Loader::Window Loader::window(uint64_t sample) {

@@ -32,7 +32,10 @@ std::vector<std::string> expand_inputs(const std::vector<std::string>& inputs) {
   for (const std::string& input : inputs) {
     std::error_code ignored;
     const auto found = fs::exists(input, ignored) ? std::vector<std::string>{input} : glob_paths(input);
-    require(!found.empty(), "prepare", "no file matches {}; check the path", input);
+    require(!found.empty(), "prepare", "no file matches '{}'; check the path", input);
+    for (const std::string& file : found)
+      require(!fs::is_directory(file, ignored), "prepare",
+              "{} is a directory; name the files in it, as in '{}/*'", file, file);
     files.insert(files.end(), found.begin(), found.end());
   }
   require(!files.empty(), "prepare", "no input is given; name files of text or JSON lines");
@@ -126,7 +129,9 @@ std::optional<PrepareSummary> existing_output(const PrepareOptions& options, con
 class Workplace {
  public:
   explicit Workplace(const std::string& output) : output_(output), path_(output + ".partial") {
-    fs::create_directories(path_);
+    std::error_code error;
+    fs::create_directories(path_, error);
+    require(!error, "prepare", "cannot create {}: {}; choose another --output", path_, error.message());
     lock_ = ::open((path_ + "/lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     require(lock_ >= 0, "prepare", "cannot write into {}; choose another --output", path_);
     if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {

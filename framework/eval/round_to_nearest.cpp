@@ -14,7 +14,7 @@ bool is_block_linear(const std::string& parameter) {
 IntegerFormat parse_integer_format(const std::string& text) {
   int weights = 0, activations = 0;
   char end = 0;
-  const bool read = std::sscanf(text.c_str(), "w%da%d%c", &weights, &activations, &end) == 2;
+  const bool read = std::sscanf(text.c_str(), "w%2da%2d%c", &weights, &activations, &end) == 2;
   auto fits = [](int bits) { return bits == 16 || (2 <= bits && bits <= 8); };
   require(read && fits(weights) && fits(activations), "eval",
           "'{}' is no format; write w8a8, w4a16 or w4a4 (2 to 8 bits, or 16 to leave as it is)", text);

@@ -31,7 +31,10 @@ json parse_json(const std::string& where, std::string_view text, int most_depth)
   try {
     return json::parse(text.begin(), text.end(), watch);
   } catch (const json::exception& e) {
-    fail(where, "is not valid JSON: {}", shown(e.what()));
+    const std::string said = e.what();  // "[json.exception.parse_error.101] parse error at ..."
+    const size_t bracket = said.find("] ");
+    fail(where, "is not valid JSON: {}; the file is damaged",
+         shown(bracket == std::string::npos ? said : said.substr(bracket + 2)));
   }
 }
 

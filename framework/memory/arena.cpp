@@ -35,7 +35,14 @@ Arena::~Arena() {
 }
 
 Tensor Arena::alloc(const Shape& shape, DType dtype) {
-  const int64_t bytes = round_up(shape.numel() * size_bytes(dtype));
+  int64_t bytes = 0;
+  // Sizes come from recipes and may be absurd: a plan must say so instead of wrapping around.
+  bool fits = !__builtin_mul_overflow(shape.numel(), size_bytes(dtype) * 2, &bytes);
+  bytes = fits ? round_up(bytes / 2) : 0;
+  int64_t end = 0;
+  fits = fits && !__builtin_add_overflow(top_, bytes, &end) && end < INT64_MAX / 2;
+  require(fits, "arena", "{} of {} need more bytes than 64 bits count; make the model or the batch smaller",
+          category_, shape);
   require(device_.kind == DeviceKind::meta || top_ + bytes <= capacity_, "arena",
           "{} needs {} more bytes for {} but only {} of {} are left", category_, bytes, shape,
           capacity_ - top_, capacity_);
@@ -82,6 +89,7 @@ int Pool::acquire(int64_t bytes) {
     require(p != MAP_FAILED, "pool", "cannot allocate {} bytes for {}", bytes, category_);
     madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);
   }
+  require(total_ < INT64_MAX / 2 - bytes, "pool", "{} need more bytes than 64 bits count", category_);
   buffers_.push_back({p, bytes, 1});
   free_[bytes].reserve(buffers_.size());
   total_ += bytes;

@@ -409,6 +409,8 @@ bool launched_by_mpi() {
   return false;
 }
 
+int launched_processes() { return std::max(1, environment_size()); }
+
 std::unique_ptr<Communicator> make_world_comm() {
   if (!launched_by_mpi()) return make_self_comm();
   auto session = std::make_shared<Session>();

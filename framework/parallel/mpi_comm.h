@@ -10,6 +10,9 @@ namespace osprey {
 /// True when a launcher (mpirun, srun with PMIx) started this process as one of several ranks.
 bool launched_by_mpi();
 
+/// How many processes the launcher says it started; 1 without a launcher. Does not touch MPI.
+int launched_processes();
+
 /// All processes of the job: MPI when launched_by_mpi(), else SelfComm, without touching MPI at all. The
 /// last of this communicator and its duplicates to be destroyed finalises MPI; when that happens because an
 /// exception unwinds the stack, the job is aborted instead, so create it outside the try block.

@@ -1,6 +1,7 @@
 #pragma once
 // The recipe's `run` and `train` sections.
 
+#include <algorithm>
 #include <optional>
 #include <string>
 
@@ -27,9 +28,12 @@ struct RunSpec {
     f("threads", threads,
       "CPU threads of each rank; absent: the cores the launcher bound the rank to, shared evenly "
       "among the ranks of this host that are bound to the same cores",
-      at_least(1));
-    f.rule(!name.empty() && name.find('/') == std::string::npos && name != "." && name != "..", "name",
-           "must be a plain directory name");
+      between(1, 1024));
+    const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20; };
+    f.rule(!name.empty() && name.find('/') == std::string::npos && name != "." && name != ".." &&
+               std::none_of(name.begin(), name.end(), control),
+           "name", "must be a plain directory name");
+    f.rule(!output_dir.empty(), "output_dir", "must name a directory");
   }
 };
 
@@ -45,11 +49,17 @@ struct TrainSpec {
   int64_t eval_tokens = 65536;
 
   void fields(Fields& f) {
-    f("tokens", tokens, "length of the run in tokens; give tokens or steps", at_least(1));
-    f("steps", steps, "length of the run in optimizer steps", at_least(1));
-    f.rule(tokens.has_value() != steps.has_value(), "tokens", "give exactly one of tokens and steps");
-    f("global_batch_tokens", global_batch_tokens, "tokens of one optimizer step over all ranks", at_least(1));
-    f("micro_batch_size", micro_batch_size, "sequences that one rank computes at a time", at_least(1));
+    f("tokens", tokens, "length of the run in tokens; give tokens or steps", between(1, 1e18));
+    f("steps", steps, "length of the run in optimizer steps", between(1, 1e12));
+    f.rule(tokens.has_value() != steps.has_value(), "tokens",
+           "give exactly one of tokens and steps; null takes one back");
+    f("global_batch_tokens", global_batch_tokens, "tokens of one optimizer step over all ranks",
+      between(1, 1e12));
+    f("micro_batch_size", micro_batch_size, "sequences that one rank computes at a time",
+      between(1, 1 << 20));
+    // The run's tokens are counted in 64 bits.
+    f.rule(!steps || *steps <= (int64_t{1} << 62) / std::max<int64_t>(1, global_batch_tokens), "steps",
+           "times global_batch_tokens is more than 4.6e18 tokens");
     f.choice("precision", precision, {{"bf16", DType::bf16}, {"fp32", DType::f32}},
              "bf16: activations and weights in bf16, master weights, gradients and optimizer state in fp32");
     f.choice("recompute", recompute, {{"none", Recompute::none}, {"block", Recompute::block}},

@@ -4,6 +4,8 @@
 
 #include "launch/commands/command.h"
 #include "launch/recipe.h"
+#include "models/llama/llama.h"
+#include "optim/groups.h"
 
 namespace osprey {
 
@@ -23,11 +25,16 @@ void add_check(CLI::App& app) {
       ->take_all()
       ->allow_extra_args(false);
   command->add_option("--ranks", options->ranks, "also check that the batch divides over this many ranks")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, 65536));
   command->footer(
       "Example:\n  osprey check recipes/quickstart/osp.yaml --ranks 2 --set train.micro_batch_size=8");
   command->callback([options] {
     const Recipe recipe = load_recipe(options->recipe, options->overrides, options->ranks);
+    // Patterns can only be judged against the parameters of this very model.
+    ParamStore params;
+    make_llama(recipe.model, recipe.data.sequence_len)->declare(params);
+    const OptimizerGroups groups(recipe.optim, params);
+    for (const std::string& warning : groups.warnings()) std::fprintf(stderr, "note: %s\n", warning.c_str());
     std::fputs(dump_recipe(recipe).c_str(), stdout);
   });
 }

@@ -102,9 +102,10 @@ void run(const Options& options) {
   for (const std::string& f : options.formats) formats.push_back(parse_integer_format(f));
   LoadedModel m(options.checkpoint, options.threads);
   const int64_t length = options.sequence_len ? options.sequence_len : m.hub.context().sequence_len;
+  require_evaluation_memory(m, options.batch, length);
   const auto data = validation_data(m, options.data, length);
   const int64_t rows = std::min(data->rows(), (options.tokens + length - 1) / length);
-  Arena buffers("token buffers", m.queue.device, int64_t{64} << 20);
+  Arena buffers("token buffers", m.queue.device, 4 * options.batch * (length * 4 + 64));
   const BatchView view = make_batch(buffers, *data, options.batch);
 
   const Result plain = evaluate(m, *data, view, rows);
@@ -143,7 +144,7 @@ void add_eval(CLI::App& app) {
       ->required();
   command->add_option("--data", o->data, "token shards (glob) instead of the recipe's validation data");
   command->add_option("--tokens", o->tokens, "validation tokens")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();
   command->add_option("--quantize", o->formats, "formats such as w4a4, comma separated")
       ->delimiter(',')
@@ -151,12 +152,12 @@ void add_eval(CLI::App& app) {
   command->add_flag("--clip-search", o->clip_search,
                     "search each weight row's clipping (80 candidates, |error|^2.4)");
   command->add_option("--sequence-len", o->sequence_len, "length of a sequence; the checkpoint's if absent")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, 1 << 30));
   command->add_option("--batch", o->batch, "sequences at a time")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
   command->add_option("--threads", o->threads, "CPU threads")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   command->footer(
       "Example:\n  osprey eval runs/quickstart_osp --tokens 100000 --quantize w8a8,w4a4 --clip-search");

@@ -4,6 +4,7 @@
 #include "framework/checkpoint/directory.h"
 #include "framework/checkpoint/shards.h"
 #include "launch/commands/command.h"
+#include "launch/loaded_model.h"
 #include "launch/recipe.h"
 #include "models/llama/hf.h"
 
@@ -35,7 +36,7 @@ ReadParameter read_tensors(const HubModel& hub) {
 }
 
 void export_hf(const Options& options) {
-  const fs::path from = options.checkpoint, to = options.directory;
+  const fs::path from = checkpoint_of(options.checkpoint), to = options.directory;
   const HubModel hub(from);
   const auto beyond = beyond_transformers(hub.spec());
   require(!beyond, "export",
@@ -44,6 +45,9 @@ void export_hf(const Options& options) {
           beyond.value_or(""), from.string());
   require(!fs::exists(to) || (fs::is_directory(to) && fs::is_empty(to)), "export",
           "{} exists and is not an empty directory; choose another", to.string());
+  const fs::path inside = fs::weakly_canonical(to).lexically_relative(fs::canonical(from));
+  require(inside.empty() || *inside.begin() == "..", "export",
+          "{} lies inside the checkpoint; choose a directory elsewhere", to.string());
   if (fs::exists(from / "manifest.json")) verify_files(from, read_manifest(from));
 
   HubContext context = hub.context();
@@ -74,7 +78,9 @@ void export_hf(const Options& options) {
 void add_export(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("export", "write a checkpoint's model as another program wants it");
-  command->add_option("checkpoint", options->checkpoint, "a checkpoint, or any Hugging Face Llama directory")
+  command
+      ->add_option("checkpoint", options->checkpoint,
+                   "a checkpoint, a run (its newest checkpoint), or any Hugging Face Llama directory")
       ->required();
   command->add_option("directory", options->directory, "what to write; must not exist, or be empty")
       ->required();

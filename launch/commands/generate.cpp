@@ -6,6 +6,7 @@
 
 #include "framework/clock.h"
 #include "framework/eval/sampler.h"
+#include "framework/files/utf8.h"
 #include "launch/commands/command.h"
 #include "launch/loaded_model.h"
 
@@ -78,6 +79,10 @@ void generate(LoadedModel& m, const Options& o, uint64_t sample, const std::vect
 }
 
 void run(const Options& o) {
+  const Sampler valid(o.sampler);  // a wrong option is told before the model is loaded
+  const auto malformed = find_malformed_utf8(o.prompt);
+  require(!malformed, "generate", "--prompt is not UTF-8 text: byte {} begins no character",
+          malformed.value_or(0));
   LoadedModel m(o.checkpoint, o.threads);
   std::vector<int32_t> prompt;
   // Documents are separated by the end token, so a text begins after one.
@@ -101,19 +106,21 @@ void add_generate(CLI::App& app) {
       ->required();
   command->add_option("--prompt", o->prompt, "the text to continue; empty: a new document");
   command->add_option("--max-tokens", o->max_tokens, "tokens to add at most")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   command->add_option("--samples", o->samples, "continuations")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   command->add_option("--temperature", o->sampler.temperature, "0: always the most likely token")
       ->capture_default_str();
   command->add_option("--top-k", o->sampler.top_k, "only the k most likely tokens");
   command->add_option("--top-p", o->sampler.top_p,
                       "only the most likely tokens that together have probability p");
-  command->add_option("--seed", o->sampler.seed, "of the draws")->capture_default_str();
+  command->add_option("--seed", o->sampler.seed, "of the draws")
+      ->check(CLI::Range(int64_t{0}, INT64_MAX))
+      ->capture_default_str();
   command->add_option("--threads", o->threads, "CPU threads")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   command->footer(
       "Example:\n  osprey generate runs/quickstart_osp --prompt \"Osprey\" --temperature 0.7 --top-p 0.9");

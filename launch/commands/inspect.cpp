@@ -58,20 +58,21 @@ void add_inspect(CLI::App& app) {
       ->required();
   command->add_option("--data", o->data, "token shards (glob) instead of the recipe's validation data");
   command->add_option("--sequences", o->sequences, "sequences to run")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   command->add_option("--sequence-len", o->sequence_len, "length of a sequence; the checkpoint's if absent")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, 1 << 30));
   command->add_option("--threads", o->threads, "CPU threads")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   command->footer("Example:\n  osprey inspect runs/quickstart_osp --sequences 16");
   command->callback([o] {
     LoadedModel m(o->checkpoint, o->threads);
     const int64_t length = o->sequence_len ? o->sequence_len : m.hub.context().sequence_len;
+    require_evaluation_memory(m, std::min<int64_t>(o->sequences, 8), length);
     const auto data = validation_data(m, o->data, length);
     const int64_t rows = std::min(o->sequences, data->rows()), batch = std::min<int64_t>(rows, 8);
-    Arena buffers("token buffers", m.queue.device, int64_t{64} << 20);
+    Arena buffers("token buffers", m.queue.device, 4 * batch * (length * 4 + 64));
     fmt::print("{}\n\n", m.path.string());
     print_outliers(measure_outliers_of(m, *data, make_batch(buffers, *data, batch), rows / batch * batch),
                    OutlierDetail::every_layer);

@@ -85,8 +85,8 @@ void add_plan(CLI::App& app) {
                    "key.path=value, instead of what the recipe says; may be repeated")
       ->take_all()
       ->allow_extra_args(false);
-  command->add_option("--ranks", options->ranks, "number of ranks")->check(CLI::PositiveNumber);
-  command->add_option("--threads", options->threads, "threads of a rank")->check(CLI::PositiveNumber);
+  command->add_option("--ranks", options->ranks, "number of ranks")->check(CLI::Range(1, 65536));
+  command->add_option("--threads", options->threads, "threads of a rank")->check(CLI::Range(1, 1024));
   command->footer("Example:\n  osprey plan recipes/pretrain/osp_1b4.yaml --ranks 8");
   command->callback([options] {
     const Recipe recipe = load_recipe(options->recipe, options->overrides, options->ranks);

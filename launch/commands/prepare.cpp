@@ -178,6 +178,7 @@ void add_prepare(CLI::App& app) {
                     ->group(tokens);
   state->train = train;
   command->add_option("--vocab-size", state->training.vocab_size, "tokens of the tokenizer to train")
+      ->check(CLI::Range(1, 1 << 24).description(""))
       ->capture_default_str()
       ->needs(train)
       ->group(tokens);

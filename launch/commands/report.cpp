@@ -33,7 +33,7 @@ void report_runs(const std::vector<std::string>& dirs, const std::string& output
 void add_report(CLI::App& app) {
   auto* command =
       app.add_subcommand("report", "write one self-contained HTML page about one or several runs");
-  command->footer("Example: osprey report runs/osp runs/adam -o report.html");
+  command->footer("Example:\n  osprey report runs/osp runs/adam -o report.html");
   auto dirs = std::make_shared<std::vector<std::string>>();
   auto output = std::make_shared<std::string>();
   command->add_option("RUN", *dirs, "run directories, as osprey train wrote them")->required();

@@ -11,6 +11,7 @@
 #include "launch/checkpoints.h"
 #include "launch/commands/command.h"
 #include "launch/data_source.h"
+#include "launch/memory_check.h"
 #include "launch/session.h"
 #include "launch/together.h"
 
@@ -72,7 +73,13 @@ void train(const Options& options, Communicator& world) {
   std::unique_ptr<ValidationLoader> validation;
   together(world, [&] { recipe = load_recipe(options.recipe, options.overrides, world.size()); });
   Queue queue{.device = {}, .threads = threads_for_rank(recipe.run, world)};
+  // The plan builds the same session on meta, so whatever is wrong with model or optimizers shows here.
+  std::vector<MemoryCategory> planned;
+  together(world, [&] { planned = plan_memory(recipe, world.rank(), world.size(), queue.threads); });
+  require_memory(planned, world);
   int64_t activation_bytes = 0;
+  for (const MemoryCategory& c : planned)
+    if (c.name == "activations") activation_bytes = c.bytes;
   together(world, [&] {
     queue.device = device_for(recipe.run);
     tokenizer = load_tokenizer(recipe.data.tokenizer);
@@ -83,9 +90,6 @@ void train(const Options& options, Communicator& world) {
                                                     .vocab_size = recipe.model.vocab_size});
     if (!recipe.data.validation.empty())
       validation = std::make_unique<ValidationLoader>(recipe.data, *tokenizer, recipe.model.vocab_size);
-    // The plan builds the same session on meta, so whatever is wrong with model or optimizers shows here.
-    for (const MemoryCategory& c : plan_memory(recipe, world.rank(), world.size(), queue.threads))
-      if (c.name == "activations") activation_bytes = c.bytes;
   });
   const std::unique_ptr<RunLock> lock = lock_run(recipe, world);
   stop_on_signals();  // from here on a signal ends the run in order, be it after its first step

@@ -1,25 +1,29 @@
 #include <fmt/format.h>
 
+#include <cstdint>
+
 #include "models/llama/llama.h"
 
 namespace osprey {
 
 void ModelSpec::fields(Fields& f) {
   f.choice("family", family, {{"llama", Family::llama}}, "model family");
-  f("layers", layers, "number of blocks", at_least(1));
-  f("hidden_size", hidden_size, "width C of the residual stream", at_least(8));
-  f("heads", heads, "query heads", at_least(1));
-  f("kv_heads", kv_heads, "key and value heads (grouped-query attention); heads if absent", at_least(1));
-  f("head_size", head_size, "channels of one head; hidden_size / heads if absent", at_least(8));
-  f.rule(head_size.has_value() || hidden_size % heads == 0, "heads",
+  f("layers", layers, "number of blocks", between(1, 4096));
+  f("hidden_size", hidden_size, "width C of the residual stream", between(8, 1 << 18));
+  f("heads", heads, "query heads", between(1, 1 << 14));
+  f("kv_heads", kv_heads, "key and value heads (grouped-query attention); heads if absent",
+    between(1, 1 << 14));
+  f("head_size", head_size, "channels of one head; hidden_size / heads if absent", between(8, 256));
+  const bool divides = head_size.has_value() || hidden_size % heads == 0;
+  f.rule(divides, "heads",
          fmt::format("{} heads do not divide hidden_size {}; choose a divisor or give head_size", heads,
                      hidden_size));
   f.rule(groups() < 1 || heads % groups() == 0, "kv_heads",
          fmt::format("{} kv_heads do not divide {} heads", groups(), heads));
-  f.rule(head_dim() % 8 == 0 && head_dim() <= 256, "heads",
+  f.rule(!divides || (head_dim() % 8 == 0 && head_dim() <= 256), "heads",
          fmt::format("the head size {} must be a multiple of 8 up to 256", head_dim()));
-  f("ffn_size", ffn_size, "width F of the MLP", at_least(8));
-  f("vocab_size", vocab_size, "vocabulary; at least the tokenizer's", at_least(2));
+  f("ffn_size", ffn_size, "width F of the MLP", between(8, 1 << 20));
+  f("vocab_size", vocab_size, "vocabulary; at least the tokenizer's", between(2, INT32_MAX));
   f.choice(
       "norm", norm,
       {{"rmsnorm", NormKind::rmsnorm}, {"ssnorm", NormKind::ssnorm}, {"layernorm", NormKind::layernorm}},

@@ -13,3 +13,8 @@ set_tests_properties(e2e:survive PROPERTIES LABELS e2e TIMEOUT 600 PROCESSORS 2)
 add_test(NAME e2e:bench_train COMMAND osprey bench train --steps 1 --threads 2 --optimizer adamw)
 set_tests_properties(e2e:bench_train PROPERTIES LABELS "e2e;slow" TIMEOUT 300 PROCESSORS 2
   PASS_REGULAR_EXPRESSION "fraction +[0-9]")
+
+# Wrong input for every command: one clear error each, nothing left behind.
+add_test(NAME e2e:bad_input COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/launch/bad_input.sh
+  $<TARGET_FILE:osprey> ${PROJECT_SOURCE_DIR} ${MPIEXEC_EXECUTABLE})
+set_tests_properties(e2e:bad_input PROPERTIES LABELS "e2e;mpi" TIMEOUT 300 PROCESSORS 2)

@@ -84,6 +84,18 @@ TEST(Recipes, SmokeRecipesRunOnOneTwoAndFourRanks) {
     for (const int64_t ranks : {1, 2, 4}) EXPECT_NO_THROW(load_recipe(path, {}, ranks)) << path;
 }
 
+TEST(Recipes, AbsurdSizesNameTheirLimit) {
+  const std::string recipe = "quickstart/osp.yaml";
+  EXPECT_NE(error(recipe, {"model.layers=1000000"}).find("between 1 and 4096"), std::string::npos);
+  EXPECT_NE(error(recipe, {"model.vocab_size=1e12"}).find("model.vocab_size must be between"),
+            std::string::npos);
+  EXPECT_NE(error(recipe, {"train.global_batch_tokens=9223372036854775552"}).find("must be between"),
+            std::string::npos);
+  EXPECT_NE(error(recipe, {"train.global_batch_tokens=256e9", "train.tokens=1e15"}).find("micro steps of"),
+            std::string::npos);
+  EXPECT_EQ(error(recipe, {"model.heads=5"}).find('\n'), std::string::npos) << "one cause, one line";
+}
+
 TEST(Recipes, ImpossibleCombinationsNameLineAndCure) {
   const std::string osp = recipe_path("quickstart/osp.yaml");
   const std::string heads = error("quickstart/osp.yaml", {"model.heads=5"});

@@ -232,6 +232,20 @@ TEST(RunLock, ASecondRunIsRefusedNamingTheFirstAndAFreedOneIsGranted) {
   EXPECT_NO_THROW(RunLock(dir / "run"));
 }
 
+TEST(RunLock, TakesBackAnEmptyDirectoryThatItMadeAndNoOther) {
+  TempDir dir;
+  { const RunLock lock(dir / "run"); }
+  EXPECT_FALSE(std::filesystem::exists(dir / "run"));
+  {
+    const RunLock lock(dir / "run");
+    std::ofstream(dir / "run" / "recipe.yaml") << "run: {}";
+  }
+  EXPECT_TRUE(std::filesystem::exists(dir / "run" / "recipe.yaml"));
+  std::filesystem::remove(dir / "run" / "recipe.yaml");
+  { const RunLock lock(dir / "run"); }
+  EXPECT_TRUE(std::filesystem::exists(dir / "run")) << "it was there before";
+}
+
 TEST(RunLock, DiesWithItsProcess) {
   TempDir dir;
   in_child([&] {

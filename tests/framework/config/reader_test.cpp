@@ -114,6 +114,11 @@ TEST(Reader, AKeyWhoseConditionDoesNotHoldQuotesTheCondition) {
             "r.yaml:1: model.norm.scale only applies when kind is ssnorm");
 }
 
+TEST(Reader, AKeyWhoseConditionIsUnknownIsNotASecondError) {
+  EXPECT_EQ(error("model: {hidden_size: 4, norm: {kind: ssnorn, scale: 2}}"),
+            "r.yaml:1: model.norm.kind must be one of rmsnorm, ssnorm, got \"ssnorn\"; did you mean ssnorm?");
+}
+
 TEST(Reader, DuplicateKeysAreRefused) {
   EXPECT_EQ(error("model:\n  hidden_size: 4\n  hidden_size: 8\n"),
             "r.yaml:3: model.hidden_size is given twice, first on line 2");
@@ -177,7 +182,8 @@ TEST(Reader, WhatRecipesDoNotNeedIsRefused) {
   EXPECT_EQ(error("name: !!str x\n"), "r.yaml:1: uses the tag tag:yaml.org,2002:str; a recipe needs none");
   EXPECT_EQ(error("name: \"a\x04\"\n"), "r.yaml:1: holds the control character 0x04; a recipe is plain text");
   EXPECT_EQ(error("a: 1\nname: \xff\xfe\n"), "r.yaml:2: is not UTF-8 text");
-  EXPECT_EQ(error("? [a]\n: b\n"), "r.yaml:1: has a list or a map as a key; keys are words");
+  EXPECT_EQ(error("? [a]\n: b\n"),
+            "r.yaml:1: has a list or a map as a key, or a bracket left open; keys are words");
 }
 
 TEST(Reader, HostileSizesAndDepthsEndQuickly) {

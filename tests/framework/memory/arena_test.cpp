@@ -24,6 +24,14 @@ TEST(Arena, SaysWhatDidNotFit) {
   EXPECT_THROW(a.alloc({1024}, DType::f32), Error);
 }
 
+TEST(Arena, RefusesSizesBeyond64BitsInsteadOfWrappingAround) {
+  Arena a("activations", {DeviceKind::meta, 0}, 0);
+  EXPECT_THROW(a.alloc({int64_t{1} << 61}, DType::f32), Error);
+  a.alloc({int64_t{1} << 59}, DType::f32);
+  EXPECT_THROW(a.alloc({int64_t{1} << 60}, DType::f32), Error);
+  EXPECT_EQ(a.high_water_bytes(), int64_t{1} << 61);
+}
+
 TEST(Arena, GuardZonesFindAnOverrun) {
   Arena a("test", {}, 1 << 20);
   a.enable_guards();

@@ -1,0 +1,104 @@
+#include "launch/memory_check.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <fstream>
+
+#include "launch/together.h"
+
+namespace osprey {
+
+namespace {
+
+/// The number a one-line file begins with; nothing for "max" or a file that is not there.
+std::optional<int64_t> number_in(const std::string& path) {
+  std::ifstream file(path);
+  int64_t value = 0;
+  if (file >> value) return value;
+  return std::nullopt;
+}
+
+int64_t saturated_sum(int64_t a, int64_t b) {
+  int64_t sum = 0;
+  return __builtin_add_overflow(a, b, &sum) ? INT64_MAX : sum;
+}
+
+int64_t total(const std::vector<MemoryCategory>& categories) {
+  int64_t bytes = 0;
+  for (const MemoryCategory& c : categories) bytes = saturated_sum(bytes, c.bytes);
+  return bytes;
+}
+
+std::string gib(int64_t bytes) { return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30)); }
+
+/// The keys of the recipe that make a category smaller.
+std::string keys_of(const std::string& category) {
+  if (category == "activations")
+    return "train.micro_batch_size, data.sequence_len, model.layers or model.hidden_size, or set "
+           "train.recompute: block";
+  if (category == "activation gradients")
+    return "train.micro_batch_size, data.sequence_len, model.hidden_size or model.ffn_size";
+  if (category == "token buffers") return "train.global_batch_tokens, or use more ranks";
+  const char* model = "model.layers, model.hidden_size, model.ffn_size or model.vocab_size";
+  if (category.starts_with("optimizer"))
+    return fmt::format("{}, or use more ranks with parallel.zero: 1", model);
+  return model;
+}
+
+}  // namespace
+
+int64_t available_memory_bytes() {
+  int64_t bytes = INT64_MAX;
+  std::ifstream file("/proc/meminfo");
+  for (std::string line; std::getline(file, line);) {
+    constexpr std::string_view key = "MemAvailable:";
+    if (!line.starts_with(key)) continue;
+    const size_t digits = line.find_first_of("0123456789");
+    int64_t kib = 0;
+    if (digits != std::string::npos) std::from_chars(line.data() + digits, line.data() + line.size(), kib);
+    if (kib > 0) bytes = kib * 1024;
+  }
+  const auto limit = number_in("/sys/fs/cgroup/memory.max"),
+             used = number_in("/sys/fs/cgroup/memory.current");
+  if (limit && used) bytes = std::min(bytes, std::max<int64_t>(0, *limit - *used));
+  return bytes;
+}
+
+std::string memory_problem(const std::vector<MemoryCategory>& categories, int64_t host_bytes, int ranks,
+                           int64_t available_bytes) {
+  if (host_bytes <= available_bytes || categories.empty()) return "";
+  const auto largest =
+      std::max_element(categories.begin(), categories.end(),
+                       [](const MemoryCategory& a, const MemoryCategory& b) { return a.bytes < b.bytes; });
+  return fmt::format(
+      "this run takes {} of memory on this machine ({} rank{}), which has {} to spare; most of a rank's {} "
+      "are {} "
+      "({}): lower {}. osprey plan shows all categories",
+      gib(host_bytes), ranks, ranks == 1 ? "" : "s", gib(available_bytes), gib(total(categories)),
+      largest->name, gib(largest->bytes), keys_of(largest->name));
+}
+
+void require_memory(const std::vector<MemoryCategory>& categories, Communicator& world) {
+  char host[256] = {};
+  ::gethostname(host, sizeof host - 1);
+  // Read before the gathering, so before any peer allocates.
+  const int64_t mine = total(categories), available = available_memory_bytes();
+  const std::string name = std::string(host) + ' ';
+  int64_t bytes = 0;
+  int ranks = 0;
+  for (const std::string& text : world.gather_strings(name + std::to_string(mine))) {
+    if (!text.starts_with(name)) continue;
+    int64_t other = 0;
+    std::from_chars(text.data() + name.size(), text.data() + text.size(), other);
+    bytes = saturated_sum(bytes, other);
+    ++ranks;
+  }
+  together(world, [&] {
+    const std::string problem = memory_problem(categories, bytes, ranks, available);
+    require(problem.empty(), "memory", "{}", problem);
+  });
+}
+
+}  // namespace osprey

@@ -1,0 +1,26 @@
+#pragma once
+// Whether a run will fit: its planned memory against what the machine has, before anything is allocated.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "framework/parallel/communicator.h"
+#include "launch/session.h"
+
+namespace osprey {
+
+/// Memory that this process and its peers here may still take: of the machine and of the control group.
+/// Units: bytes; INT64_MAX where the system does not say.
+int64_t available_memory_bytes();
+
+/// Why a rank that holds `categories` does not fit, the recipe keys that change it included; empty when it
+/// does. Units: `host_bytes` is what all `ranks` of this host take together.
+std::string memory_problem(const std::vector<MemoryCategory>& categories, int64_t host_bytes, int ranks,
+                           int64_t available_bytes);
+
+/// Throws on the ranks of every host that cannot hold its ranks. Gathers, so it comes before any of them
+/// allocates. Errors: names the largest category and the keys to change; see memory_problem. Collective.
+void require_memory(const std::vector<MemoryCategory>& categories, Communicator& world);
+
+}  // namespace osprey

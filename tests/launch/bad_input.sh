@@ -1,0 +1,225 @@
+#!/usr/bin/env bash
+# bad_input.sh OSPREY SOURCE MPIRUN: wrong input for every command gets one clear error, and nothing is left behind.
+# A row is `refused REGEXP COMMAND...`: the command must fail (not by a signal, not by time), print exactly one error,
+# which matches the regexp, and leave no run directory.
+set -euo pipefail
+osprey=$1 mpirun=$3
+cd "$2"
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+rows=0 failed=0 started=$SECONDS
+
+refused() {  # REGEXP COMMAND...
+  local words=$1 status=0 problem=
+  shift
+  timeout -k 5 60 "$@" >"$folder/log" 2>&1 </dev/null || status=$?
+  rows=$((rows + 1))
+  ((status != 0)) || problem="was accepted"
+  ((status < 124)) || problem="ended by time or a signal ($status)"
+  [[ $(grep -c '^osprey: ' "$folder/log") == 1 ]] || problem+="; prints not one error"
+  grep -Eq -- "$words" "$folder/log" || problem+="; does not say '$words'"
+  if grep -Eq 'terminate called|Segmentation|Aborted|basic_string|vector::|bad_alloc|std::' "$folder/log"; then
+    problem+="; shows its bowels"
+  fi
+  if [[ -e $folder/runs ]] && [[ -n $(ls -A "$folder/runs") ]]; then
+    problem+="; leaves a run directory"
+    rm -rf "$folder/runs"
+  fi
+  [[ -n $problem ]] || return 0
+  failed=$((failed + 1))
+  echo "FAILED: ${*//$folder/FOLDER}: $problem"
+  head -c 2000 "$folder/log"
+}
+
+"$osprey" prepare README.md docs/*.md --documents paragraph --tokenizer bytes --validation-fraction 0.1 \
+  --output "$folder/data" >"$folder/log" 2>&1 || { cat "$folder/log"; exit 1; }
+recipe=recipes/smoke/osp.yaml
+data=(--set "data.train=[{path: '$folder/data/train-*'}]" --set "data.validation=[{path: '$folder/data/validation-*'}]"
+  --set "run.output_dir=$folder/runs")
+"$osprey" train $recipe "${data[@]}" --set train.steps=4 --set checkpoint.every_steps=4 --set schedule.warmup_tokens=1024 \
+  --set run.output_dir="$folder/trained" >"$folder/log" 2>&1 || { cat "$folder/log"; exit 1; }
+run=$folder/trained/smoke_osp checkpoint=$folder/trained/smoke_osp/checkpoints/step-00000004
+
+train() { refused "$1" "$osprey" train $recipe "${data[@]}" "${@:2}"; }
+plan() { refused "$1" "$osprey" plan $recipe "${@:2}"; }
+everywhere() {  # a wrong recipe: check, plan and train say the same
+  refused "$1" "$osprey" check $recipe "${@:2}"
+  plan "$@"
+  train "$@"
+}
+
+# The command line.
+refused 'needs a command: train, check' "$osprey"
+refused 'has no command trian; did you mean train' "$osprey" trian
+refused 'has no command --bogus' "$osprey" --bogus
+for command in train check plan eval inspect generate export report; do
+  second=()
+  [[ $command != export ]] || second=(y)
+  refused 'is required' "$osprey" "$command"
+  refused 'not expected: --bogus' "$osprey" "$command" x "${second[@]}" --bogus
+done
+refused 'no --output' "$osprey" prepare
+refused 'not expected: --bogus' "$osprey" fields --bogus
+refused 'no recipe key is called nokey; osprey fields lists' "$osprey" fields nokey
+refused 'did you mean model.layers' "$osprey" fields model.layrs
+refused 'bench needs a command: gemm, ops, train' "$osprey" bench
+refused 'bench has no command trains; did you mean train' "$osprey" bench trains
+refused 'steps: Value 0 not in range 1' "$osprey" bench train --steps 0
+refused 'threads: Value 0 not in range 1' "$osprey" bench ops --threads 0
+refused 'sgd not in' "$osprey" bench train --optimizer sgd
+
+# Recipes.
+for command in check plan train; do
+  refused 'nothere.yaml: no such file' "$osprey" "$command" nothere.yaml
+  refused 'is a folder, not a recipe' "$osprey" "$command" recipes
+done
+refused 'is no|is not|control character' "$osprey" check "$osprey"
+everywhere 'must read key.path=value' --set nonsense
+everywhere 'model.layrs is not a key; did you mean layers' --set model.layrs=3
+everywhere 'model.layers must be a whole number, got "three"' --set model.layers=three
+everywhere 'model.layers must be between 1 and 4096, got -2' --set model.layers=-2
+everywhere '5 heads do not divide hidden_size 64; choose' --set model.heads=5
+everywhere 'schedule.kind must be one of .*did you mean wsd' --set schedule.kind=wsdd
+everywhere 'optim.0: "zzz" matches no parameter; there are .*layers\.\*\.attn\.q\.weight' --set optim.0.match=zzz
+everywhere 'no entry matches embed.weight' --set "optim=[{match: 'layers.*', kind: adamw, learning_rate: 1e-3}]"
+everywhere 'model must be a section of keys' --set model=3
+refused 'bracket left open' "$osprey" check $recipe --set 'model.layers=[1'
+refused 'exactly one of tokens and steps; null' "$osprey" check $recipe --set train.tokens=10000
+refused 'run.threads must be between 1 and' "$osprey" check $recipe --set run.threads=0
+refused 'plain directory name' "$osprey" check $recipe --set run.name=..
+refused 'no multiple of micro_batch_size 4 x sequence_len 64 x 3 ranks' "$osprey" check $recipe --ranks 3
+refused 'learning_rate must be more than 0' "$osprey" check $recipe --set optim.0.learning_rate=-1
+
+# Absurd sizes: told at once, with the limit or with what does not fit.
+everywhere 'model.layers must be between 1 and 4096, got 1000000' --set model.layers=1000000
+everywhere 'model.vocab_size must be between 2 and 2147483647' --set model.vocab_size=1e12
+everywhere 'global_batch_tokens must be between' --set train.global_batch_tokens=9223372036854775552
+everywhere 'micro steps of' --set train.global_batch_tokens=256000000000
+everywhere 'times global_batch_tokens is more than' --set train.steps=1e12 --set train.global_batch_tokens=1e11 \
+  --set train.micro_batch_size=1e5 --set data.sequence_len=1e6
+train 'spare; most of .*activations .*train.micro_batch_size, data.sequence_len' --set data.sequence_len=1e9 \
+  --set train.global_batch_tokens=4e9
+train 'spare; most of .*train.micro_batch_size' --set train.micro_batch_size=1e6 --set model.layers=200 \
+  --set train.global_batch_tokens=64e6
+train 'spare; most of .*optimizer state .*model.layers, .*parallel.zero' --set model.hidden_size=65536 \
+  --set model.heads=512 --set model.ffn_size=262144 --set model.layers=100 \
+  --set checkpoint.every_steps=null --set checkpoint.save_final=false
+plan 'ranks: Value 0 not in range 1 to 65536' --ranks 0
+plan 'ranks: Value 2147483647 not in range' --ranks 2147483647
+plan 'threads: Value -1 not in range' --threads -1
+
+# Data. `spoiled` is a fresh copy of the shards.
+spoil() { rm -rf "$folder/spoiled"; cp -r "$folder/data" "$folder/spoiled"; }
+on_spoiled() { refused "$1" "$osprey" train $recipe "${data[@]}" --set "data.train=[{path: '$folder/spoiled/train-*'}]" "${@:2}"; }
+train 'no token shard matches nowhere' --set "data.train=[{path: 'nowhere/*'}]"
+train 'vocab_size is 100, but .*holds token 256' --set model.vocab_size=100
+train 'fewer than the .* of one sequence' --set data.sequence_len=1000000 --set train.micro_batch_size=1 \
+  --set train.global_batch_tokens=1000000 --set model.layers=1 --set model.hidden_size=8 --set model.heads=1 --set model.ffn_size=8
+train 'nowhere does not exist; give the tokenizer' --set data.tokenizer=nowhere
+spoil; rm "$folder/spoiled/train-00000.bin"; on_spoiled 'cannot open .*train-00000.bin'
+spoil; rm "$folder/spoiled/train-00000.idx"; on_spoiled 'cannot open .*train-00000.idx'
+spoil; rm "$folder/spoiled/train-00000.json"; on_spoiled 'train-00000.json is missing'
+spoil; echo '{' >"$folder/spoiled/train-00000.json"; on_spoiled 'train-00000.json\] is not valid JSON: parse error'
+spoil; truncate -s 1000 "$folder/spoiled/train-00000.bin"; on_spoiled 'train-00000.bin has 1000 bytes, but'
+spoil; truncate -s 30 "$folder/spoiled/train-00000.idx"; on_spoiled 'train-00000.idx has 30 bytes'
+spoil; cp "$osprey" "$folder/spoiled/train-00000.idx"; on_spoiled 'train-00000.idx is not a token index'
+spoil; cp "$osprey" "$folder/spoiled/train-00000.bin"; on_spoiled 'train-00000.bin has .* bytes, but'
+spoil; sed -i 's/"bytes"/"sentencepiece-8192-0123456789abcdef"/' "$folder/spoiled/train-00000.json"
+on_spoiled 'was made with tokenizer sentencepiece-8192-0123456789abcdef, but data.tokenizer is bytes'
+
+# Where a run lives, and from where it goes on.
+train 'cannot create the directory' --set run.output_dir=/proc/nowhere
+train 'cannot create the directory' --set run.output_dir=README.md
+train 'checkpoint.resume is .*nowhere' --set checkpoint.resume=nowhere
+train 'recipes is no complete checkpoint' --set checkpoint.resume=recipes
+train 'in the checkpoint and' --set checkpoint.resume="$checkpoint" --set model.ffn_size=192
+train 'trained with run.seed 7, the recipe says 8' --set checkpoint.resume="$checkpoint" --set run.seed=8
+
+# Checkpoints. `worse` is a fresh copy of one, without its hashes so that the damage itself is met.
+worsen() { rm -rf "$folder/worse"; cp -r "$checkpoint" "$folder/worse"; [[ ${1:-} == hashed ]] || rm "$folder/worse/manifest.json"; }
+read_worse() {
+  refused "$1" "$osprey" eval "$folder/worse"
+  refused "$1" "$osprey" inspect "$folder/worse"
+  refused "$1" "$osprey" generate "$folder/worse" --prompt x
+}
+for command in eval inspect generate; do
+  refused 'nowhere is not a directory; give a checkpoint or a run' "$osprey" "$command" nowhere
+  refused 'recipes is neither a checkpoint' "$osprey" "$command" recipes
+done
+refused 'nowhere is not a directory; give a checkpoint or a run' "$osprey" export nowhere "$folder/out"
+refused 'recipes is neither a checkpoint' "$osprey" export recipes "$folder/out"
+worsen; rm "$folder/worse/model.safetensors"; read_worse 'has neither model.safetensors'
+worsen; truncate -s 5 "$folder/worse/model.safetensors"; read_worse 'holds 5 bytes'
+worsen; cp "$osprey" "$folder/worse/model.safetensors"; read_worse 'this is no safetensors file'
+worsen; echo '{' >"$folder/worse/config.json"; read_worse 'config.json\] is not valid JSON'
+worsen; sed -i 's/"intermediate_size": 176/"intermediate_size": 192/' "$folder/worse/config.json"; read_worse 'the config says'
+worsen; sed -i 's/"vocab_size": 272/"vocab_size": 1000000000000/' "$folder/worse/config.json"; read_worse 'vocab_size|the config says'
+worsen hashed; printf x | dd of="$folder/worse/model.safetensors" bs=1 seek=9000 conv=notrunc 2>/dev/null
+read_worse 'model.safetensors is damaged'
+refused 'model.safetensors is damaged|no architecture' "$osprey" export "$folder/worse" "$folder/out"
+refused 'threads: Value 0 not in range' "$osprey" eval "$run" --threads 0
+refused 'tokens: Value -5 not in range' "$osprey" eval "$run" --tokens -5
+refused "'w9a9' is no format" "$osprey" eval "$run" --quantize w9a9
+refused "'w4294967300a8' is no format" "$osprey" eval "$run" --quantize w4294967300a8
+refused 'no token shard matches nix-' "$osprey" eval "$run" --data 'nix-*'
+refused 'at a time take .* of activations' "$osprey" eval "$run" --sequence-len 1000000000
+refused 'at a time take .* of activations' "$osprey" inspect "$run" --sequence-len 1000000000
+refused 'sequences: Value 0 not in range' "$osprey" inspect "$run" --sequences 0
+refused 'prompt is not UTF-8 text: byte 1' "$osprey" generate "$run" --prompt $'a\xff\xfe'
+refused 'max-tokens: Value 0 not in range' "$osprey" generate "$run" --max-tokens 0
+refused 'temperature must be at least 0, got nan' "$osprey" generate "$run" --temperature nan
+refused 'top-k must be at least 1, got 0' "$osprey" generate "$run" --top-k 0
+refused 'top-p must be in \(0, 1\], got 1.5' "$osprey" generate "$run" --top-p 1.5
+refused 'seed: Value -1 not in range' "$osprey" generate "$run" --seed -1
+refused 'gguf not in' "$osprey" export "$run" "$folder/out" --to gguf
+refused 'exists and is not an empty directory|no architecture' "$osprey" export "$run" recipes
+
+# Reports.
+refused 'nowhere is no directory' "$osprey" report nowhere
+refused 'recipes is no run' "$osprey" report recipes
+refused 'cannot (write|create) /nowhere/x.html' "$osprey" report "$run" -o /nowhere/x.html
+
+# Preparation.
+prepare() { refused "$1" "$osprey" prepare "${@:2}" -o "$folder/out"; }
+prepare 'give one of --tokenizer and --train-tokenizer' LICENSE
+prepare 'no input is given' --tokenizer bytes
+prepare "no file matches 'nowhere.txt'" nowhere.txt --tokenizer bytes
+prepare "recipes is a directory; name the files in it" recipes --tokenizer bytes
+prepare 'excludes' LICENSE --tokenizer bytes --train-tokenizer bpe
+prepare 'must be one of bpe, unigram; got wordpiece' LICENSE --train-tokenizer wordpiece
+prepare 'vocab-size: Value 1000000000000 not in range' LICENSE --train-tokenizer bpe --vocab-size 1000000000000
+prepare 'a vocabulary of 10 is too small' LICENSE --train-tokenizer bpe --vocab-size 10
+prepare 'validation-fraction must be from 0 to below 1, got 2' LICENSE --tokenizer bytes --validation-fraction 2
+prepare 'shard-tokens must be positive, got -1' LICENSE --tokenizer bytes --shard-tokens -1
+prepare 'is not UTF-8' "$osprey" --tokenizer bytes
+printf '{"txt": 1}\n' >"$folder/a.jsonl"; prepare 'a.jsonl:1 has no text under the key' "$folder/a.jsonl" --tokenizer bytes
+gzip -c LICENSE | head -c 1000 >"$folder/cut.gz"; prepare 'ends in the middle' "$folder/cut.gz" --tokenizer bytes
+: >"$folder/empty"; prepare 'holds no text' "$folder/empty" --tokenizer bytes
+refused 'exists; remove it' "$osprey" prepare LICENSE --tokenizer bytes -o "$folder/data"
+refused 'cannot create /proc/x' "$osprey" prepare LICENSE --tokenizer bytes -o /proc/x
+refused 'cannot write .*File too large' bash -c "ulimit -f 4; trap '' XFSZ; exec '$osprey' prepare LICENSE --tokenizer bytes -o '$folder/out'"
+[[ -z $(find "$folder" -maxdepth 1 -name 'out*') ]] || { failed=$((failed + 1)); echo "FAILED: refused commands left $(ls -d "$folder"/out*)"; }
+
+# Under mpirun: one error for the whole job.
+job=("$mpirun" -np 2 --oversubscribe --bind-to none "$osprey")
+refused 'is required' "${job[@]}" train
+refused 'no command trian' "${job[@]}" trian
+refused 'osprey eval runs in one process; start it without mpirun' "${job[@]}" eval "$run"
+refused 'model.layrs is not a key; did you mean layers' "${job[@]}" train $recipe --set model.layrs=3
+refused 'vocab_size is 100, but' "${job[@]}" train $recipe "${data[@]}" --set model.vocab_size=100
+refused '\(2 ranks\).*spare' "${job[@]}" train $recipe "${data[@]}" --set data.sequence_len=1e9 --set train.global_batch_tokens=8e9
+refused 'checkpoint.resume is .*nowhere' "${job[@]}" train $recipe "${data[@]}" --set checkpoint.resume=nowhere
+
+# Every command shows an example.
+for command in train check plan prepare eval inspect generate export report fields bench 'bench gemm' 'bench ops' 'bench train'; do
+  rows=$((rows + 1))
+  # shellcheck disable=SC2086  # two words
+  "$osprey" $command --help >"$folder/log" 2>&1 || true
+  grep -Eq "^  .*osprey ${command%% *} |^  osprey $command" "$folder/log" && grep -q '^Example' "$folder/log" && continue
+  failed=$((failed + 1))
+  echo "FAILED: osprey $command --help shows no example"
+done
+
+echo "$rows rows in $((SECONDS - started)) s, $failed failed"
+((failed == 0))
