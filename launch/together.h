@@ -20,8 +20,8 @@ void print_error(const std::string& rank, const std::string& text);
 /// agree() for work that returns nothing. Collective.
 void together(Communicator& world, const std::function<void()>& work);
 
-/// Runs a whole command on every rank. What all ranks agree on (Reported, AgreedError) ends them in order; any
-/// other exception ends the job at once, naming the rank, so that no peer waits for ever.
+/// Runs a whole command on every rank. What all ranks agree on (Reported, AgreedError) ends them in order;
+/// any other exception ends the job at once, naming the rank, so that no peer waits for ever.
 void on_all_ranks(const std::function<void(Communicator&)>& command);
 
 }  // namespace osprey
