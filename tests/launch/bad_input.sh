@@ -215,10 +215,10 @@ refused 'checkpoint.resume is .*nowhere' "${job[@]}" train $recipe "${data[@]}" 
 for command in train check plan prepare eval inspect generate export report fields bench 'bench gemm' 'bench ops' 'bench train'; do
   rows=$((rows + 1))
   # shellcheck disable=SC2086  # two words
-  "$osprey" $command --help >"$folder/log" 2>&1 || true
-  grep -Eq "^  .*osprey ${command%% *} |^  osprey $command" "$folder/log" && grep -q '^Example' "$folder/log" && continue
+  "$osprey" $command --help >"$folder/log" 2>&1 &&
+    grep -Eq "^  .*osprey ${command%% *} |^  osprey $command" "$folder/log" && grep -q '^Example' "$folder/log" && continue
   failed=$((failed + 1))
-  echo "FAILED: osprey $command --help shows no example"
+  echo "FAILED: osprey $command --help fails or shows no example"
 done
 
 echo "$rows rows in $((SECONDS - started)) s, $failed failed"

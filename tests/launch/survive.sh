@@ -44,7 +44,9 @@ for try in $(seq 1 6); do
   while kill -0 "$pid" 2>/dev/null && [[ $(newest killed 2>/dev/null || true) == "$before" ]]; do sleep 0.01; done
   sleep "0.$(printf %03d $((try * 37 % 50)))"
   if kill -9 "$pid" 2>/dev/null; then kills=$((kills + 1)); fi
-  wait "$pid" 2>/dev/null || true
+  status=0
+  wait "$pid" 2>/dev/null || status=$?
+  ((status == 0 || status == 137)) || fail "try $try ended with $status, neither killed nor finished"
 done
 ((kills > 1)) || fail "only $kills kills; the test tests nothing"
 reached=$(newest killed)
