@@ -15,19 +15,19 @@ Accum Parameter::accumulate() {
 }
 
 Parameter& ParamStore::add(std::string name, int layer, const Shape& shape, Init init) {
-  require(names_.insert(name).second, "parameters", "{} is declared twice", name);
+  require(!by_name_.contains(name), "parameters", "{} is declared twice", name);
   auto p = std::make_unique<Parameter>();
   p->name = std::move(name);
   p->layer = layer;
   p->shape = shape;
   p->init = init;
   params_.push_back(std::move(p));
+  by_name_[params_.back()->name] = params_.back().get();
   return *params_.back();
 }
 
 Parameter& ParamStore::at(const std::string& name) {
-  for (const auto& p : params_)
-    if (p->name == name) return *p;
+  if (const auto found = by_name_.find(name); found != by_name_.end()) return *found->second;
   std::string known;
   for (const auto& p : params_) known += " " + p->name;
   fail("parameters", "no parameter {}; there are{}", name, known);

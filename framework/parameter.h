@@ -4,7 +4,7 @@
 
 #include <memory>
 #include <string>
-#include <unordered_set>
+#include <unordered_map>
 #include <vector>
 
 #include "framework/memory/arena.h"
@@ -77,7 +77,7 @@ class ParamStore {
 
  private:
   std::vector<std::unique_ptr<Parameter>> params_;
-  std::unordered_set<std::string> names_;
+  std::unordered_map<std::string, Parameter*> by_name_;
   std::vector<Bucket> buckets_;
   std::unique_ptr<Arena> values_, grads_;
   DType dtype_ = DType::f32;

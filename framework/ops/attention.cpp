@@ -2,8 +2,6 @@
 
 #include <cmath>
 
-#include "kernels/attention.h"
-
 namespace osprey {
 
 namespace {
@@ -23,11 +21,6 @@ Fused split(const Tensor& qkv, const AttentionArgs& a) {
 
 Tensor flat(const Tensor& t) { return t.defined() ? t.view({t.numel()}) : t; }
 
-std::optional<kernels::Clip> clip_of(const AttentionArgs& a) {
-  if (!a.clip) return {};
-  return kernels::Clip{.zeta = a.clip->zeta, .gamma = a.clip->gamma};
-}
-
 }  // namespace
 
 Var attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink) {
@@ -43,7 +36,7 @@ Var attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink) {
                                          .batch = args.batch,
                                          .head_size = args.head_size,
                                          .document_start = flat(args.document_start),
-                                         .clip = clip_of(args),
+                                         .clip = args.clip,
                                          .sink = t.value_or_none(sink),
                                          .gate = t.value_or_none(gate)});
   if (Tap* tap = t.tap())
@@ -75,7 +68,7 @@ Var attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink) {
                                             .batch = args.batch,
                                             .head_size = args.head_size,
                                             .document_start = flat(args.document_start),
-                                            .clip = clip_of(args),
+                                            .clip = args.clip,
                                             .sink = t.value_or_none(sink),
                                             .gate = t.value_or_none(gate)});
   });
@@ -95,7 +88,7 @@ Var cached_attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var 
                                         .k = in.k,
                                         .v = in.v,
                                         .head_size = args.head_size,
-                                        .clip = clip_of(args),
+                                        .clip = args.clip,
                                         .sink = t.value_or_none(sink),
                                         .gate = t.value_or_none(gate)});
   return t.record("cached_attention", o, {qkv}, [](Tensor) {});

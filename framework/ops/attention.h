@@ -2,18 +2,15 @@
 #include <optional>
 
 #include "framework/tape/tape.h"
+#include "kernels/attention.h"
 
 namespace osprey {
-
-struct ClipArgs {
-  float zeta = 1, gamma = 0;
-};
 
 struct AttentionArgs {
   int64_t batch = 0;  // B; N = B * T
   int64_t heads = 0, kv_heads = 0, head_size = 0;
-  Tensor document_start;         // (B, T) i32, or undefined
-  std::optional<ClipArgs> clip;  // clipped softmax
+  Tensor document_start;              // (B, T) i32, or undefined
+  std::optional<kernels::Clip> clip;  // clipped softmax
 };
 
 /// Causal attention on a fused buffer. Saves its output and the row log-sum-exps only.

@@ -10,20 +10,13 @@
 namespace osprey {
 
 void add_check(CLI::App& app) {
-  struct Options {
-    std::string recipe;
-    std::vector<std::string> overrides;
+  struct Options : RecipeOptions {
     std::optional<int64_t> ranks;
   };
   const auto options = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("check", "validate a recipe and print it with every default; nothing is run");
-  command->add_option("recipe", options->recipe, "the recipe, a YAML file")->required();
-  command
-      ->add_option("--set", options->overrides,
-                   "key.path=value, instead of what the recipe says; may be repeated")
-      ->take_all()
-      ->allow_extra_args(false);
+  options->add_to(*command);
   command->add_option("--ranks", options->ranks, "also check that the batch divides over this many ranks")
       ->check(CLI::Range(1, 65536));
   command->footer(

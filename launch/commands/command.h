@@ -3,8 +3,40 @@
 // launch/main.cpp lists them. A command parses its options, calls the library, prints, and throws Error.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <string>
+#include <thread>
+#include <vector>
 
 namespace osprey {
+
+/// What every command about a recipe takes: RECIPE and --set.
+struct RecipeOptions {
+  std::string recipe;
+  std::vector<std::string> overrides;
+
+  void add_to(CLI::App& command) {
+    command.add_option("recipe", recipe, "the recipe, a YAML file")->required();
+    command
+        .add_option("--set", overrides, "key.path=value, instead of what the recipe says; may be repeated")
+        ->take_all()
+        ->allow_extra_args(false);
+  }
+};
+
+/// What every command about a checkpoint takes: CHECKPOINT and --threads.
+struct CheckpointOptions {
+  std::string checkpoint;
+  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+
+  void add_to(CLI::App& command) {
+    command.add_option("checkpoint", checkpoint, "a checkpoint, or a run (its newest checkpoint)")
+        ->required();
+    command.add_option("--threads", threads, "CPU threads")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+  }
+};
 
 void add_train(CLI::App& app);
 void add_check(CLI::App& app);

@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
-#include <thread>
 
 #include "framework/clock.h"
 #include "framework/eval/round_to_nearest.h"
@@ -17,14 +16,12 @@ namespace osprey {
 
 namespace {
 
-struct Options {
-  std::string checkpoint;
+struct Options : CheckpointOptions {
   std::vector<std::string> data;
   std::vector<std::string> formats = {"w8a8", "w4a16", "w4a4"};
   int64_t tokens = 65536;
   int64_t batch = 8;
   int64_t sequence_len = 0;
-  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   bool clip_search = false;
 };
 
@@ -140,8 +137,7 @@ void add_eval(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "eval",
       "loss, perplexity and outlier figures of a checkpoint, and the same after rounding it to integers");
-  command->add_option("checkpoint", o->checkpoint, "a checkpoint, or a run (its newest checkpoint)")
-      ->required();
+  o->add_to(*command);
   command->add_option("--data", o->data, "token shards (glob) instead of the recipe's validation data");
   command->add_option("--tokens", o->tokens, "validation tokens")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
@@ -155,9 +151,6 @@ void add_eval(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 30));
   command->add_option("--batch", o->batch, "sequences at a time")
       ->check(CLI::Range(1, 1 << 16))
-      ->capture_default_str();
-  command->add_option("--threads", o->threads, "CPU threads")
-      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   command->footer(
       "Example:\n  osprey eval runs/quickstart_osp --tokens 100000 --quantize w8a8,w4a4 --clip-search");

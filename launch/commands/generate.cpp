@@ -2,7 +2,6 @@
 
 #include <cstdio>
 #include <memory>
-#include <thread>
 
 #include "framework/clock.h"
 #include "framework/eval/sampler.h"
@@ -14,11 +13,10 @@ namespace osprey {
 
 namespace {
 
-struct Options {
-  std::string checkpoint, prompt;
+struct Options : CheckpointOptions {
+  std::string prompt;
   int64_t max_tokens = 64, samples = 1;
   SamplerSpec sampler{.temperature = 0.8, .top_k = {}, .top_p = {}, .seed = 42};
-  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 };
 
 /// Prints text as it grows; a character that is still incomplete waits.
@@ -102,8 +100,7 @@ void run(const Options& o) {
 void add_generate(CLI::App& app) {
   const auto o = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("generate", "continue a text with a checkpoint");
-  command->add_option("checkpoint", o->checkpoint, "a checkpoint, or a run (its newest checkpoint)")
-      ->required();
+  o->add_to(*command);
   command->add_option("--prompt", o->prompt, "the text to continue; empty: a new document");
   command->add_option("--max-tokens", o->max_tokens, "tokens to add at most")
       ->check(CLI::Range(1, 1 << 20))
@@ -118,9 +115,6 @@ void add_generate(CLI::App& app) {
                       "only the most likely tokens that together have probability p");
   command->add_option("--seed", o->sampler.seed, "of the draws")
       ->check(CLI::Range(int64_t{0}, INT64_MAX))
-      ->capture_default_str();
-  command->add_option("--threads", o->threads, "CPU threads")
-      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   command->footer(
       "Example:\n  osprey generate runs/quickstart_osp --prompt \"Osprey\" --temperature 0.7 --top-p 0.9");

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <thread>
 
 #include "launch/commands/command.h"
 #include "launch/outlier_tables.h"
@@ -12,12 +11,10 @@ namespace osprey {
 
 namespace {
 
-struct Options {
-  std::string checkpoint;
+struct Options : CheckpointOptions {
   std::vector<std::string> data;
   int64_t sequences = 8;
   int64_t sequence_len = 0;
-  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 };
 
 /// Largest |w| over mean |w|: of the matrix, and of its worst input channel (column) over the mean column.
@@ -54,17 +51,13 @@ void add_inspect(CLI::App& app) {
   const auto o = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "inspect", "outlier tables of a checkpoint: every tensor of every layer, and its weights");
-  command->add_option("checkpoint", o->checkpoint, "a checkpoint, or a run (its newest checkpoint)")
-      ->required();
+  o->add_to(*command);
   command->add_option("--data", o->data, "token shards (glob) instead of the recipe's validation data");
   command->add_option("--sequences", o->sequences, "sequences to run")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   command->add_option("--sequence-len", o->sequence_len, "length of a sequence; the checkpoint's if absent")
       ->check(CLI::Range(1, 1 << 30));
-  command->add_option("--threads", o->threads, "CPU threads")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
   command->footer("Example:\n  osprey inspect runs/quickstart_osp --sequences 16");
   command->callback([o] {
     LoadedModel m(o->checkpoint, o->threads);

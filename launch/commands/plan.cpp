@@ -70,21 +70,14 @@ void print_plan(const Recipe& recipe, int ranks, int threads) {
 }  // namespace
 
 void add_plan(CLI::App& app) {
-  struct Options {
-    std::string recipe;
-    std::vector<std::string> overrides;
+  struct Options : RecipeOptions {
     int ranks = 1;
     int threads = 1;
   };
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "plan", "parameters, memory of each rank by category, traffic and FLOPs; nothing is run");
-  command->add_option("recipe", options->recipe, "the recipe, a YAML file")->required();
-  command
-      ->add_option("--set", options->overrides,
-                   "key.path=value, instead of what the recipe says; may be repeated")
-      ->take_all()
-      ->allow_extra_args(false);
+  options->add_to(*command);
   command->add_option("--ranks", options->ranks, "number of ranks")->check(CLI::Range(1, 65536));
   command->add_option("--threads", options->threads, "threads of a rank")->check(CLI::Range(1, 1024));
   command->footer("Example:\n  osprey plan recipes/pretrain/osp_1b4.yaml --ranks 8");

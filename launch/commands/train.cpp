@@ -19,10 +19,7 @@ namespace osprey {
 
 namespace {
 
-struct Options {
-  std::string recipe;
-  std::vector<std::string> overrides;
-};
+using Options = RecipeOptions;
 
 void stop_on_signals() {
   struct sigaction action {};
@@ -124,12 +121,7 @@ void train(const Options& options, Communicator& world) {
 void add_train(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("train", "train a model as a recipe says; also under mpirun");
-  command->add_option("recipe", options->recipe, "the recipe, a YAML file")->required();
-  command
-      ->add_option("--set", options->overrides,
-                   "key.path=value, instead of what the recipe says; may be repeated")
-      ->take_all()
-      ->allow_extra_args(false);
+  options->add_to(*command);
   command->footer("Example:\n  mpirun -np 2 osprey train recipes/quickstart/osp.yaml --set train.steps=100");
   command->callback([options] { on_all_ranks([&](Communicator& world) { train(*options, world); }); });
 }

@@ -15,7 +15,7 @@ namespace {
 struct Attention {
   const ModelSpec* spec = nullptr;
   int layer = 0;
-  std::optional<ClipArgs> clip;
+  std::optional<kernels::Clip> clip;
   Parameter *q = nullptr, *k = nullptr, *v = nullptr, *o = nullptr;
   Parameter *q_norm = nullptr, *k_norm = nullptr;          // (D), qk_norm only
   Parameter *gate_weight = nullptr, *gate_bias = nullptr;  // (H or H*D, C) and (H or H*D), gated only
@@ -161,7 +161,7 @@ void Llama::declare_block(ParamStore& params, int layer) {
   }
   const AttentionSpec& variant = spec_.attention;
   if (variant.kind == AttentionSpec::Kind::clipped_softmax)
-    a.clip = ClipArgs{.zeta = static_cast<float>(variant.zeta),
+    a.clip = kernels::Clip{.zeta = static_cast<float>(variant.zeta),
                       .gamma = static_cast<float>(variant.clip_gamma(sequence_len_))};
   if (variant.kind == AttentionSpec::Kind::gated) {
     const int64_t gates = variant.gate == AttentionSpec::Gate::headwise ? spec_.heads : heads;

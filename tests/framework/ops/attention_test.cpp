@@ -15,7 +15,7 @@ using Gate = oracle::Attention::Gate;
 
 struct Variant {
   int64_t batch = 2, tokens = 10, heads = 2, kv_heads = 1, head_size = 16;
-  std::optional<ClipArgs> clip = {};
+  std::optional<kernels::Clip> clip = {};
   bool sink = false;
   Gate gate = Gate::none;
   bool documents = false;
@@ -106,8 +106,8 @@ TEST(AttentionOp, PassesTheOpCaseInEveryVariant) {
   check_op(attention_case({.gate = Gate::headwise}));
   check_op(attention_case({.gate = Gate::elementwise, .documents = true}));
   check_op(attention_case({.sink = true, .gate = Gate::headwise}));
-  check_op(attention_case({.clip = ClipArgs{.zeta = 1.0f, .gamma = -0.02f}}));
-  check_op(attention_case({.clip = ClipArgs{.zeta = 1.0f, .gamma = -0.02f}, .gate = Gate::headwise}));
+  check_op(attention_case({.clip = kernels::Clip{.zeta = 1.0f, .gamma = -0.02f}}));
+  check_op(attention_case({.clip = kernels::Clip{.zeta = 1.0f, .gamma = -0.02f}, .gate = Gate::headwise}));
 }
 
 TEST(AttentionOp, ShowsQueriesKeysAndRowSumsToTheTap) {
