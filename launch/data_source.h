@@ -9,7 +9,7 @@ namespace osprey {
 class TrainSource final : public BatchSource {
  public:
   TrainSource(Loader& loader, const Communicator& world) : loader_(loader), world_(world) {}
-  void fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) override;
+  int64_t fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) override;
 
  private:
   Loader& loader_;
@@ -19,7 +19,7 @@ class TrainSource final : public BatchSource {
 class ValidationSource final : public BatchSource {
  public:
   ValidationSource(ValidationLoader& loader, const Communicator& world) : loader_(loader), world_(world) {}
-  void fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) override;
+  int64_t fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) override;
 
  private:
   ValidationLoader& loader_;

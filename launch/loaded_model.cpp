@@ -68,8 +68,8 @@ void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t 
 }
 
 std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,
-                                                  const std::vector<std::string>& data,
-                                                  int64_t sequence_len) {
+                                                  const std::vector<std::string>& data, int64_t sequence_len,
+                                                  int64_t max_tokens) {
   DataSpec spec;
   if (fs::exists(loaded.path / "recipe.yaml"))
     spec = load_recipe((loaded.path / "recipe.yaml").string(), {}).data;
@@ -91,7 +91,8 @@ std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,
           "no token shard matches {}, where the recipe of {} has its validation data; start in the folder "
           "that the recipe's paths begin in, or give --data 'shards-*'",
           source.path, loaded.path.string());
-  return std::make_unique<ValidationLoader>(spec, *loaded.tokenizer, loaded.hub.spec().vocab_size);
+  return std::make_unique<ValidationLoader>(spec, *loaded.tokenizer, loaded.hub.spec().vocab_size,
+                                            max_tokens);
 }
 
 BatchView make_batch(Arena& arena, const ValidationLoader& data, int64_t rows) {

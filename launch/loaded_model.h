@@ -37,10 +37,11 @@ struct LoadedModel {
 /// Throws unless a batch of this size can be evaluated in the memory that this machine has to spare.
 void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t sequence_len);
 
-/// The validation data of the checkpoint's recipe, or the shards that `data` names instead.
-/// Errors: throws when there is neither, or when the tokenizer does not match.
+/// The first `max_tokens` of the validation data of the checkpoint's recipe, or of the shards that `data`
+/// names instead. Errors: throws when there is neither, or when the tokenizer does not match.
 std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,
-                                                  const std::vector<std::string>& data, int64_t sequence_len);
+                                                  const std::vector<std::string>& data, int64_t sequence_len,
+                                                  int64_t max_tokens);
 
 /// Buffers for `rows` sequences of this data.
 BatchView make_batch(Arena& arena, const ValidationLoader& data, int64_t rows);

@@ -20,8 +20,6 @@ void DataSpec::fields(Fields& f) {
   f("attention_across_documents", attention_across_documents,
     "whether a token may attend to earlier documents packed into its sequence; if not, positions restart with "
     "every document and the first token of a document is not a target");
-  f("validation_tokens", validation_tokens, "evaluate on the first so many tokens only; null means all",
-    positive());
   const auto weighted =
       std::count_if(train.begin(), train.end(), [](const SourceSpec& s) { return s.weight.has_value(); });
   f.rule(!tokenizer.empty(), "tokenizer", "is not given; osprey prepare writes one beside the shards");

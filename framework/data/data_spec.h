@@ -21,7 +21,6 @@ struct DataSpec {
   std::vector<SourceSpec> train, validation;
   int64_t sequence_len = 512;
   bool attention_across_documents = true;
-  std::optional<int64_t> validation_tokens;
   void fields(Fields& f);
 };
 

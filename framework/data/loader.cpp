@@ -160,7 +160,8 @@ int64_t Loader::tokens() const {
   return total;
 }
 
-ValidationLoader::ValidationLoader(const DataSpec& spec, const Tokenizer& tokenizer, int64_t vocab_size)
+ValidationLoader::ValidationLoader(const DataSpec& spec, const Tokenizer& tokenizer, int64_t vocab_size,
+                                   int64_t max_tokens)
     : spec_(spec),
       stream_(paths(spec.validation), tokenizer, vocab_size),
       order_(stream_),
@@ -173,7 +174,7 @@ ValidationLoader::ValidationLoader(const DataSpec& spec, const Tokenizer& tokeni
           "--validation-fraction",
           spec.validation.front().path, stream_.tokens());
   order_.build({});
-  const int64_t targets = std::min(stream_.tokens() - 1, spec.validation_tokens.value_or(stream_.tokens()));
+  const int64_t targets = std::min(stream_.tokens() - 1, max_tokens);
   rows_ = (targets + spec.sequence_len - 1) / spec.sequence_len;
 }
 

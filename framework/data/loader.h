@@ -89,7 +89,9 @@ class Loader {
 /// is none). The last row is filled up with tokens that are not targets.
 class ValidationLoader {
  public:
-  ValidationLoader(const DataSpec& spec, const Tokenizer& tokenizer, int64_t vocab_size);
+  /// Reads the first `max_tokens` targets only, in whole rows.
+  ValidationLoader(const DataSpec& spec, const Tokenizer& tokenizer, int64_t vocab_size,
+                   int64_t max_tokens = INT64_MAX);
   ValidationLoader(const ValidationLoader&) = delete;
   ValidationLoader& operator=(const ValidationLoader&) = delete;
 

@@ -39,12 +39,8 @@ Trainer::Trainer(const TrainSpec& spec, const TrainerParts& parts) : spec_(spec)
 /// Reads all micro batches of a step; returns the targets counted on this rank.
 int64_t Trainer::fill(int64_t step) {
   int64_t counted = 0;
-  for (int64_t i = 0; i < micro_steps_; ++i) {
-    const BatchView& b = batches_[static_cast<size_t>(i)];
-    parts_.train->fill(step, i, micro_steps_, b);
-    const int32_t* targets = b.targets.as<int32_t>();
-    for (int64_t k = 0; k < b.targets.numel(); ++k) counted += targets[k] >= 0;
-  }
+  for (int64_t i = 0; i < micro_steps_; ++i)
+    counted += parts_.train->fill(step, i, micro_steps_, batches_[static_cast<size_t>(i)]);
   return counted;
 }
 
@@ -126,24 +122,14 @@ void Trainer::run(int64_t first) {
 
 EvalResult Trainer::evaluate(int64_t step) {
   const double start = now_s();
-  const int64_t ranks = parts_.world->size(), rows = spec_.micro_batch_size;
-  const int64_t wanted = std::min(parts_.validation_sequences,
-                                  (spec_.eval_tokens + parts_.sequence_len - 1) / parts_.sequence_len);
-  const int64_t rounds = (wanted + rows * ranks - 1) / (rows * ranks);
+  const int64_t at_a_time = spec_.micro_batch_size * parts_.world->size();
+  const int64_t rounds = (parts_.validation_sequences + at_a_time - 1) / at_a_time;
   Tape& tape = *parts_.tape;
   tape.set_mode(Tape::Mode::evaluate);
   LossSum sum;
   for (int64_t i = 0; i < rounds; ++i) {
-    const BatchView& b = batches_.front();
-    parts_.validation->fill(0, i, rounds, b);
-    // Sequences past the wanted count are the same on any number of ranks: not counted.
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t sequence = (i * ranks + parts_.world->rank()) * rows + row;
-      if (sequence < wanted) continue;
-      int32_t* targets = b.targets.as<int32_t>() + row * parts_.sequence_len;
-      std::fill(targets, targets + parts_.sequence_len, -1);
-    }
-    parts_.model->loss(tape, b, 1.0f, sum, {});
+    parts_.validation->fill(0, i, rounds, batches_.front());
+    parts_.model->loss(tape, batches_.front(), 1.0f, sum, {});
     tape.reset();
   }
   double total[2] = {sum.loss, static_cast<double>(sum.tokens)};

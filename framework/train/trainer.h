@@ -18,8 +18,9 @@ namespace osprey {
 class BatchSource {
  public:
   virtual ~BatchSource() = default;
-  /// Fills views of (B, T) with this rank's sequences of a micro step.
-  virtual void fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) = 0;
+  /// Fills views of (B, T) with this rank's sequences of a micro step; rows past the end have no targets.
+  /// Returns how many targets are not -1.
+  virtual int64_t fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) = 0;
 };
 
 struct StepResult {
@@ -69,7 +70,7 @@ struct TrainerParts {
   Updater* updater = nullptr;
   BatchSource* train = nullptr;
   BatchSource* validation = nullptr;  // may be null
-  int64_t validation_sequences = 0;
+  int64_t validation_sequences = 0;   // of one evaluation
   std::function<double(int64_t)> schedule;  // learning-rate factor of a 0-based step
   int64_t sequence_len = 0;
   uint64_t seed = 0;

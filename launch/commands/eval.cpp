@@ -27,47 +27,34 @@ struct Options : CheckpointOptions {
 
 struct Result {
   double loss = 0;
+  double unigram_loss = 0;  // entropy of the targets' own frequencies: no model without context does better
   int64_t tokens = 0;
   double seconds = 0;
 };
 
-/// Mean loss over the first `rows` sequences.
-Result evaluate(LoadedModel& m, ValidationLoader& data, const BatchView& view, int64_t rows) {
-  const double start = now_s();
-  LossSum sum;
-  for (int64_t first = 0; first < rows; first += view.batch()) {
-    data.batch(first, view);
-    for (int64_t row = rows - first; row < view.batch(); ++row) {
-      int32_t* targets = view.targets.as<int32_t>() + row * view.sequence();
-      std::fill(targets, targets + view.sequence(), -1);
-    }
-    m.model->loss(m.tape, view, 1.0f, sum, {});
-    m.tape.reset();
-  }
-  require(sum.tokens > 0, "eval", "the validation data hold no token to predict");
-  return {sum.loss / static_cast<double>(sum.tokens), sum.tokens, now_s() - start};
+double entropy(const std::vector<int64_t>& counts, int64_t total) {
+  double sum = 0;
+  for (int64_t c : counts)
+    if (c > 0) sum -= static_cast<double>(c) * std::log(static_cast<double>(c) / static_cast<double>(total));
+  return sum / static_cast<double>(total);
 }
 
-/// Entropy of the targets' own frequencies: no model without context can do better on this text.
-double unigram_loss(ValidationLoader& data, const BatchView& view, int64_t rows, int64_t vocabulary) {
-  std::vector<int64_t> counts(static_cast<size_t>(vocabulary));
-  int64_t total = 0;
-  for (int64_t first = 0; first < rows; first += view.batch()) {
+/// Mean loss over the data.
+Result evaluate(LoadedModel& m, ValidationLoader& data, const BatchView& view) {
+  const double start = now_s();
+  LossSum sum;
+  std::vector<int64_t> counts(static_cast<size_t>(m.hub.spec().vocab_size));
+  for (int64_t first = 0; first < data.rows(); first += view.batch()) {
     data.batch(first, view);
-    const int64_t tokens = std::min(view.batch(), rows - first) * view.sequence();
-    for (int64_t i = 0; i < tokens; ++i) {
-      const int32_t target = view.targets.as<int32_t>()[i];
-      if (target < 0) continue;
-      ++counts[static_cast<size_t>(target)];
-      ++total;
-    }
+    m.model->loss(m.tape, view, 1.0f, sum, {});
+    m.tape.reset();
+    for (int64_t i = 0; i < view.targets.numel(); ++i)
+      if (const int32_t target = view.targets.as<int32_t>()[i]; target >= 0)
+        ++counts[static_cast<size_t>(target)];
   }
-  double loss = 0;
-  for (int64_t c : counts)
-    if (c > 0)
-      loss -= static_cast<double>(c) / static_cast<double>(total) *
-              std::log(static_cast<double>(c) / static_cast<double>(total));
-  return loss;
+  require(sum.tokens > 0, "eval", "the validation data hold no token to predict");
+  return {sum.loss / static_cast<double>(sum.tokens), entropy(counts, sum.tokens), sum.tokens,
+          now_s() - start};
 }
 
 void report(const std::string& name, const Result& r, const Result& plain) {
@@ -100,32 +87,30 @@ void run(const Options& options) {
   LoadedModel m(options.checkpoint, options.threads);
   const int64_t length = options.sequence_len ? options.sequence_len : m.hub.context().sequence_len;
   require_evaluation_memory(m, options.batch, length);
-  const auto data = validation_data(m, options.data, length);
-  const int64_t rows = std::min(data->rows(), (options.tokens + length - 1) / length);
+  const auto data = validation_data(m, options.data, length, options.tokens);
   Arena buffers("token buffers", m.queue.device, 4 * options.batch * (length * 4 + 64));
   const BatchView view = make_batch(buffers, *data, options.batch);
 
-  const Result plain = evaluate(m, *data, view, rows);
+  const Result plain = evaluate(m, *data, view);
   fmt::print("{}\n{} tokens of validation data in sequences of {}, {:.1f} s\n\n", m.path.string(),
              plain.tokens, length, plain.seconds);
   fmt::print("{:<28} {:>9} {:>12} {:>10}\n", "round to nearest", "loss", "perplexity", "added loss");
-  const double unigram = unigram_loss(*data, view, rows, m.hub.spec().vocab_size);
-  fmt::print("{:<28} {:>9.4f} {:>12.2f} {:>+10.4f}\n", "(best unigram model)", unigram, std::exp(unigram),
-             unigram - plain.loss);
+  fmt::print("{:<28} {:>9.4f} {:>12.2f} {:>+10.4f}\n", "(best unigram model)", plain.unigram_loss,
+             std::exp(plain.unigram_loss), plain.unigram_loss - plain.loss);
   report("as trained", plain, plain);
   const std::filesystem::path home = run_of(m.path);
   append(home, m.path, "none", plain);
   for (const IntegerFormat& format : formats) {
     const auto clip = options.clip_search ? kernels::ClipSearch::osp : kernels::ClipSearch::none;
     const QuantizedScope quantized(m.tape, m.params, format, clip);
-    const Result r = evaluate(m, *data, view, rows);
+    const Result r = evaluate(m, *data, view);
     report(format.name + (options.clip_search ? " (clip search)" : ""), r, plain);
     if (!options.clip_search) append(home, m.path, format.name, r);
   }
   fmt::print(
       "\nWeights per output row, symmetric; activations per token, asymmetric; linear layers inside the blocks "
       "only.\n\n");
-  print_outliers(measure_outliers_of(m, *data, view, std::min(rows, options.batch)),
+  print_outliers(measure_outliers_of(m, *data, view, std::min(data->rows(), options.batch)),
                  OutlierDetail::over_layers);
   if (!home.empty()) fmt::print("\nadded to {}\n", (home / "metrics.jsonl").string());
 }

@@ -63,12 +63,13 @@ void add_inspect(CLI::App& app) {
     LoadedModel m(o->checkpoint, o->threads);
     const int64_t length = o->sequence_len ? o->sequence_len : m.hub.context().sequence_len;
     require_evaluation_memory(m, std::min<int64_t>(o->sequences, 8), length);
-    const auto data = validation_data(m, o->data, length);
-    const int64_t rows = std::min(o->sequences, data->rows()), batch = std::min<int64_t>(rows, 8);
+    const auto data = validation_data(m, o->data, length, o->sequences * length);
+    const int64_t batch = std::min<int64_t>(data->rows(), 8);
     Arena buffers("token buffers", m.queue.device, 4 * batch * (length * 4 + 64));
     fmt::print("{}\n\n", m.path.string());
-    print_outliers(measure_outliers_of(m, *data, make_batch(buffers, *data, batch), rows / batch * batch),
-                   OutlierDetail::every_layer);
+    print_outliers(
+        measure_outliers_of(m, *data, make_batch(buffers, *data, batch), data->rows() / batch * batch),
+        OutlierDetail::every_layer);
     print_weights(m.params);
   });
 }

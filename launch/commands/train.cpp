@@ -86,7 +86,8 @@ void train(const Options& options, Communicator& world) {
                                                     .global_rows = rows,
                                                     .vocab_size = recipe.model.vocab_size});
     if (!recipe.data.validation.empty())
-      validation = std::make_unique<ValidationLoader>(recipe.data, *tokenizer, recipe.model.vocab_size);
+      validation = std::make_unique<ValidationLoader>(recipe.data, *tokenizer, recipe.model.vocab_size,
+                                                      recipe.train.eval_tokens);
   });
   const std::unique_ptr<RunLock> lock = lock_run(recipe, world);
   stop_on_signals();  // from here on a signal ends the run in order, be it after its first step

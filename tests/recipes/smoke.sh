@@ -36,4 +36,18 @@ for command in eval inspect; do
     failed=1
   fi
 done
+# What eval and generate print: finite losses for every format, the same text for the same seed, another for another.
+run=$folder/runs/smoke_osp
+if ! "$osprey" eval "$run" --tokens 500 >"$folder/log" 2>&1 ||
+  ! awk '/^(as trained|w8a8|w4a16|w4a4) / { loss = $(NF - ($1 == "as" ? 1 : 2)); if (loss > 0 && loss < 6) ++rows } END { exit rows != 4 }' "$folder/log"; then
+  echo "FAILED smoke_osp: osprey eval does not print four finite losses"
+  cat "$folder/log"
+  failed=1
+fi
+say_with_seed() { "$osprey" generate "$run" --prompt "the" --max-tokens 24 --seed "$1" 2>/dev/null; }
+one=$(say_with_seed 1) again=$(say_with_seed 1) other=$(say_with_seed 2)
+if [[ $one != the* || $one != "$again" || $one == "$other" ]]; then
+  echo "FAILED smoke_osp: generate gave '$one', then '$again', with another seed '$other'"
+  failed=1
+fi
 exit "$failed"

@@ -12,7 +12,7 @@
 
 namespace osprey::test {
 
-void SyntheticSource::fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) {
+int64_t SyntheticSource::fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) {
   const int64_t rows = into.batch(), length = into.sequence();
   for (int64_t b = 0; b < rows; ++b) {
     const int64_t global =
@@ -31,6 +31,7 @@ void SyntheticSource::fill(int64_t step, int64_t micro_step, int64_t micro_steps
       token = (token + stride + noise) % vocabulary_;
     }
   }
+  return into.targets.numel();
 }
 
 Recipe tiny_recipe(const std::vector<std::string>& overrides, int64_t ranks) {

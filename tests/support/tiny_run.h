@@ -15,7 +15,7 @@ class SyntheticSource final : public BatchSource {
  public:
   SyntheticSource(int64_t vocabulary, int64_t rank, int64_t ranks, int64_t distinct_steps)
       : vocabulary_(vocabulary), rank_(rank), ranks_(ranks), distinct_steps_(distinct_steps) {}
-  void fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) override;
+  int64_t fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) override;
 
  private:
   int64_t vocabulary_, rank_, ranks_, distinct_steps_;

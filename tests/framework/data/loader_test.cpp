@@ -262,9 +262,9 @@ TEST_F(LoaderTest, ValidationReadsEveryTokenOnceInOrder) {
   EXPECT_EQ(counted, static_cast<int64_t>(expected.size()) - 1);
   EXPECT_TRUE(std::equal(targets.begin(), targets.end(), expected.begin() + 1, expected.end()));
 
-  DataSpec some = data;
-  some.validation_tokens = 33;
-  EXPECT_EQ(ValidationLoader(some, *bytes_, 257).rows(), 2);
+  ValidationLoader some(data, *bytes_, 257, 33);
+  EXPECT_EQ(some.rows(), 2);
+  EXPECT_EQ(some.batch(0, buffer.batch), 64) << "two rows of 32, and a third without targets";
 }
 
 TEST_F(LoaderTest, OtherTokenizersAreFound) {

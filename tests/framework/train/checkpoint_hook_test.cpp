@@ -44,7 +44,7 @@ parallel: { zero: )" + std::to_string(zero) +
 struct Counting final : BatchSource {
   const Communicator& world;
   explicit Counting(const Communicator& w) : world(w) {}
-  void fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) override {
+  int64_t fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) override {
     const int64_t rows = into.batch(), T = into.sequence();
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = (world.rank() * micro_steps + micro_step) * rows + r;
@@ -58,6 +58,7 @@ struct Counting final : BatchSource {
         into.positions.as<int32_t>()[r * T + t] = static_cast<int32_t>(t);
       }
     }
+    return into.targets.numel();
   }
 };
 
