@@ -50,7 +50,11 @@ StepResult Trainer::step(int64_t step) {
   parts_.params->begin_step();
   double counted[2] = {static_cast<double>(fill(step)), static_cast<double>(stop_requested_)};
   parts_.world->sum(counted);
-  require(counted[0] > 0, "train", "step {} has no target token in its batch", step);
+  if (counted[0] == 0)
+    throw AgreedError(
+        fmt::format("[train] step {} has no target token in its batch; use longer sequences or "
+                    "documents",
+                    step));
 
   LossSum sum;
   tape.set_mode(Tape::Mode::train);
@@ -137,7 +141,8 @@ EvalResult Trainer::evaluate(int64_t step) {
   EvalResult r;
   r.step = step;
   r.tokens = tokens_after(step);
-  r.loss = total[1] > 0 ? total[0] / total[1] : 0;
+  if (total[1] == 0) throw AgreedError("[train] the validation data hold no target token");
+  r.loss = total[0] / total[1];
   r.counted_tokens = static_cast<int64_t>(total[1]);
   r.seconds = now_s() - start;
   return r;

@@ -10,12 +10,6 @@
 namespace osprey {
 namespace {
 
-Queue with_threads(int threads) {
-  Queue queue;
-  queue.threads = threads;
-  return queue;
-}
-
 struct State {
   std::vector<float> p, m, v, g;
   std::vector<bf16> value;
@@ -69,7 +63,7 @@ TEST(AdamW, FollowsTheDoubleTranscription) {
     kernels::AdamW a = s.args();
     a.step = t;
     a.grad_scale = clip;
-    kernels::adamw(with_threads(2), a);
+    kernels::adamw(Queue{.device = {}, .threads = 2}, a);
     for (size_t i = 0; i < n; ++i) {
       const double g = clip * s.g[i];
       m[i] = b1 * m[i] + (1 - b1) * g;
@@ -96,11 +90,11 @@ TEST(AdamW, CuttingAParameterAnywhereChangesNoBit) {
       cut.draw_gradient(static_cast<uint64_t>(t));
       kernels::AdamW a = whole.args();
       a.step = t;
-      kernels::adamw(with_threads(1), a);
+      kernels::adamw(Queue{.device = {}, .threads = 1}, a);
       for (size_t c = 0; c + 1 < cuts.size(); ++c) {
         kernels::AdamW b = cut.args(cuts[c], cuts[c + 1]);
         b.step = t;
-        kernels::adamw(with_threads(3), b);
+        kernels::adamw(Queue{.device = {}, .threads = 3}, b);
       }
     }
     EXPECT_EQ(whole.p, cut.p);

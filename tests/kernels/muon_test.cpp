@@ -9,12 +9,6 @@
 namespace osprey {
 namespace {
 
-Queue with_threads(int threads) {
-  Queue queue;
-  queue.threads = threads;
-  return queue;
-}
-
 using kernels::Layout;
 using kernels::Momentum;
 
@@ -35,12 +29,12 @@ TEST(MuonKernels, MomentumAccumulatesAndMeasuresTheDirection) {
       std::vector<float> m = draw(n, 1), g = draw(n, 2);
       const std::vector<float> before = m;
       double sum = 0, expected = 0;
-      kernels::muon_momentum(with_threads(threads), {.momentum = matrix(m, rows, cols),
-                                                     .grad = matrix(g, rows, cols),
-                                                     .beta = 0.9,
-                                                     .grad_scale = 0.5,
-                                                     .form = form,
-                                                     .sum_of_squares = &sum});
+      kernels::muon_momentum(Queue{.device = {}, .threads = threads}, {.momentum = matrix(m, rows, cols),
+                                                                       .grad = matrix(g, rows, cols),
+                                                                       .beta = 0.9,
+                                                                       .grad_scale = 0.5,
+                                                                       .form = form,
+                                                                       .sum_of_squares = &sum});
       for (size_t i = 0; i < m.size(); ++i) {
         const double m1 = 0.9 * before[i] + 0.5 * g[i];
         const double u = form == Momentum::plain ? m1 : 0.5 * g[i] + 0.9 * m1;
@@ -62,14 +56,14 @@ TEST(MuonKernels, DirectionIsScaledCastAndTransposed) {
   std::vector<bf16> x(static_cast<size_t>(n)), xt(static_cast<size_t>(n));
   std::vector<float> y(static_cast<size_t>(n)), yt(static_cast<size_t>(n));
   const auto run = [&](Tensor out, Layout layout) {
-    kernels::muon_direction(with_threads(2), {.x = out,
-                                              .momentum = matrix(m, rows, cols),
-                                              .grad = matrix(g, rows, cols),
-                                              .beta = 0.9,
-                                              .grad_scale = 0.5,
-                                              .form = Momentum::nesterov,
-                                              .scale = 0.125,
-                                              .layout = layout});
+    kernels::muon_direction(Queue{.device = {}, .threads = 2}, {.x = out,
+                                                                .momentum = matrix(m, rows, cols),
+                                                                .grad = matrix(g, rows, cols),
+                                                                .beta = 0.9,
+                                                                .grad_scale = 0.5,
+                                                                .form = Momentum::nesterov,
+                                                                .scale = 0.125,
+                                                                .layout = layout});
   };
   run(make_tensor(x.data(), {rows, cols}, DType::bf16), Layout::same);
   run(make_tensor(xt.data(), {cols, rows}, DType::bf16), Layout::transposed);
@@ -95,7 +89,7 @@ TEST(MuonKernels, UpdateStepsDecaysAndRounds) {
   for (Layout layout : {Layout::same, Layout::transposed}) {
     std::vector<float> p = start;
     std::vector<bf16> value(p.size());
-    kernels::muon_update(with_threads(2),
+    kernels::muon_update(Queue{.device = {}, .threads = 2},
                          {.value = make_tensor(value.data(), {rows, cols}, DType::bf16),
                           .master = matrix(p, rows, cols),
                           .x = layout == Layout::same ? matrix(x, rows, cols) : matrix(xt, cols, rows),

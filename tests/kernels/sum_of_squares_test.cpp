@@ -11,16 +11,10 @@
 namespace osprey {
 namespace {
 
-Queue with_threads(int threads) {
-  Queue queue;
-  queue.threads = threads;
-  return queue;
-}
-
 double sum_of(std::vector<float>& x, int threads) {
   double sum = 0;
   kernels::sum_of_squares(
-      with_threads(threads),
+      Queue{.device = {}, .threads = threads},
       {.x = make_tensor(x.data(), {static_cast<int64_t>(x.size())}, DType::f32), .sum = &sum});
   return sum;
 }
