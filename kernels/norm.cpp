@@ -6,7 +6,11 @@
 
 namespace osprey::kernels {
 
-int64_t norm_partials(int64_t rows) { return std::clamp<int64_t>(rows / 64, 1, 64); }
+int64_t norm_partials(const Queue& queue, int64_t rows) {
+  // A GPU wants blocks for all its multiprocessors; their number may not change results, so it is fixed.
+  return queue.target() == DeviceKind::cuda ? std::clamp<int64_t>(rows / 8, 1, 264)
+                                            : std::clamp<int64_t>(rows / 64, 1, 64);
+}
 
 static void check_norm(const char* op, const Tensor& x, const Tensor& other, const char* what) {
   require(other.rows() == x.rows() && other.cols() == x.cols() && other.dtype == x.dtype, op,
@@ -32,7 +36,7 @@ void rmsnorm_backward(const Queue& queue, const RmsnormBackward& b) {
   if (b.dx) check_norm("rmsnorm", b.x, b.dx.tensor, "dx");
   if (b.dweight) require_shape("rmsnorm", "dweight", b.dweight.tensor, b.weight.shape);
   require_shape("rmsnorm", "rstd", b.rstd, {b.x.rows()});
-  require_shape("rmsnorm", "partial", b.partial, {norm_partials(b.x.rows()), b.weight.numel()});
+  require_shape("rmsnorm", "partial", b.partial, {norm_partials(queue, b.x.rows()), b.weight.numel()});
   dispatch(queue, b, cpu::rmsnorm_backward, cuda::rmsnorm_backward);
 }
 
@@ -51,7 +55,7 @@ void layernorm_backward(const Queue& queue, const LayernormBackward& b) {
   if (b.dweight) require_shape("layernorm", "dweight", b.dweight.tensor, b.weight.shape);
   if (b.dbias) require_shape("layernorm", "dbias", b.dbias.tensor, b.weight.shape);
   require_shape("layernorm", "stats", b.stats, {b.x.rows(), 2});
-  require_shape("layernorm", "partial", b.partial, {norm_partials(b.x.rows()), 2 * b.x.cols()});
+  require_shape("layernorm", "partial", b.partial, {norm_partials(queue, b.x.rows()), 2 * b.x.cols()});
   dispatch(queue, b, cpu::layernorm_backward, cuda::layernorm_backward);
 }
 

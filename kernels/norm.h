@@ -18,7 +18,7 @@ void rmsnorm_forward(const Queue& queue, const RmsnormForward& args);
 
 /// dx = rstd * (w dy - xhat * mean(w dy xhat)); dweight = sum over rows of dy * xhat, for a scalar
 /// weight also over columns.
-/// Shapes: as forward; dweight like weight, f32; partial (norm_partials(N), weight count) f32 scratch.
+/// Shapes: as forward; dweight like weight, f32; partial (norm_partials(queue, N), weight count) f32 scratch.
 /// Numerics: dweight is summed over fixed chunks of rows, whatever the number of threads.
 struct RmsnormBackward {
   Accum dx, dweight;
@@ -34,15 +34,15 @@ struct LayernormForward {
 };
 void layernorm_forward(const Queue& queue, const LayernormForward& args);
 
-/// Shapes: partial (norm_partials(N), 2C) f32 scratch.
+/// Shapes: partial (norm_partials(queue, N), 2C) f32 scratch.
 struct LayernormBackward {
   Accum dx, dweight, dbias;
   Tensor dy, x, weight, stats, partial;
 };
 void layernorm_backward(const Queue& queue, const LayernormBackward& args);
 
-/// Rows are reduced in this many chunks.
-int64_t norm_partials(int64_t rows);
+/// Rows are reduced in this many chunks on the queue's device.
+int64_t norm_partials(const Queue& queue, int64_t rows);
 
 }  // namespace osprey::kernels
 

@@ -13,6 +13,13 @@ struct Copy {
 };
 void copy(const Queue& queue, const Copy& args);
 
+/// y = value in every element. Shapes: y f32, bf16 or f64, rows may be strided.
+struct Fill {
+  Tensor y;
+  double value = 0;
+};
+void fill(const Queue& queue, const Fill& args);
+
 /// y = a + b. Shapes: all (N, C), one dtype. Aliasing: y may be a or b.
 struct Add {
   Tensor y, a, b;
@@ -47,7 +54,7 @@ struct SwigluBackward {
 void swiglu_backward(const Queue& queue, const SwigluBackward& args);
 
 /// y[n] = weight[tokens[n]]. Shapes: y (N, C), tokens (N) i32, weight (V, C).
-/// Errors: throws when a token is outside [0, V).
+/// Errors: a token outside [0, V) throws on the CPU; a GPU makes its row NaN.
 struct EmbeddingForward {
   Tensor y, tokens, weight;
 };
@@ -65,6 +72,7 @@ void embedding_backward(const Queue& queue, const EmbeddingBackward& args);
 
 namespace osprey::cpu {
 void copy(const Queue& queue, const kernels::Copy& args);
+void fill(const Queue& queue, const kernels::Fill& args);
 void add(const Queue& queue, const kernels::Add& args);
 void add_bias(const Queue& queue, const kernels::AddBias& args);
 void bias_backward(const Queue& queue, const kernels::BiasBackward& args);
@@ -75,6 +83,7 @@ void embedding_backward(const Queue& queue, const kernels::EmbeddingBackward& ar
 }  // namespace osprey::cpu
 namespace osprey::cuda {
 void copy(const Queue& queue, const kernels::Copy& args);
+void fill(const Queue& queue, const kernels::Fill& args);
 void add(const Queue& queue, const kernels::Add& args);
 void add_bias(const Queue& queue, const kernels::AddBias& args);
 void bias_backward(const Queue& queue, const kernels::BiasBackward& args);

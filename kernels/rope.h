@@ -38,7 +38,7 @@ struct RopeBackward {
   Tensor q_weight = {}, k_weight = {};
   float eps = 1e-6f;
   Tensor saved = {};    // as forward left it; needed with weights only
-  Tensor partial = {};  // (rope_partials(N), 2*D) f32 working memory; needed with weights only
+  Tensor partial = {};  // (rope_partials(queue, N), 2*D) f32 working memory; needed with weights only
 };
 
 /// Turns gradients back by the same angles, then through the norms.
@@ -47,7 +47,7 @@ struct RopeBackward {
 void rope_backward(const Queue& queue, const RopeBackward& args);
 
 /// Rows of `partial` for N tokens.
-int64_t rope_partials(int64_t rows);
+int64_t rope_partials(const Queue& queue, int64_t rows);
 
 }  // namespace osprey::kernels
 

@@ -6,7 +6,7 @@
 namespace osprey::kernels {
 
 /// c = alpha a a^T + beta c, for a c that is symmetric before (or beta = 0).
-/// Shapes: a (M, K), c (M, M), both bf16 or both f32, contiguous.
+/// Shapes: a (M, K), c (M, M), both bf16 or both f32, contiguous; or both with one leading batch dimension.
 /// Aliasing: c does not overlap a.
 /// Numerics: blocks on and right of the diagonal are computed with sums in fp32 and rounded once; the others
 /// are their mirror images, so c is exactly symmetric outside the diagonal blocks, which are at most 128

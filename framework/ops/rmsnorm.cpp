@@ -11,7 +11,7 @@ Var rmsnorm(Tape& t, Var x, Var weight, float eps) {
   kernels::rmsnorm_forward(t.queue(), {.y = y, .rstd = rstd, .x = in, .weight = t.value(weight), .eps = eps});
   return t.record("rmsnorm", y, {x, weight}, [=, &t](Tensor dy) {
     const Tensor w = t.value(weight);
-    const Tensor partial = t.temp({kernels::norm_partials(dy.rows()), w.numel()}, DType::f32);
+    const Tensor partial = t.temp({kernels::norm_partials(t.queue(), dy.rows()), w.numel()}, DType::f32);
     kernels::rmsnorm_backward(t.queue(), {.dx = t.grad(x),
                                           .dweight = t.grad(weight),
                                           .dy = dy,
@@ -30,7 +30,7 @@ Var layernorm(Tape& t, Var x, Var weight, Var bias, float eps) {
       t.queue(),
       {.y = y, .stats = stats, .x = in, .weight = t.value(weight), .bias = t.value(bias), .eps = eps});
   return t.record("layernorm", y, {x, weight, bias}, [=, &t](Tensor dy) {
-    const Tensor partial = t.temp({kernels::norm_partials(dy.rows()), 2 * dy.cols()}, DType::f32);
+    const Tensor partial = t.temp({kernels::norm_partials(t.queue(), dy.rows()), 2 * dy.cols()}, DType::f32);
     kernels::layernorm_backward(t.queue(), {.dx = t.grad(x),
                                             .dweight = t.grad(weight),
                                             .dbias = t.grad(bias),

@@ -32,7 +32,7 @@ NormRows<T> forward_rows(const Tensor& y, const Tensor& x, const Tensor& weight,
 template <class T, class Kernel>
 void backward_rows(const Queue& queue, const Accum& dx, const Tensor& dy, const Tensor& x,
                    const Tensor& weight, const Tensor& stats, const Tensor& partial, Kernel kernel) {
-  const int64_t rows = x.rows(), chunks = norm_partials(rows), width = partial.cols();
+  const int64_t rows = x.rows(), chunks = norm_partials(queue, rows), width = partial.cols();
   float* partials = partial.as<float>();
   parallel_for(queue, chunks, 1, [&](int64_t first, int64_t last) {
     std::fill(partials + first * width, partials + last * width, 0.0f);

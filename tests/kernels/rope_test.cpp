@@ -24,7 +24,7 @@ struct Tensors {
         q_weight({d}, dtype),
         k_weight({d}, dtype),
         saved({n, (h + g) * d}, dtype, 3),
-        partial({kernels::rope_partials(n), 2 * d}, DType::f32),
+        partial({kernels::rope_partials({}, n), 2 * d}, DType::f32),
         dq_weight({d}, DType::f32),
         dk_weight({d}, DType::f32) {
     qkv.fill(1);

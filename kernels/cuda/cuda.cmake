@@ -1,0 +1,41 @@
+# The GPU side of the build, included by the top CMakeLists.txt: defines osprey_cuda, the object library that every
+# program links for the cuda:: twins. Without nvcc it holds stubs that throw (kernels/no_cuda).
+set(OSPREY_CUDA auto CACHE STRING "auto: for NVIDIA GPUs where nvcc is found; on: fail without it; off: never")
+set_property(CACHE OSPREY_CUDA PROPERTY STRINGS auto on off)
+
+set(OSPREY_HAS_CUDA OFF)
+if(NOT OSPREY_CUDA STREQUAL "off")
+  include(CheckLanguage)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 90a CACHE STRING "GPUs to make code for: 80 (A100), 89 (L40), 90a (H100, H200), 100, 120")
+  endif()
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    enable_language(CUDA)
+    find_package(CUDAToolkit QUIET)
+    set(OSPREY_HAS_CUDA ON)
+  elseif(OSPREY_CUDA STREQUAL "on")
+    message(FATAL_ERROR "nvcc not found: install the CUDA toolkit, or configure with -DOSPREY_CUDA=off")
+  endif()
+endif()
+
+if(NOT OSPREY_HAS_CUDA)
+  message(STATUS "CUDA: none (nvcc not found or switched off); this osprey runs on the CPU only")
+  file(GLOB NO_CUDA_SOURCES CONFIGURE_DEPENDS kernels/no_cuda/*.cpp)
+  add_library(osprey_cuda OBJECT ${NO_CUDA_SOURCES})
+  target_link_libraries(osprey_cuda PUBLIC osprey_framework)
+  return()
+endif()
+
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # so the program starts on machines without a driver or a toolkit
+file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS kernels/cuda/*.cu kernels/cuda/*.cpp)
+list(FILTER CUDA_SOURCES EXCLUDE REGEX "/cudnn\\.cpp$")
+add_library(osprey_cuda OBJECT ${CUDA_SOURCES})
+target_link_libraries(osprey_cuda PUBLIC osprey_framework CUDA::cudart_static CUDA::cublasLt)
+target_compile_definitions(osprey_cuda PRIVATE "OSPREY_CUDA_ARCHITECTURES=\"${CMAKE_CUDA_ARCHITECTURES}\"")
+target_compile_options(osprey_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:
+  -DFMT_USE_CONSTEXPR=1  # fmt 9 takes nvcc for a compiler without it
+  --expt-relaxed-constexpr>)
+message(STATUS "CUDA: ${CUDAToolkit_VERSION}, code for ${CMAKE_CUDA_ARCHITECTURES}")
