@@ -20,9 +20,11 @@ double muon_scale(MuonScale rule, int64_t out, int64_t in) {
   return 0;
 }
 
+constexpr int64_t sum_bytes = 64;  // the norm of a direction stands before its buffers
+
 static int64_t slot_bytes(const ParamPiece& piece) {
   const int64_t rows = piece.full_shape[0], cols = piece.full_shape[1];
-  return NewtonSchulzBuffers::elements(std::min(rows, cols), std::max(rows, cols)) *
+  return sum_bytes + NewtonSchulzBuffers::elements(std::min(rows, cols), std::max(rows, cols)) *
          size_bytes(piece.value.dtype);
 }
 
@@ -89,31 +91,32 @@ void Muon::step(const Queue& queue, std::span<const ParamPiece> pieces, const St
 void Muon::update(const Queue& queue, const ParamPiece& p, const StepInfo& info, void* memory) const {
   const int64_t out = p.full_shape[0], in = p.full_shape[1];
   const Layout layout = out > in ? Layout::transposed : Layout::same;
-  double sum_of_squares = 0;
+  const Tensor sum_of_squares = make_tensor(memory, {1}, DType::f64, queue.device);
   kernels::muon_momentum(queue, {.momentum = p.state[0],
                                  .grad = p.grad,
                                  .beta = settings_.momentum,
-                                 .grad_scale = info.grad_scale,
                                  .form = settings_.form,
-                                 .sum_of_squares = &sum_of_squares});
-  const double norm = std::sqrt(sum_of_squares) * newton_schulz_safety(settings_.newton_schulz);
+                                 .sum_of_squares = sum_of_squares,
+                                 .control = info.control});
   const auto buffers =
-      NewtonSchulzBuffers::cut(memory, std::min(out, in), std::max(out, in), p.value.dtype, queue.device);
+      NewtonSchulzBuffers::cut(static_cast<char*>(memory) + sum_bytes, std::min(out, in), std::max(out, in), p.value.dtype, queue.device);
   kernels::muon_direction(queue, {.x = buffers.x,
                                   .momentum = p.state[0],
                                   .grad = p.grad,
                                   .beta = settings_.momentum,
-                                  .grad_scale = info.grad_scale,
                                   .form = settings_.form,
-                                  .scale = norm < 1e-30 ? 0 : 1 / norm,
-                                  .layout = layout});
+                                  .sum_of_squares = sum_of_squares,
+                                  .safety = newton_schulz_safety(settings_.newton_schulz),
+                                  .layout = layout,
+                                  .control = info.control});
   const Tensor orthogonal = newton_schulz(queue, buffers, settings_.newton_schulz, settings_.steps);
   kernels::muon_update(queue, {.value = p.value,
                                .master = p.master,
                                .x = orthogonal,
-                               .step_size = info.learning_rate * muon_scale(settings_.scale, out, in),
-                               .decay = info.learning_rate * settings_.weight_decay,
-                               .layout = layout});
+                               .step_size = settings_.learning_rate * muon_scale(settings_.scale, out, in),
+                               .decay = settings_.learning_rate * settings_.weight_decay,
+                               .layout = layout,
+                               .control = info.control});
 }
 
 }  // namespace osprey

@@ -12,6 +12,8 @@ if(NOT OSPREY_CUDA STREQUAL "off")
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
     enable_language(CUDA)
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)  # CMake 3.25 does not know that nvcc can
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
     find_package(CUDAToolkit QUIET)
     set(OSPREY_HAS_CUDA ON)
   elseif(OSPREY_CUDA STREQUAL "on")
@@ -27,8 +29,6 @@ if(NOT OSPREY_HAS_CUDA)
   return()
 endif()
 
-set(CMAKE_CUDA_STANDARD 20)
-set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # so the program starts on machines without a driver or a toolkit
 file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS kernels/cuda/*.cu kernels/cuda/*.cpp)
 list(FILTER CUDA_SOURCES EXCLUDE REGEX "/cudnn\\.cpp$")
