@@ -23,8 +23,8 @@ void store(void* p, DType dtype, int64_t i, float v) {
 }
 
 /// op(p) as a dense (rows, cols) matrix of floats.
-std::vector<float> dense(const void* p, DType dtype, int64_t offset, int64_t stride, bool transposed, int64_t rows,
-                         int64_t cols) {
+std::vector<float> dense(const void* p, DType dtype, int64_t offset, int64_t stride, bool transposed,
+                         int64_t rows, int64_t cols) {
   std::vector<float> out(static_cast<size_t>(rows * cols));
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < cols; ++c)
@@ -81,6 +81,8 @@ struct Blas::State {
 
 Blas::Blas(Stream& stream) : state_(new State{stream}) {}
 Blas::~Blas() = default;
+
+std::string Blas::label() const { return "plain loops"; }
 
 void Blas::gemm(const Gemm& gemm) {
   executor::run_on_device(state_->stream.handle(), [gemm] {
