@@ -106,8 +106,8 @@ __device__ void store_four(bf16* to, const float (&v)[4]) {
   *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16x2(v[0], v[1]), pack_bf16x2(v[2], v[3]));
 }
 
-/// d = (softmax - onehot) scale, in place of the logits it is made of. A row of bf16 is half as long: tile t of d falls
-/// into tile t/2 of the logits, and at the barrier of tile t the block has read all tiles up to t.
+/// d = (softmax - onehot) scale, in place of the logits it is made of. A row of bf16 is half as long: tile t
+/// of d falls into tile t/2 of the logits, and at the barrier of tile t the block has read all tiles up to t.
 template <class D>
 __device__ void write_gradient(float* logits, int64_t vocabulary, int64_t target, const Softmax& softmax,
                                float scale) {

@@ -85,6 +85,9 @@ Blas::~Blas() = default;
 std::string Blas::label() const { return "plain loops"; }
 
 void Blas::gemm(const Gemm& gemm) {
+  require(gemm.k > 0 && (gemm.input == DType::bf16 || gemm.output == DType::f32), "gemm",
+          "the library has no product {} x {} x {} of {} to {}", gemm.m, gemm.n, gemm.k, name(gemm.input),
+          name(gemm.output));
   executor::run_on_device(state_->stream.handle(), [gemm] {
     for (int64_t i = 0; i < gemm.batch; ++i) multiply(gemm, i);
   });
