@@ -12,8 +12,8 @@ namespace osprey {
 namespace {
 
 using test::control;
-using test::device_queue;
 using test::DeviceCopy;
+using test::test_queue;
 
 std::vector<float> normal(size_t n, float scale, uint64_t stream) {
   std::vector<float> x(n);
@@ -56,7 +56,7 @@ void step(std::vector<kernels::AdamWPiece> pieces, const test::Control& c = {}, 
   const DeviceCopy<double> scalars = control(c);
   a.pieces = pieces;
   a.control = scalars.flat();
-  kernels::adamw(device_queue(threads), a);
+  kernels::adamw(test_queue(threads), a);
 }
 
 TEST(AdamW, ThreeStepsAgreeWithTorch) {
@@ -234,7 +234,7 @@ TEST(AdamW, WrongShapesAreNamed) {
   piece.value = s.g.flat();
   EXPECT_THROW(step({piece}), Error);
   kernels::AdamW a = settings();
-  EXPECT_THROW(kernels::adamw(device_queue(), a), Error);  // no control
+  EXPECT_THROW(kernels::adamw(test_queue(), a), Error);  // no control
 }
 
 TEST(AdamW, MetaChecksAndWritesNothing) {

@@ -14,8 +14,8 @@ namespace {
 using kernels::Layout;
 using kernels::Momentum;
 using test::control;
-using test::device_queue;
 using test::DeviceCopy;
+using test::test_queue;
 
 std::vector<float> draw(int64_t n, uint64_t stream) {
   std::vector<float> x(static_cast<size_t>(n));
@@ -45,12 +45,12 @@ TEST(MuonKernels, MomentumAccumulatesAndMeasuresTheDirection) {
       const std::vector<float> before = draw(n, 1), grad = draw(n, 2);
       const DeviceCopy<float> m(before), g(grad);
       const DeviceCopy<double> sum({NAN}), scalars = control({.grad_scale = 0.5});
-      kernels::muon_momentum(device_queue(threads), {.momentum = m.tensor({rows, cols}),
-                                                     .grad = g.tensor({rows, cols}),
-                                                     .beta = 0.9,
-                                                     .form = form,
-                                                     .sum_of_squares = sum.flat(),
-                                                     .control = scalars.flat()});
+      kernels::muon_momentum(test_queue(threads), {.momentum = m.tensor({rows, cols}),
+                                                   .grad = g.tensor({rows, cols}),
+                                                   .beta = 0.9,
+                                                   .form = form,
+                                                   .sum_of_squares = sum.flat(),
+                                                   .control = scalars.flat()});
       const std::vector<float> after = m.values();
       double expected = 0;
       for (size_t i = 0; i < before.size(); ++i) {
@@ -76,7 +76,7 @@ TEST(MuonKernels, MomentumMayBeginAnywhere) {
   const auto run = [&](const DeviceCopy<float>& m, const DeviceCopy<float>& g,
                        const DeviceCopy<double>& sum) {
     kernels::muon_momentum(
-        device_queue(),
+        test_queue(),
         {.momentum = m.flat(), .grad = g.flat(), .sum_of_squares = sum.flat(), .control = scalars.flat()});
   };
   run(a, ga, sum_a);
@@ -96,15 +96,15 @@ TEST(MuonKernels, DirectionIsScaledCastAndTransposed) {
     const DeviceCopy<bf16> x(std::vector<bf16>(m.size()), offset), xt(std::vector<bf16>(m.size()), offset);
     const DeviceCopy<float> y(std::vector<float>(m.size()), offset), yt(std::vector<float>(m.size()), offset);
     const auto run = [&](Tensor out, Layout layout) {
-      kernels::muon_direction(device_queue(), {.x = out,
-                                               .momentum = momentum.tensor({rows, cols}),
-                                               .grad = grad.tensor({rows, cols}),
-                                               .beta = 0.9,
-                                               .form = Momentum::nesterov,
-                                               .sum_of_squares = sum.flat(),
-                                               .safety = 2,
-                                               .layout = layout,
-                                               .control = scalars.flat()});
+      kernels::muon_direction(test_queue(), {.x = out,
+                                             .momentum = momentum.tensor({rows, cols}),
+                                             .grad = grad.tensor({rows, cols}),
+                                             .beta = 0.9,
+                                             .form = Momentum::nesterov,
+                                             .sum_of_squares = sum.flat(),
+                                             .safety = 2,
+                                             .layout = layout,
+                                             .control = scalars.flat()});
     };
     run(x.tensor({rows, cols}), Layout::same);
     run(xt.tensor({cols, rows}), Layout::transposed);
@@ -128,12 +128,12 @@ TEST(MuonKernels, PlainDirectionsAreTheMomentum) {
   const std::vector<float> m = draw(35, 1);
   const DeviceCopy<float> momentum(m), grad(draw(35, 2)), x(std::vector<float>(35));
   const DeviceCopy<double> sum({4.0}), scalars = control({.grad_scale = 0.5});
-  kernels::muon_direction(device_queue(), {.x = x.tensor({5, 7}),
-                                           .momentum = momentum.tensor({5, 7}),
-                                           .grad = grad.tensor({5, 7}),
-                                           .form = Momentum::plain,
-                                           .sum_of_squares = sum.flat(),
-                                           .control = scalars.flat()});
+  kernels::muon_direction(test_queue(), {.x = x.tensor({5, 7}),
+                                         .momentum = momentum.tensor({5, 7}),
+                                         .grad = grad.tensor({5, 7}),
+                                         .form = Momentum::plain,
+                                         .sum_of_squares = sum.flat(),
+                                         .control = scalars.flat()});
   const std::vector<float> after = x.values();
   for (size_t i = 0; i < m.size(); ++i) EXPECT_EQ(after[i], 0.5f * m[i]);
 }
@@ -143,11 +143,11 @@ TEST(MuonKernels, ADirectionWithoutLengthIsZero) {
     const DeviceCopy<float> momentum(std::vector<float>(12, 1e-31f)), grad(std::vector<float>(12)),
         x(std::vector<float>(12, 5.0f));
     const DeviceCopy<double> sum({squares}), scalars = control();
-    kernels::muon_direction(device_queue(), {.x = x.tensor({3, 4}),
-                                             .momentum = momentum.tensor({3, 4}),
-                                             .grad = grad.tensor({3, 4}),
-                                             .sum_of_squares = sum.flat(),
-                                             .control = scalars.flat()});
+    kernels::muon_direction(test_queue(), {.x = x.tensor({3, 4}),
+                                           .momentum = momentum.tensor({3, 4}),
+                                           .grad = grad.tensor({3, 4}),
+                                           .sum_of_squares = sum.flat(),
+                                           .control = scalars.flat()});
     EXPECT_EQ(x.values(), std::vector<float>(12));
   }
 }
@@ -167,14 +167,13 @@ TEST(MuonKernels, UpdateStepsDecaysAndRounds) {
         const DeviceCopy<float> x32(wide, offset), p(start, offset);
         const DeviceCopy<bf16> x16(narrow, offset), value(std::vector<bf16>(start.size()), offset);
         const Shape shape = layout == Layout::same ? Shape{rows, cols} : Shape{cols, rows};
-        kernels::muon_update(device_queue(),
-                             {.value = value.tensor({rows, cols}),
-                              .master = p.tensor({rows, cols}),
-                              .x = dtype == DType::f32 ? x32.tensor(shape) : x16.tensor(shape),
-                              .step_size = 0.02,
-                              .decay = 0.002,
-                              .layout = layout,
-                              .control = scalars.flat()});
+        kernels::muon_update(test_queue(), {.value = value.tensor({rows, cols}),
+                                            .master = p.tensor({rows, cols}),
+                                            .x = dtype == DType::f32 ? x32.tensor(shape) : x16.tensor(shape),
+                                            .step_size = 0.02,
+                                            .decay = 0.002,
+                                            .layout = layout,
+                                            .control = scalars.flat()});
         const std::vector<float> after = p.values();
         const std::vector<bf16> rounded = value.values();
         for (size_t i = 0; i < start.size(); ++i) {
@@ -199,9 +198,9 @@ TEST(MuonKernels, Fp32ParametersAreTheirOwnMaster) {
                         .x = x.tensor({5, 7}),
                         .step_size = 0.1,
                         .control = scalars.flat()};
-  kernels::muon_update(device_queue(), a);
+  kernels::muon_update(test_queue(), a);
   a.value = a.master = q.tensor({5, 7});
-  kernels::muon_update(device_queue(), a);
+  kernels::muon_update(test_queue(), a);
   EXPECT_EQ(p.values(), q.values());
 }
 
@@ -209,15 +208,15 @@ TEST(MuonKernels, AStepThatIsNotAppliedChangesNothing) {
   const std::vector<float> m = draw(35, 1), p = draw(35, 2);
   const DeviceCopy<float> momentum(m), master(p), nan(std::vector<float>(35, NAN));
   const DeviceCopy<double> sum({NAN}), scalars = control({.apply = 0});
-  kernels::muon_momentum(device_queue(), {.momentum = momentum.flat(),
-                                          .grad = nan.flat(),
-                                          .sum_of_squares = sum.flat(),
-                                          .control = scalars.flat()});
-  kernels::muon_update(device_queue(), {.value = master.tensor({5, 7}),
-                                        .master = master.tensor({5, 7}),
-                                        .x = nan.tensor({5, 7}),
-                                        .step_size = 1,
+  kernels::muon_momentum(test_queue(), {.momentum = momentum.flat(),
+                                        .grad = nan.flat(),
+                                        .sum_of_squares = sum.flat(),
                                         .control = scalars.flat()});
+  kernels::muon_update(test_queue(), {.value = master.tensor({5, 7}),
+                                      .master = master.tensor({5, 7}),
+                                      .x = nan.tensor({5, 7}),
+                                      .step_size = 1,
+                                      .control = scalars.flat()});
   EXPECT_EQ(momentum.values(), m);
   EXPECT_EQ(master.values(), p);
   EXPECT_EQ(sum[0], 0);
@@ -233,17 +232,17 @@ TEST(MuonKernels, WrongShapesAreNamed) {
                                    .layout = Layout::transposed,
                                    .control = scalars.flat()};
   try {
-    kernels::muon_direction(device_queue(), direction);
+    kernels::muon_direction(test_queue(), direction);
     FAIL();
   } catch (const Error& e) {
     EXPECT_STREQ(e.what(), "[muon_direction] x must be contiguous f32 or bf16 (4, 3), got f32 (3, 4)");
   }
   direction.layout = Layout::same;
   direction.sum_of_squares = a.range(0, 1);
-  EXPECT_THROW(kernels::muon_direction(device_queue(), direction), Error);
+  EXPECT_THROW(kernels::muon_direction(test_queue(), direction), Error);
   direction.sum_of_squares = sum.flat();
   direction.control = sum.flat();
-  EXPECT_THROW(kernels::muon_direction(device_queue(), direction), Error);
+  EXPECT_THROW(kernels::muon_direction(test_queue(), direction), Error);
 }
 
 }  // namespace

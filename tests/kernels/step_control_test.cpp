@@ -23,7 +23,7 @@ std::vector<double> decide(double loss, double sum_of_squares, std::optional<dou
   v[step_loss] = loss;
   v[step_sum_of_squares] = sum_of_squares;
   const test::DeviceCopy<double> control(v);
-  decide_step(test::device_queue(), {.control = control.flat(), .max_grad_norm = limit});
+  decide_step(test::test_queue(), {.control = control.flat(), .max_grad_norm = limit});
   EXPECT_TRUE(control.guards_intact());
   const std::vector<double> after = control.values();
   for (size_t i = 0; i < v.size(); ++i)
@@ -65,8 +65,8 @@ TEST(DecideStep, WhatIsNotFiniteIsNotApplied) {
 TEST(DecideStep, RefusesWhatIsNotAControl) {
   const test::DeviceCopy<double> short_one(std::vector<double>(step_scalars - 1));
   const test::DeviceCopy<float> narrow(std::vector<float>(step_scalars));
-  EXPECT_THROW(decide_step(test::device_queue(), {.control = short_one.flat()}), Error);
-  EXPECT_THROW(decide_step(test::device_queue(), {.control = narrow.flat()}), Error);
+  EXPECT_THROW(decide_step(test::test_queue(), {.control = short_one.flat()}), Error);
+  EXPECT_THROW(decide_step(test::test_queue(), {.control = narrow.flat()}), Error);
 }
 
 }  // namespace

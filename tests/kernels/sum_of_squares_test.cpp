@@ -12,12 +12,12 @@
 namespace osprey {
 namespace {
 
-using test::device_queue;
 using test::DeviceCopy;
+using test::test_queue;
 
 double sum_of(const std::vector<Tensor>& xs, int threads = 2, double start = 0) {
   const DeviceCopy<double> sum({start});
-  kernels::sum_of_squares(device_queue(threads), {.xs = xs, .sum = sum.flat()});
+  kernels::sum_of_squares(test_queue(threads), {.xs = xs, .sum = sum.flat()});
   EXPECT_TRUE(sum.guards_intact());
   return sum[0];
 }
@@ -85,7 +85,7 @@ TEST(SumOfSquares, RefusesWhatItCannotRead) {
   const DeviceCopy<bf16> b(std::vector<bf16>(8));
   EXPECT_THROW(sum_of({x.flat(), b.flat()}), Error);
   const std::vector<Tensor> xs{x.flat()};
-  EXPECT_THROW(kernels::sum_of_squares(device_queue(), {.xs = xs, .sum = x.range(0, 1)}), Error);
+  EXPECT_THROW(kernels::sum_of_squares(test_queue(), {.xs = xs, .sum = x.range(0, 1)}), Error);
 }
 
 }  // namespace

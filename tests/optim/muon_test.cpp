@@ -61,7 +61,7 @@ struct Matrix {
 // One step with all the workspace that the optimizer asks for, or `bytes`.
 void step(const Optimizer& optimizer, const std::vector<ParamPiece>& pieces,
           const test::Control& scalars = {}, int threads = 2, std::optional<int64_t> bytes = {}) {
-  const Queue queue = test::device_queue(threads);
+  const Queue queue = test::test_queue(threads);
   if (!bytes) bytes = optimizer.workspace_bytes(queue, pieces);
   const DeviceCopy<float> memory(std::vector<float>(static_cast<size_t>(*bytes / 4), NAN));
   const DeviceCopy<double> on_device = test::control(scalars);

@@ -75,7 +75,7 @@ std::vector<Dense> run_as(const std::vector<Dense>& xs, NewtonSchulz method, int
     const double length = oracle::norm(x) * newton_schulz_safety(method);
     for (double e : x.v) values.push_back(Convert<T>::from(static_cast<float>(length > 0 ? e / length : 0)));
   }
-  const Queue queue = test::device_queue(threads);
+  const Queue queue = test::test_queue(threads);
   kernels::upload(queue, buffers.x, values.data());
   kernels::download(queue, values.data(), newton_schulz(queue, buffers, method, steps));
   EXPECT_TRUE(memory.guards_intact());
@@ -201,7 +201,7 @@ TEST(NewtonSchulz, TallMatricesAreRefusedWithTheCure) {
   const test::DeviceCopy<float> memory(std::vector<float>(4096));
   const NewtonSchulzBuffers buffers =
       NewtonSchulzBuffers::cut(memory.flat().data, 1, 8, 4, DType::f32, test::test_device());
-  EXPECT_THROW(newton_schulz(test::device_queue(), buffers, NewtonSchulz::keller, 5), Error);
+  EXPECT_THROW(newton_schulz(test::test_queue(), buffers, NewtonSchulz::keller, 5), Error);
 }
 
 }  // namespace

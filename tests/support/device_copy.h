@@ -10,12 +10,6 @@
 
 namespace osprey::test {
 
-/// A queue on the device under test.
-inline Queue device_queue(int threads = 2) {
-  static const auto* stream = new kernels::StreamHandle(kernels::open_stream(test_device()));
-  return {.device = test_device(), .threads = threads, .stream = stream->get()};
-}
-
 /// A host vector's copy on the device, between guard zones. It begins `offset` elements behind an aligned
 /// address: kernels must work on any view.
 template <class T>
@@ -24,7 +18,7 @@ class DeviceCopy {
   explicit DeviceCopy(const std::vector<T>& values, int64_t offset = 0)
       : count_(static_cast<int64_t>(values.size())), before_(guard + offset) {
     memory_ = kernels::allocate(test_device(), bytes(), "a test's vector");
-    kernels::fill_bytes(device_queue(), all(), pattern);
+    kernels::fill_bytes(test_queue(), all(), pattern);
     set(values);
   }
   ~DeviceCopy() { kernels::release(test_device(), memory_, bytes()); }
@@ -42,18 +36,18 @@ class DeviceCopy {
   }
   void set(const std::vector<T>& values) {
     require(static_cast<int64_t>(values.size()) == count_, "test", "{} values for {}", values.size(), count_);
-    if (count_ > 0) kernels::upload(device_queue(), flat(), values.data());
+    if (count_ > 0) kernels::upload(test_queue(), flat(), values.data());
   }
   std::vector<T> values() const {
     std::vector<T> v(static_cast<size_t>(count_));
-    if (count_ > 0) kernels::download(device_queue(), v.data(), flat());
+    if (count_ > 0) kernels::download(test_queue(), v.data(), flat());
     return v;
   }
   T operator[](size_t i) const { return values()[i]; }
   /// Every byte outside the vector still holds the pattern.
   bool guards_intact() const {
     std::vector<unsigned char> v(static_cast<size_t>(bytes()));
-    kernels::download(device_queue(), v.data(), all());
+    kernels::download(test_queue(), v.data(), all());
     const size_t begin = static_cast<size_t>(before_) * sizeof(T),
                  end = begin + static_cast<size_t>(count_) * sizeof(T);
     for (size_t i = 0; i < v.size(); ++i)
