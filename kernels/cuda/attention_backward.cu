@@ -1,18 +1,20 @@
-// As in FlashAttention-2, scores are computed again from q, k and the saved logarithms of the rows' sums. Sums have
-// one owner each and one order, so no atomics: one kernel owns key tiles (dk and dv, over the queries that see them
-// and over the heads of the group), another query tiles (dq). That computes scores and dP twice, seven tile products
-// instead of five, and buys equal bits on every run. Before them a pass over rows makes sum(dy * o) and the gate's
-// gradient; under a clip the row term needs a sweep of its own, two products more.
+// As in FlashAttention-2, scores are computed again from q, k and the saved logarithms of the rows' sums.
+// Sums have one owner each and one order, so no atomics: one kernel owns key tiles (dk and dv, over the
+// queries that see them and over the heads of the group), another query tiles (dq). That computes scores and
+// dP twice, seven tile products instead of five, and buys equal bits on every run. Before them a pass over
+// rows makes sum(dy * o) and the gate's gradient; under a clip the row term needs a sweep of its own, two
+// products more.
 //
-// A gate makes the gradient of the ungated output from dy. It is written once, to where dq will be, when dq is to be
-// overwritten anyway: the kernel that owns a query tile reads that tile before it writes it. Otherwise tiles are
-// gated whenever they are read.
+// A gate makes the gradient of the ungated output from dy. It is written once, to where dq will be, when dq
+// is to be overwritten anyway: the kernel that owns a query tile reads that tile before it writes it.
+// Otherwise tiles are gated whenever they are read.
 //
-// What to expect of bf16, not measured: shared memory limits the key kernel to about two fifths of the rate of the
-// tensor cores of an H100 (scores and dP come from strips of 16 keys and 32 queries at 128 columns), so a fifth to a
-// quarter of peak, counting five products. 256 columns are two blocks of 128 columns that both compute the scores, since
-// dk and dv would not fit the registers of one. f32 is for checking, not for speed; above 128 columns it needs a GPU
-// with 200 KB of shared memory for a block (H100), bf16 one with 140 KB (A100).
+// What to expect of bf16, not measured: shared memory limits the key kernel to about two fifths of the rate
+// of the tensor cores of an H100 (scores and dP come from strips of 16 keys and 32 queries at 128 columns),
+// so a fifth to a quarter of peak, counting five products. 256 columns are two blocks of 128 columns that
+// both compute the scores, since dk and dv would not fit the registers of one. f32 is for checking, not for
+// speed; above 128 columns it needs a GPU with 200 KB of shared memory for a block (H100), bf16 one with 140
+// KB (A100).
 #include "kernels/cuda/attention_tile.h"
 #include "kernels/cuda/cudnn.h"
 
@@ -46,24 +48,12 @@ struct PrepareParams {
 constexpr int prepare_threads = 256;
 
 template <class T>
-__device__ inline void load_8(float (&x)[8], const T* from, bool vectors) {
-  if (!vectors) {
-    for (int e = 0; e < 8; ++e) x[e] = to_float(from[e]);
-    return;
-  }
-  constexpr int length = vector_length<T>;
-  for (int e = 0; e < 8; e += length) {
-    const Vector<T> v = Vector<T>::load(from + e);
-    for (int i = 0; i < length; ++i) x[e + i] = v.v[i];
-  }
-}
-
-template <class T>
 __device__ inline void store_8(const Rows<T>& m, int64_t row, int64_t column, const float (&x)[8]) {
   for (int e = 0; e < 8; e += 2) write_pair(m, row, column + e, x[e], x[e + 1]);
 }
 
-/// Row terms, the gate's gradient (dlogit = dy * o * (1 - gate), since o = gate * ungated), the ungated gradient.
+/// Row terms, the gate's gradient (dlogit = dy * o * (1 - gate), since o = gate * ungated), the ungated
+/// gradient.
 template <class T>
 __global__ void __launch_bounds__(prepare_threads) prepare_kernel(PrepareParams<T> p) {
   const AttentionProblem& a = p.problem;
@@ -81,11 +71,13 @@ __global__ void __launch_bounds__(prepare_threads) prepare_kernel(PrepareParams<
   for (int e = 0; e < 8; ++e) sum += product[e] = dy[e] * y[e];
   for (int far = p.lanes / 2; far > 0; far /= 2) sum += __shfl_xor_sync(full_warp, sum, far);
   if (!inside) return;
-  if (p.row_term && lane == 0) p.row_term[(local / a.tokens * a.heads + head) * a.tokens + local % a.tokens] = sum;
+  if (p.row_term && lane == 0)
+    p.row_term[(local / a.tokens * a.heads + head) * a.tokens + local % a.tokens] = sum;
   if (a.gate_kind == GateKind::none) return;
   float open[8];
   for (int e = 0; e < 8; ++e)
-    open[e] = a.gate_kind == GateKind::headwise && e > 0 ? open[0] : gate_of(a, p.gate, row, head, lane * 8 + e);
+    open[e] =
+        a.gate_kind == GateKind::headwise && e > 0 ? open[0] : gate_of(a, p.gate, row, head, lane * 8 + e);
   if (p.dgate.data && a.gate_kind == GateKind::elementwise) {
     for (int e = 0; e < 8; ++e) product[e] *= 1.0f - open[e];
     store_8(p.dgate, row, column, product);
@@ -133,8 +125,8 @@ __global__ void __launch_bounds__(prepare_threads) sink_kernel(SinkParams p) {
 
 /// A tile of the gradient of the ungated output.
 template <class T, int RowCount, int D>
-__device__ inline void load_gradient(Tile<T, RowCount, D>& tile, const BackwardParams<T>& p, int64_t row, int valid,
-                                     int head) {
+__device__ inline void load_gradient(Tile<T, RowCount, D>& tile, const BackwardParams<T>& p, int64_t row,
+                                     int valid, int head) {
   const AttentionProblem& a = p.problem;
   if (a.gate_kind == GateKind::none)
     load_tile(tile, p.dy, row, valid, static_cast<int64_t>(head) * a.head_size, a.head_size);
@@ -222,7 +214,8 @@ struct KeyBlock {
     }
     if (lane == 0) shared.last_query[warp] = last;
     __syncthreads();
-    for (int w = 0; w < attention_warps; ++w) last = shared.last_query[w] > last ? shared.last_query[w] : last;
+    for (int w = 0; w < attention_warps; ++w)
+      last = shared.last_query[w] > last ? shared.last_query[w] : last;
     return last;
   }
 
@@ -231,7 +224,8 @@ struct KeyBlock {
     const AttentionProblem& a = p.problem;
     const int stage = i % 2, head = kv_head * group() + i / tiles, first = (first_tile + i % tiles) * queries;
     const int64_t row = first_token() + first;
-    load_tile(shared.q[stage], p.q, row, a.tokens - first, static_cast<int64_t>(head) * a.head_size, a.head_size);
+    load_tile(shared.q[stage], p.q, row, a.tokens - first, static_cast<int64_t>(head) * a.head_size,
+              a.head_size);
     load_gradient(shared.dy[stage], p, row, a.tokens - first, head);
     copy_async_commit();
     if (static_cast<int>(threadIdx.x) < queries) {
@@ -269,8 +263,7 @@ struct KeyBlock {
         const int c = n * 8 + lane % 4 * 2 + e % 2, at = key + e / 2 * 8;
         float probability = fast_exp2(s.v[n][e] * a.factor - shared.log_sum[stage][c]);
         if (masked && (first + c < at || shared.start[stage][c] > at)) probability = 0.0f;
-        dp.v[n][e] =
-            score_gradient<softmax>(a, probability, dp.v[n][e], shared.term[stage][c]) * a.scale;
+        dp.v[n][e] = score_gradient<softmax>(a, probability, dp.v[n][e], shared.term[stage][c]) * a.scale;
         s.v[n][e] = softmax == Softmax::clipped ? clipped(a, probability) : probability;
       }
     multiply_add(dv, s, shared.dy[stage], column, shared.patch[warp]);
@@ -293,7 +286,8 @@ __global__ void __launch_bounds__(attention_threads) key_kernel(BackwardParams<T
   KeyBlock<T, D, softmax> block{p, block_shared<KeyShared<T, D>>()};
   block.sequence = p.problem.first_sequence + static_cast<int>(blockIdx.z);
   block.kv_head = static_cast<int>(blockIdx.y);
-  block.first_key_row = static_cast<int>(blockIdx.x / parts) * block_rows;  // the keys that most rows see first
+  block.first_key_row =
+      static_cast<int>(blockIdx.x / parts) * block_rows;  // the keys that most rows see first
   block.column = static_cast<int>(blockIdx.x % parts) * owned_columns<D>;
   block.warp = static_cast<int>(threadIdx.x) / warp_size;
   block.lane = static_cast<int>(threadIdx.x) % warp_size;
@@ -348,12 +342,13 @@ struct QueryBlock {
     }
     if (lane == 0) shared.least_start[warp] = least;
     __syncthreads();
-    for (int w = 0; w < attention_warps; ++w) least = shared.least_start[w] < least ? shared.least_start[w] : least;
+    for (int w = 0; w < attention_warps; ++w)
+      least = shared.least_start[w] < least ? shared.least_start[w] : least;
     const int last_row = first_row + block_rows < a.tokens ? first_row + block_rows : a.tokens;
     first_tile = least / keys;
     end_tile = (last_row + keys - 1) / keys;
-    load_tile(shared.q, p.q, first_token() + first_row, a.tokens - first_row, static_cast<int64_t>(head) * a.head_size,
-              a.head_size);
+    load_tile(shared.q, p.q, first_token() + first_row, a.tokens - first_row,
+              static_cast<int64_t>(head) * a.head_size, a.head_size);
     load_gradient(shared.dy, p, first_token() + first_row, a.tokens - first_row, head);
     dq.clear();
   }
@@ -448,14 +443,15 @@ struct Launcher {
     constexpr unsigned parts = D / owned_columns<D>;
     const dim3 blocks(tiles() * parts, static_cast<unsigned>(p.problem.kv_heads), sequences);
     if (p.dk.data || p.dv.data)
-      launch(op_name, queue, {blocks, dim3(attention_threads), sizeof(KeyShared<T, D>)}, key_kernel<T, D, softmax>, p);
+      launch(op_name, queue, {blocks, dim3(attention_threads), sizeof(KeyShared<T, D>)},
+             key_kernel<T, D, softmax>, p);
     if (p.dq.data) queries<softmax, Result::dq>();
   }
 };
 
 template <class T>
-void prepare(const Queue& queue, const kernels::AttentionBackward& a, const BackwardParams<T>& p, int64_t sequences,
-             bool ungate) {
+void prepare(const Queue& queue, const kernels::AttentionBackward& a, const BackwardParams<T>& p,
+             int64_t sequences, bool ungate) {
   PrepareParams<T> r{.problem = p.problem,
                      .pairs = sequences * p.problem.tokens * p.problem.heads,
                      .lanes = 1,
@@ -467,7 +463,8 @@ void prepare(const Queue& queue, const kernels::AttentionBackward& a, const Back
                      .row_term = a.clip ? nullptr : p.row_term};
   while (r.lanes * 8 < p.problem.head_size) r.lanes *= 2;
   const int64_t blocks = (r.pairs * r.lanes + prepare_threads - 1) / prepare_threads;
-  launch(op_name, queue, {dim3(static_cast<unsigned>(blocks)), dim3(prepare_threads), 0}, prepare_kernel<T>, r);
+  launch(op_name, queue, {dim3(static_cast<unsigned>(blocks)), dim3(prepare_threads), 0}, prepare_kernel<T>,
+         r);
 }
 
 /// All gradients of `sequences` sequences from problem.first_sequence on.
@@ -496,7 +493,8 @@ void backward(const Queue& queue, const kernels::AttentionBackward& a, const Att
     if (a.clip) launcher.template queries<Softmax::clipped, Result::row_terms>();
     if (a.dsink)
       launch(op_name, queue,
-             {dim3(static_cast<unsigned>(problem.heads)), dim3(prepare_threads), sizeof(SinkShared)}, sink_kernel,
+             {dim3(static_cast<unsigned>(problem.heads)), dim3(prepare_threads), sizeof(SinkShared)},
+             sink_kernel,
              SinkParams{p.problem, sequences, p.lse, row_term, a.dsink.tensor.as<float>(),
                         a.dsink.add || problem.first_sequence > 0});
     if (a.clip)
@@ -516,8 +514,8 @@ void attention_backward(const Queue& queue, const kernels::AttentionBackward& a)
   // Row terms wait in scratch, for as many sequences at a time as fit.
   const int64_t bytes = static_cast<int64_t>(problem.heads) * problem.tokens * 4;
   require(bytes <= Stream::scratch_bytes, op_name,
-          "one sequence of {} tokens and {} heads needs {} bytes of scratch, and there are {}", problem.tokens,
-          problem.heads, bytes, Stream::scratch_bytes);
+          "one sequence of {} tokens and {} heads needs {} bytes of scratch, and there are {}",
+          problem.tokens, problem.heads, bytes, Stream::scratch_bytes);
   const int64_t most = bytes == 0 ? a.batch : std::min(Stream::scratch_bytes / bytes, a.batch);
   float* row_term = static_cast<float*>(stream.scratch(most * bytes));
   for (int64_t first = 0; first < a.batch; first += most) {

@@ -1,15 +1,16 @@
-// One block takes 64 queries of one head through the keys they see, as in FlashAttention-2: the query tile and a
-// window of two key and value tiles lie in shared memory, the next tile travels while the present one is multiplied,
-// running maximum, sum and output stay in registers. Tiles that no query of the block sees, above the diagonal or
-// before its documents, are not read. A clip needs each row's sum before its first product with values, so keys
-// are swept twice then, which is half again the arithmetic.
+// One block takes 64 queries of one head through the keys they see, as in FlashAttention-2: the query tile
+// and a window of two key and value tiles lie in shared memory, the next tile travels while the present one
+// is multiplied, running maximum, sum and output stay in registers. Tiles that no query of the block sees,
+// above the diagonal or before its documents, are not read. A clip needs each row's sum before its first
+// product with values, so keys are swept twice then, which is half again the arithmetic.
 //
-// What to expect of bf16, not measured: a warp multiplies only 16 rows with every fragment of keys and values that it
-// reads, so shared memory (128 bytes a clock) allows at most about half of the rate of the tensor cores on an H100, and
-// the exponentials take their share of what is left: a quarter to a third of peak for head sizes of 64 and 128 and
-// long rows. Up to 128 columns two blocks share a multiprocessor, so that one multiplies while the other takes
-// exponentials. 256 columns take smaller key tiles and reach less. f32 is for checking, not for speed. Head sizes above
-// 128 in f32 need a GPU with more than 100 KB of shared memory for a block (A100, H100; not L40).
+// What to expect of bf16, not measured: a warp multiplies only 16 rows with every fragment of keys and values
+// that it reads, so shared memory (128 bytes a clock) allows at most about half of the rate of the tensor
+// cores on an H100, and the exponentials take their share of what is left: a quarter to a third of peak for
+// head sizes of 64 and 128 and long rows. Up to 128 columns two blocks share a multiprocessor, so that one
+// multiplies while the other takes exponentials. 256 columns take smaller key tiles and reach less. f32 is
+// for checking, not for speed. Head sizes above 128 in f32 need a GPU with more than 100 KB of shared memory
+// for a block (A100, H100; not L40).
 #include "kernels/cuda/attention_tile.h"
 #include "kernels/cuda/cudnn.h"
 
@@ -80,19 +81,21 @@ struct ForwardBlock {
       most = rows.start[i] > most ? rows.start[i] : most;
     }
     for (int far = warp_size / 2; far > 0; far /= 2) {
-      const int other_least = __shfl_xor_sync(full_warp, least, far), other_most = __shfl_xor_sync(full_warp, most, far);
+      const int other_least = __shfl_xor_sync(full_warp, least, far),
+                other_most = __shfl_xor_sync(full_warp, most, far);
       least = other_least < least ? other_least : least;
       most = other_most > most ? other_most : most;
     }
     latest_start = most;
     if (lane == 0) shared.least_start[warp] = least;
     __syncthreads();
-    for (int w = 0; w < attention_warps; ++w) least = shared.least_start[w] < least ? shared.least_start[w] : least;
+    for (int w = 0; w < attention_warps; ++w)
+      least = shared.least_start[w] < least ? shared.least_start[w] : least;
     const int last_row = first_row + block_rows < a.tokens ? first_row + block_rows : a.tokens;
     first_tile = least / keys;
     end_tile = (last_row + keys - 1) / keys;
-    load_tile(shared.q, p.q, first_token() + first_row, a.tokens - first_row, static_cast<int64_t>(head) * a.head_size,
-              a.head_size);
+    load_tile(shared.q, p.q, first_token() + first_row, a.tokens - first_row,
+              static_cast<int64_t>(head) * a.head_size, a.head_size);
   }
 
   template <Sweep sweep>
@@ -210,8 +213,8 @@ struct ForwardBlock {
             out.v[n][e] *= gate_of(a, p.gate, row, head, d);
         }
     }
-    write_strip(out, p.o, first_token() + warp_row(), a.tokens - warp_row(), static_cast<int64_t>(head) * a.head_size,
-                a.head_size);
+    write_strip(out, p.o, first_token() + warp_row(), a.tokens - warp_row(),
+                static_cast<int64_t>(head) * a.head_size, a.head_size);
   }
 };
 

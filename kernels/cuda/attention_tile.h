@@ -1,10 +1,11 @@
 #pragma once
-// What the attention kernels for GPUs share: how a problem is described, tiles of rows in shared memory, and the
-// two matrix products that all passes are made of.
+// What the attention kernels for GPUs share: how a problem is described, tiles of rows in shared memory, and
+// the two matrix products that all passes are made of.
 //
-// A block has four warps, and a warp owns a strip of 16 rows: of queries in the forward pass and for dq, of keys for
-// dk and dv. Accumulators lie in the registers of mma_bf16_16x8x16, for f32 too, where plain multiply-adds fill
-// them: so each pass is written once for both. Head sizes are padded with zeros to 64, 128 or 256.
+// A block has four warps, and a warp owns a strip of 16 rows: of queries in the forward pass and for dq, of
+// keys for dk and dv. Accumulators lie in the registers of mma_bf16_16x8x16, for f32 too, where plain
+// multiply-adds fill them: so each pass is written once for both. Head sizes are padded with zeros to 64, 128
+// or 256.
 
 #include <cmath>
 
@@ -26,7 +27,8 @@ inline constexpr float ln2 = 0.693147181f;
 
 enum class GateKind : int { none, headwise, elementwise };
 
-/// Rows of a matrix in global memory. `vectors`: every head's part of every row can be moved 16 bytes at a time.
+/// Rows of a matrix in global memory. `vectors`: every head's part of every row can be moved 16 bytes at a
+/// time.
 template <class T>
 struct Rows {
   T* data = nullptr;
@@ -105,7 +107,8 @@ __device__ inline float clip_slope(const AttentionProblem& p, float probability)
 
 /// Sigmoid of the gate's logit for a head's element `d` in a row.
 template <class T>
-__device__ inline float gate_of(const AttentionProblem& p, const Rows<const T>& gate, int64_t row, int head, int d) {
+__device__ inline float gate_of(const AttentionProblem& p, const Rows<const T>& gate, int64_t row, int head,
+                                int d) {
   const int64_t column =
       p.gate_kind == GateKind::headwise ? head : static_cast<int64_t>(head) * p.head_size + d;
   return sigmoid(to_float(gate.data[row * gate.stride + column]));
@@ -113,8 +116,8 @@ __device__ inline float gate_of(const AttentionProblem& p, const Rows<const T>& 
 
 // ---- tiles in shared memory ----
 
-/// Rows of one head in shared memory. Rows are 16 bytes longer than their data, so that the eight rows of an 8x8
-/// matrix lie in different banks.
+/// Rows of one head in shared memory. Rows are 16 bytes longer than their data, so that the eight rows of an
+/// 8x8 matrix lie in different banks.
 template <class T, int RowCount, int D>
 struct alignas(16) Tile {
   static constexpr int pitch = D + vector_length<T>;
@@ -123,8 +126,8 @@ struct alignas(16) Tile {
   __device__ const T* row(int r) const { return v + r * pitch; }
 };
 
-/// Starts copying `valid` rows from `row` on, head_size columns from `column` on; what is left of the tile becomes
-/// zero. All threads of the block take part. Complete after copy_async_wait() and __syncthreads().
+/// Starts copying `valid` rows from `row` on, head_size columns from `column` on; what is left of the tile
+/// becomes zero. All threads of the block take part. Complete after copy_async_wait() and __syncthreads().
 template <class T, int RowCount, int D>
 __device__ inline void load_tile(Tile<T, RowCount, D>& tile, const Rows<const T>& m, int64_t row, int valid,
                                  int64_t column, int head_size) {
@@ -146,8 +149,9 @@ __device__ inline void load_tile(Tile<T, RowCount, D>& tile, const Rows<const T>
 
 /// load_tile() of dy, each element times its gate and rounded: the gradient of the ungated output.
 template <class T, int RowCount, int D>
-__device__ inline void load_gated_tile(Tile<T, RowCount, D>& tile, const AttentionProblem& p, const Rows<const T>& dy,
-                                       const Rows<const T>& gate, int64_t row, int valid, int head) {
+__device__ inline void load_gated_tile(Tile<T, RowCount, D>& tile, const AttentionProblem& p,
+                                       const Rows<const T>& dy, const Rows<const T>& gate, int64_t row,
+                                       int valid, int head) {
   for (int i = static_cast<int>(threadIdx.x); i < RowCount * D; i += attention_threads) {
     const int r = i / D, d = i % D;
     float v = 0.0f;
@@ -155,6 +159,20 @@ __device__ inline void load_gated_tile(Tile<T, RowCount, D>& tile, const Attenti
       v = to_float(dy.data[(row + r) * dy.stride + static_cast<int64_t>(head) * p.head_size + d]) *
           gate_of(p, gate, row + r, head, d);
     tile.row(r)[d] = Convert<T>::from(v);
+  }
+}
+
+/// Eight elements of a row as floats.
+template <class T>
+__device__ inline void load_8(float (&x)[8], const T* from, bool vectors) {
+  if (!vectors) {
+    for (int e = 0; e < 8; ++e) x[e] = to_float(from[e]);
+    return;
+  }
+  constexpr int length = vector_length<T>;
+  for (int e = 0; e < 8; e += length) {
+    const Vector<T> v = Vector<T>::load(from + e);
+    for (int i = 0; i < length; ++i) x[e + i] = v.v[i];
   }
 }
 
@@ -292,11 +310,11 @@ __device__ inline void multiply_add(Strip<M>& c, const Strip<N>& p, const Tile<f
   __syncwarp();
 }
 
-/// Writes the strip's first row, and the row eight below it, at this lane's columns; only rows below `valid` and columns
-/// below `columns`. `row` and `column` are the place of the strip's corner in the matrix.
+/// Writes the strip's first row, and the row eight below it, at this lane's columns; only rows below `valid`
+/// and columns below `columns`. `row` and `column` are the place of the strip's corner in the matrix.
 template <int N, class T>
-__device__ inline void write_strip(const Strip<N>& c, const Rows<T>& m, int64_t row, int valid, int64_t column,
-                                   int columns) {
+__device__ inline void write_strip(const Strip<N>& c, const Rows<T>& m, int64_t row, int valid,
+                                   int64_t column, int columns) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int n = 0; n < N / 8; ++n) {
