@@ -29,10 +29,12 @@ struct CloseStream {
   void operator()(cuda::Stream* stream) const;
 };
 using StreamHandle = std::unique_ptr<cuda::Stream, CloseStream>;
-/// A stream with its libraries' handles and workspace (stream_workspace_bytes() of GPU memory); null on the
-/// CPU and on meta. Errors: throws, with the cure, when the GPU cannot be used: no driver, a driver that is
+/// What a stream is for: `compute` has its libraries' handles and a workspace (stream_workspace_bytes() of GPU
+/// memory); `transfer` has neither, and goes before others where the GPU has a choice.
+enum class StreamUse { compute, transfer };
+/// Null on the CPU and on meta. Errors: throws, with the cure, when the GPU cannot be used: no driver, a driver that is
 /// too old, no such GPU, an architecture that this build has no code for.
-StreamHandle open_stream(Device device);
+StreamHandle open_stream(Device device, StreamUse use = StreamUse::compute);
 int64_t stream_workspace_bytes(DeviceKind kind);
 
 /// Memory on a device, zeroed. On the CPU: address space whose pages become real when they are written.
@@ -70,6 +72,8 @@ class Event {
   void hold(const Queue& queue) const;
   /// Returns when the point is passed. Errors: throws what the device reports.
   void wait() const;
+  /// Whether the point is passed; does not wait. Errors: as wait().
+  bool passed() const;
 
  private:
   Device device_;
@@ -83,7 +87,7 @@ namespace osprey::cuda {
 int gpu_count();
 std::string why_no_gpu();
 kernels::GpuInfo gpu_info(int index);
-Stream* open_stream(int index);
+Stream* open_stream(int index, kernels::StreamUse use);
 void close_stream(Stream* stream);
 int64_t stream_workspace_bytes();
 void* allocate(int index, int64_t bytes, const std::string& what);
@@ -109,4 +113,5 @@ void destroy_event(void* event);
 void record_event(void* event, const Queue& queue);
 void hold_for_event(void* event, const Queue& queue);
 void wait_for_event(void* event);
+bool passed_event(void* event);
 }  // namespace osprey::cuda
