@@ -26,6 +26,8 @@ const char* name(Collective collective) {
       return "duplicate";
     case Collective::finish_before:
       return "finish_before";
+    case Collective::connect:
+      return "connect";
   }
   return "?";
 }
@@ -80,7 +82,7 @@ Call broadcast_call(const Tensor& data, int root, int size, DeviceKind memory) {
           .wire = data.dtype};
 }
 
-static std::string describe(const Call& c) {
+std::string describe(const Call& c) {
   std::string text =
       fmt::format("call {}: {} of {} {}", c.number, name(c.collective), c.count, name(c.dtype));
   if (c.wire != c.dtype) text += fmt::format(" as {}", name(c.wire));

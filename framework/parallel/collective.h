@@ -18,7 +18,8 @@ enum class Collective : int32_t {
   sum,
   gather_strings,
   duplicate,
-  finish_before
+  finish_before,
+  connect
 };
 const char* name(Collective collective);
 
@@ -41,6 +42,8 @@ Call pieces_call(Collective collective, const Tensor& flat, std::span<const Piec
                  int size, DeviceKind memory = DeviceKind::cpu);
 Call broadcast_call(const Tensor& data, int root, int size, DeviceKind memory = DeviceKind::cpu);
 
+/// "call 7: all_reduce of 12 f32 as bf16"
+std::string describe(const Call& call);
 /// Throws the same Error on every rank unless all calls (one for each rank) are equal.
 void require_same_calls(std::span<const Call> calls);
 
