@@ -171,6 +171,12 @@ class NcclComm final : public Communicator {
   static size_t at(int r) { return static_cast<size_t>(r); }
   cudaStream_t stream() const { return cuda::stream_of(queue_).handle(); }
 
+  bool capturing() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(stream(), &status), "cudaStreamIsCapturing");
+    return status != cudaStreamCaptureStatusNone;
+  }
+
   static void check(cudaError_t code, const char* what) { cuda::check(code, what); }
   void check(ncclResult_t code, const char* what) const {
     if (code == ncclSuccess) return;
@@ -243,7 +249,10 @@ class NcclComm final : public Communicator {
       watchdog_->ended();
       throw;
     }
-    watchdog_->queued(queue_);
+    if (capturing())
+      watchdog_->ended();  // events of a graph cannot be asked
+    else
+      watchdog_->queued(queue_);
   }
 
   /// NCCL calls that make progress together.
