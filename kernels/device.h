@@ -29,11 +29,11 @@ struct CloseStream {
   void operator()(cuda::Stream* stream) const;
 };
 using StreamHandle = std::unique_ptr<cuda::Stream, CloseStream>;
-/// What a stream is for: `compute` has its libraries' handles and a workspace (stream_workspace_bytes() of GPU
-/// memory); `transfer` has neither, and goes before others where the GPU has a choice.
+/// What a stream is for: `compute` has its libraries' handles and a workspace (stream_workspace_bytes() of
+/// GPU memory); `transfer` has neither, and goes before others where the GPU has a choice.
 enum class StreamUse { compute, transfer };
-/// Null on the CPU and on meta. Errors: throws, with the cure, when the GPU cannot be used: no driver, a driver that is
-/// too old, no such GPU, an architecture that this build has no code for.
+/// Null on the CPU and on meta. Errors: throws, with the cure, when the GPU cannot be used: no driver, a
+/// driver that is too old, no such GPU, an architecture that this build has no code for.
 StreamHandle open_stream(Device device, StreamUse use = StreamUse::compute);
 int64_t stream_workspace_bytes(DeviceKind kind);
 

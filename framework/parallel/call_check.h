@@ -17,8 +17,8 @@ namespace osprey {
 /// At a meeting, the call and a hash of all calls since the last close() are compared. A difference that
 /// shows in the call itself is found before that call is queued: nothing has happened, and the ranks are in
 /// step afterwards. One that shows later, because two known sequences were mixed up, is found at close() at
-/// the latest; then some ranks have queued what others will never answer, and lost() says so. Errors: both
-/// throw the same Error on all ranks, naming the rank, both collectives and both counts.
+/// the latest; then some ranks have queued what others will never answer, and lost() says so.
+/// Errors: both throw the same Error on all ranks, naming the rank, both collectives and both counts.
 class CallCheck {
  public:
   /// `host` blocks, is used by nobody else meanwhile, and outlives this.

@@ -53,8 +53,9 @@ struct Part {
   DType dtype = DType::f32;
 };
 
-/// out = parts[0] + parts[1] + ... in this order, in fp32 (i32 data: wrapping integers; f64: in double). f32
-/// parts are rounded to `wire` first. Aliasing: out may be one of the parts.
+/// out = parts[0] + parts[1] + ... in this order, in fp32 (i32 data: wrapping integers; f64: in double).
+/// f32 parts are rounded to `wire` first.
+/// Aliasing: out may be one of the parts.
 void sum_parts(void* out, DType dtype, std::span<const Part> parts, int64_t n, DType wire);
 
 /// Rounds n floats to bf16.

@@ -18,19 +18,20 @@ struct Piece {
   bool operator==(const Piece&) const = default;
 };
 
-/// Every collective is correct at size 1. All ranks call the same collectives in the same order with
-/// equal shapes, one thread of a rank at a time.
+/// Every collective is correct at size 1. All ranks call the same collectives in the same order with equal
+/// shapes, one thread of a rank at a time.
 /// Async: on return the buffer holds the result, unless it is device memory and the communicator is
 /// asynchronous(): then the collective is queued on a stream of its own, ordered with other work by
-/// start_after() and finish_before(). Numerics: contributions are rounded to `wire`, then summed in fp32 in
-/// rank order 0, 1, 2, ...; the sum is not rounded again (i32 wraps, f64 is summed in double). So results do
-/// not depend on timing, on who owns which piece or on the algorithm below, and every rank holds the same
-/// bits. At size 1 nothing is rounded. Errors: every collective first compares (number of the call,
-/// collective, count, dtype, pieces) over all ranks; a difference throws the same Error on all of them,
-/// naming the rank, both collectives and both counts. A peer that is gone or a failed transport throws or
-/// ends the job, never hangs it. Tensors lie where the communicator can move them: host memory, for NcclComm
-/// also that of its GPU. Memory: scratch is kept for the next call; a call like an earlier one allocates
-/// nothing.
+/// start_after() and finish_before().
+/// Numerics: contributions are rounded to `wire`, then summed in fp32 in rank order 0, 1, 2, ...; the sum
+/// is not rounded again (i32 wraps, f64 is summed in double). So results do not depend on timing, on who
+/// owns which piece or on the algorithm below, and every rank holds the same bits. At size 1 nothing is
+/// rounded.
+/// Errors: every collective first compares (number of the call, collective, count, dtype, pieces) over all
+/// ranks; a difference throws the same Error on all of them, naming the rank, both collectives and both
+/// counts. A peer that is gone or a failed transport throws or ends the job, never hangs it. Tensors lie
+/// where the communicator can move them: host memory, for NcclComm also that of its GPU.
+/// Memory: scratch is kept for the next call; a call like an earlier one allocates nothing.
 class Communicator {
  public:
   virtual ~Communicator() = default;

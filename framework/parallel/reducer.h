@@ -24,13 +24,14 @@ struct ReduceBucket {
 };
 std::vector<ReduceBucket> reduce_buckets(ParamStore& store);
 
-/// Sums each bucket's gradients over ranks beside the work on `queue`, in the order of the calls, which must
-/// be the same on all ranks: queued on the device by an asynchronous communicator, else on a thread of its
-/// own with its own communicator. With one rank it moves nothing. Async: reduce() and gather() return at
-/// once, and begin after what the queue holds then. Until wait_all() the bucket belongs to the reducer: its
-/// gradients (reduce) or values (gather) may not be touched. What is put on the queue after wait_all() sees
-/// the results; with a thread, so does the host. Both may be called by one thread only. Errors: what fails on
-/// the thread is thrown by wait_all(); nothing more is moved after it.
+/// Sums each bucket's gradients over ranks beside the work on `queue`, in the order of the calls, which
+/// must be the same on all ranks: queued on the device by an asynchronous communicator, else on a thread of
+/// its own with its own communicator. With one rank it moves nothing.
+/// Async: reduce() and gather() return at once, and begin after what the queue holds then. Until wait_all()
+/// the bucket belongs to the reducer: its gradients (reduce) or values (gather) may not be touched. What is
+/// put on the queue after wait_all() sees the results; with a thread, so does the host. Both may be called
+/// by one thread only.
+/// Errors: what fails on the thread is thrown by wait_all(); nothing more is moved after it.
 class Reducer final : public LayerHook {
  public:
   Reducer(Communicator& world, const Queue& queue, const ShardPlan& plan, const ParallelSpec& spec,

@@ -30,7 +30,8 @@ class Stream {
   Cudnn& cudnn() { return *cudnn_; }
 
   /// Working memory of the op that runs, 256-byte aligned, valid until the next op on this stream; what an op
-  /// finds in it is undefined. Errors: throws when an op asks for more than scratch_bytes, or for any on a transfer stream.
+  /// finds in it is undefined. Errors: throws when an op asks for more than scratch_bytes,
+  /// or for any on a transfer stream.
   void* scratch(int64_t bytes);
   static constexpr int64_t scratch_bytes = int64_t{32} << 20;
   /// For GEMM libraries.
