@@ -30,8 +30,8 @@ GpuInfo gpu_info(int index) { return cuda::gpu_info(index); }
 
 void CloseStream::operator()(cuda::Stream* stream) const { cuda::close_stream(stream); }
 
-StreamHandle open_stream(Device device) {
-  return StreamHandle(device.kind == DeviceKind::cuda ? cuda::open_stream(device.index) : nullptr);
+StreamHandle open_stream(Device device, StreamUse use) {
+  return StreamHandle(device.kind == DeviceKind::cuda ? cuda::open_stream(device.index, use) : nullptr);
 }
 
 OpenQueue open_queue(Device device, int threads) {
@@ -128,6 +128,7 @@ void Event::hold(const Queue& queue) const {
 void Event::wait() const {
   if (handle_) cuda::wait_for_event(handle_);
 }
+bool Event::passed() const { return !handle_ || cuda::passed_event(handle_); }
 
 Graph::~Graph() { clear(); }
 

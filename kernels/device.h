@@ -30,10 +30,12 @@ struct CloseStream {
   void operator()(cuda::Stream* stream) const;
 };
 using StreamHandle = std::unique_ptr<cuda::Stream, CloseStream>;
-/// A stream with its libraries' handles and workspace (stream_workspace_bytes() of GPU memory); null on the
-/// CPU and on meta. Errors: throws, with the cure, when the GPU cannot be used: no driver, a driver that is
-/// too old, no such GPU, an architecture that this build has no code for.
-StreamHandle open_stream(Device device);
+/// What a stream is for: `compute` has its libraries' handles and a workspace (stream_workspace_bytes() of
+/// GPU memory); `transfer` has neither, and goes before others where the GPU has a choice.
+enum class StreamUse { compute, transfer };
+/// Null on the CPU and on meta. Errors: throws, with the cure, when the GPU cannot be used: no driver, a
+/// driver that is too old, no such GPU, an architecture that this build has no code for.
+StreamHandle open_stream(Device device, StreamUse use = StreamUse::compute);
 int64_t stream_workspace_bytes(DeviceKind kind);
 
 /// A queue on a device with the stream it needs.
@@ -79,6 +81,8 @@ class Event {
   void hold(const Queue& queue) const;
   /// Returns when the point is passed. Errors: throws what the device reports.
   void wait() const;
+  /// Whether the point is passed; does not wait. Errors: as wait().
+  bool passed() const;
 
  private:
   Device device_;
@@ -116,7 +120,7 @@ namespace osprey::cuda {
 int gpu_count();
 std::string why_no_gpu();
 kernels::GpuInfo gpu_info(int index);
-Stream* open_stream(int index);
+Stream* open_stream(int index, kernels::StreamUse use);
 void close_stream(Stream* stream);
 int64_t stream_workspace_bytes();
 void* allocate(int index, int64_t bytes, const std::string& what);
@@ -148,4 +152,5 @@ enum class Recording { keep, discard };
 void* end_recording(const Queue& queue, Recording recording);
 void launch_graph(void* graph, const Queue& queue);
 void destroy_graph(void* graph);
+bool passed_event(void* event);
 }  // namespace osprey::cuda

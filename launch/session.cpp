@@ -24,7 +24,7 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, int64
   plan = make_shard_plan(sharded, params.buckets().size(), world.size(), recipe_.parallel);
   updater = std::make_unique<Updater>(queue, params, plan, sharded, world.rank(), of);
   if (!queue.meta())
-    reducer = std::make_unique<Reducer>(world, plan, recipe_.parallel, reduce_buckets(params));
+    reducer = std::make_unique<Reducer>(world, queue, plan, recipe_.parallel, reduce_buckets(params));
 }
 
 void Session::initialize() {

@@ -80,7 +80,7 @@ kernels::GpuInfo gpu_info(int index) {
   return info;
 }
 
-Stream* open_stream(int index) {
+Stream* open_stream(int index, kernels::StreamUse use) {
   const int count = gpu_count();
   if (count == 0) fail("run.device", "{}", why_no_gpu());
   require(0 <= index && index < count, "run.device",
@@ -88,7 +88,7 @@ Stream* open_stream(int index) {
           count);
   enter(index);
   require_code_for(index);
-  return new Stream(index);
+  return new Stream(index, use);
 }
 
 void close_stream(Stream* stream) { delete stream; }
@@ -216,5 +216,11 @@ void launch_graph(void* graph, const Queue& queue) {
 void destroy_graph(void* graph) { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)); }
 
 void wait_for_event(void* event) { check(cudaEventSynchronize(static_cast<cudaEvent_t>(event)), "the GPU"); }
+bool passed_event(void* event) {
+  const cudaError_t code = cudaEventQuery(static_cast<cudaEvent_t>(event));
+  if (code == cudaErrorNotReady) return false;
+  check(code, "the GPU");
+  return true;
+}
 
 }  // namespace osprey::cuda
