@@ -19,7 +19,9 @@ std::string explain(const void* address) {
   const std::string who = running_thread();
   if (!who.empty() && stack_overflowed_at(address))
     return who + " needs more stack than the executor gives a thread";
-  if (!in_device_range(address)) return who.empty() ? "" : fmt::format("{} touched address {}", who, address);
+  if (!in_device_range(address) && who.empty()) return "";
+  if (!address) return who + " touched address 0, or one that is not aligned as it must be";
+  if (!in_device_range(address)) return fmt::format("{} touched address {}", who, address);
   if (who.empty())
     return fmt::format("host code touched device memory: address {}, {}", address,
                        about_device_address(address));

@@ -610,6 +610,25 @@ TEST_F(Executor, SmallFunctionsOfPtx) {
   EXPECT_EQ(w.w, 4.0f);
 }
 
+__global__ void small_functions(float* out) {
+  out[0] = __uint_as_float(__float_as_uint(-1.5f)) + __int_as_float(__float_as_int(0.5f));
+  out[1] = rsqrtf(16.0f) + __fdividef(1.0f, 4.0f) + __expf(0.0f) + __logf(1.0f);
+  out[2] = static_cast<float>(__popc(0xf0f0u) + 100 * __ffs(8) + 1000 * __clz(1));
+  out[3] = static_cast<float>(min(3, -2) + max(3u, 7u)) + min(2.5f, 9.0f);
+  unsigned long long wide = 1ull << 40;
+  int highest = -4;
+  out[4] = static_cast<float>((atomicAdd(&wide, 5ull) >> 40) + (wide & 7));
+  out[5] = static_cast<float>(atomicMax(&highest, -6) * 10 + atomicMax(&highest, 3) * 100 + highest);
+  __threadfence();
+  out[6] = __ldg(out);
+}
+
+TEST_F(Executor, SmallFunctionsOfCuda) {
+  float* out = make<float>(7);
+  launch("small", queue_, {1, 1}, small_functions, out);
+  EXPECT_EQ(read(out, 7), (std::vector<float>{-1, 1.5f, 31408, 7.5f, 6, -437, -1}));
+}
+
 // Streams, events, captures.
 
 __global__ void add(float* p, float v) { p[threadIdx.x] += v; }
