@@ -2,6 +2,7 @@
 // Devices as the rest of the house sees them: which there are, their memory, the order of work on them.
 // On the CPU everything here is immediate.
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -36,6 +37,14 @@ enum class StreamUse { compute, transfer };
 /// driver that is too old, no such GPU, an architecture that this build has no code for.
 StreamHandle open_stream(Device device, StreamUse use = StreamUse::compute);
 int64_t stream_workspace_bytes(DeviceKind kind);
+
+/// A queue on a device with the stream it needs.
+struct OpenQueue {
+  StreamHandle stream;
+  Queue queue;
+};
+/// Errors: as open_stream().
+OpenQueue open_queue(Device device, int threads);
 
 /// Memory on a device, zeroed. On the CPU: address space whose pages become real when they are written.
 /// Null on meta. Aligned to 256 bytes at least. Errors: throws when there is not so much; `what` names it.
@@ -80,6 +89,30 @@ class Event {
   void* handle_ = nullptr;
 };
 
+/// A stretch of a queue's work that is recorded once and started again by one call: a CUDA graph. Kernels see the
+/// arguments they were recorded with, so all that changes from run to run must lie in memory.
+class Graph {
+ public:
+  explicit Graph(Device device) : device_(device) {}
+  ~Graph();
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  bool recorded() const { return handle_ != nullptr; }
+  /// Forgets what was recorded.
+  void clear();
+  /// Runs `work`, which puts on the queue what is to be recorded; nothing of it is executed, and it may not wait for
+  /// the queue or allocate. Replaces what was recorded. Errors: throws on devices without graphs, and what CUDA
+  /// refuses to record.
+  void record(const Queue& queue, const std::function<void()>& work);
+  /// Puts the recorded work on the queue.
+  void launch(const Queue& queue) const;
+
+ private:
+  Device device_;
+  void* handle_ = nullptr;
+};
+
 }  // namespace osprey::kernels
 
 // The CPU needs no twin: kernels/device.cpp does its part.
@@ -113,5 +146,11 @@ void destroy_event(void* event);
 void record_event(void* event, const Queue& queue);
 void hold_for_event(void* event, const Queue& queue);
 void wait_for_event(void* event);
+void begin_recording(const Queue& queue);
+/// What was recorded, ready to be launched; `keep` false: throws it away and returns null.
+enum class Recording { keep, discard };
+void* end_recording(const Queue& queue, Recording recording);
+void launch_graph(void* graph, const Queue& queue);
+void destroy_graph(void* graph);
 bool passed_event(void* event);
 }  // namespace osprey::cuda
