@@ -23,6 +23,12 @@ if(OSPREY_CUDA STREQUAL "off")
   osprey_without_cuda("switched off by OSPREY_CUDA")
 endif()
 include(CheckLanguage)
+if(NOT DEFINED ENV{CUDACXX})  # CMake itself looks in PATH only
+  find_program(OSPREY_NVCC nvcc NO_CACHE HINTS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
+  if(OSPREY_NVCC)
+    set(ENV{CUDACXX} ${OSPREY_NVCC})
+  endif()
+endif()
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
   osprey_without_cuda("nvcc not found: install the CUDA toolkit, or name it by -DCMAKE_CUDA_COMPILER")
@@ -40,8 +46,9 @@ endif()
 # than nvcc beside the wheels that PyTorch brought; wheels named by hand come before it, those found by looking after it.
 set(site_packages ${OSPREY_CUDA_WHEELS})
 if(NOT site_packages)
-  set(pythons $ENV{VIRTUAL_ENV} $ENV{CONDA_PREFIX} $ENV{HOME}/.local /usr/local /usr /opt/*
-    $ENV{HOME}/.pyenv/versions/* $ENV{HOME}/*conda* $ENV{HOME}/*conda*/envs/*)
+  string(REPLACE ":" "/..;" pythons "$ENV{PATH}/..")  # a Python in PATH has its packages beside its bin
+  list(APPEND pythons $ENV{VIRTUAL_ENV} $ENV{CONDA_PREFIX} $ENV{HOME}/.local /usr/local /usr /opt/* /opt/*/.venv
+    $ENV{HOME}/.pyenv/versions/* $ENV{HOME}/*conda*)
   list(TRANSFORM pythons APPEND /lib/python3*/*-packages)
   file(GLOB site_packages ${pythons})
 endif()
