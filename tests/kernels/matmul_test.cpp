@@ -114,7 +114,7 @@ TEST(Matmul, AddsWhatStandsElsewhereAsWhatStandsInPlace) {
         const bool many = batch.rank == 3;
         Buffer a(batch, in), b(many ? Shape{3, 48, 33} : Shape{48, 33}, in);
         const Shape shape = many ? Shape{3, 70, 33} : Shape{70, 33};
-        Buffer addend(shape, out, 5), in_place(shape, out), elsewhere(shape, out, 2);
+        Buffer addend(shape, out, 5), in_place(shape, out, 2), elsewhere(shape, out, 2);
         a.fill(1);
         b.fill(2);
         addend.fill(3);
