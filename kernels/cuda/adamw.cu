@@ -21,12 +21,13 @@ struct Piece {
 };
 
 /// As many as fit, with the rest of the arguments, into 4 KB of kernel parameters.
-constexpr int max_pieces = 72;
+constexpr int max_pieces = 64;
 
+// Eight bytes a member: two smaller ones could look like a pointer to the host, which tests look for.
 struct Parameters {
   Piece pieces[max_pieces];
-  int first_block[max_pieces + 1];  // piece i has the blocks [first_block[i], first_block[i + 1])
-  int count;
+  int64_t first_block[max_pieces + 1];  // piece i has the blocks [first_block[i], first_block[i + 1])
+  int64_t count;
   AdamWConstants constants;
   const double* control;
 };
@@ -37,8 +38,8 @@ struct Shared {
 };
 
 /// The last piece that begins at or before this block.
-__device__ int piece_of(const Parameters& p, int block) {
-  int low = 0, high = p.count;
+__device__ int piece_of(const Parameters& p, int64_t block) {
+  int low = 0, high = static_cast<int>(p.count);
   while (high - low > 1) {
     const int middle = (low + high) / 2;
     (p.first_block[middle] <= block ? low : high) = middle;
@@ -46,7 +47,7 @@ __device__ int piece_of(const Parameters& p, int block) {
   return low;
 }
 
-__global__ void __launch_bounds__(threads) update(const __grid_constant__ Parameters p) {
+__global__ void __launch_bounds__(threads, 3) update(const __grid_constant__ Parameters p) {
   if (p.control[kernels::step_apply] == 0) return;
   Shared& shared = block_shared<Shared>();
   if (threadIdx.x == 0) {
@@ -57,9 +58,9 @@ __global__ void __launch_bounds__(threads) update(const __grid_constant__ Parame
   }
   __syncthreads();
   const AdamWFactors f = shared.factors;
-  const int index = piece_of(p, static_cast<int>(blockIdx.x));
+  const int index = piece_of(p, blockIdx.x);
   const Piece piece = p.pieces[index];
-  const int64_t begin = (static_cast<int>(blockIdx.x) - p.first_block[index]) * chunk;
+  const int64_t begin = (blockIdx.x - p.first_block[index]) * chunk;
   const int64_t end = begin + chunk < piece.count ? begin + chunk : piece.count;
   for (int64_t at = begin + static_cast<int64_t>(threadIdx.x) * 4; at < end; at += pass) {
     Four master[groups], m[groups], v[groups], grad[groups];
@@ -104,7 +105,7 @@ void adamw(const Queue& queue, const kernels::AdamW& args) {
                          piece.v.as<float>(),
                          piece.grad.as<float>(),
                          count};
-    p.first_block[p.count + 1] = p.first_block[p.count] + static_cast<int>((count + chunk - 1) / chunk);
+    p.first_block[p.count + 1] = p.first_block[p.count] + (count + chunk - 1) / chunk;
     if (++p.count == max_pieces) flush();
   }
   if (p.count > 0) flush();

@@ -21,8 +21,7 @@ unsigned chunks_of(int64_t count) { return static_cast<unsigned>((count + chunk 
 
 // ---- momentum
 
-// Eight bytes a member: kernel arguments have no padding, whose garbage could look like a pointer to the
-// host.
+// Eight bytes a member, as in adamw.cu.
 struct MomentumParameters {
   float* momentum;
   const float* grad;
