@@ -30,8 +30,14 @@ GpuInfo gpu_info(int index) { return cuda::gpu_info(index); }
 
 void CloseStream::operator()(cuda::Stream* stream) const { cuda::close_stream(stream); }
 
-StreamHandle open_stream(Device device) {
-  return StreamHandle(device.kind == DeviceKind::cuda ? cuda::open_stream(device.index) : nullptr);
+StreamHandle open_stream(Device device, StreamUse use) {
+  return StreamHandle(device.kind == DeviceKind::cuda ? cuda::open_stream(device.index, use) : nullptr);
+}
+
+OpenQueue open_queue(Device device, int threads) {
+  OpenQueue open{.stream = open_stream(device), .queue = {}};
+  open.queue = {.device = device, .threads = threads, .stream = open.stream.get()};
+  return open;
 }
 
 int64_t stream_workspace_bytes(DeviceKind kind) {
@@ -121,6 +127,33 @@ void Event::hold(const Queue& queue) const {
 }
 void Event::wait() const {
   if (handle_) cuda::wait_for_event(handle_);
+}
+bool Event::passed() const { return !handle_ || cuda::passed_event(handle_); }
+
+Graph::~Graph() { clear(); }
+
+void Graph::clear() {
+  if (handle_) cuda::destroy_graph(handle_);
+  handle_ = nullptr;
+}
+
+void Graph::record(const Queue& queue, const std::function<void()>& work) {
+  require(device_.kind == DeviceKind::cuda && queue.device == device_, "graph", "{} records no graphs",
+          name(device_.kind));
+  clear();
+  cuda::begin_recording(queue);
+  try {
+    work();
+  } catch (...) {
+    cuda::end_recording(queue, cuda::Recording::discard);
+    throw;
+  }
+  handle_ = cuda::end_recording(queue, cuda::Recording::keep);
+}
+
+void Graph::launch(const Queue& queue) const {
+  require(recorded(), "graph", "nothing is recorded");
+  cuda::launch_graph(handle_, queue);
 }
 
 }  // namespace osprey::kernels

@@ -2,6 +2,7 @@
 // Devices as the rest of the house sees them: which there are, their memory, the order of work on them.
 // On the CPU everything here is immediate.
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -29,11 +30,21 @@ struct CloseStream {
   void operator()(cuda::Stream* stream) const;
 };
 using StreamHandle = std::unique_ptr<cuda::Stream, CloseStream>;
-/// A stream with its libraries' handles and workspace (stream_workspace_bytes() of GPU memory); null on the
-/// CPU and on meta. Errors: throws, with the cure, when the GPU cannot be used: no driver, a driver that is
-/// too old, no such GPU, an architecture that this build has no code for.
-StreamHandle open_stream(Device device);
+/// What a stream is for: `compute` has its libraries' handles and a workspace (stream_workspace_bytes() of
+/// GPU memory); `transfer` has neither, and goes before others where the GPU has a choice.
+enum class StreamUse { compute, transfer };
+/// Null on the CPU and on meta. Errors: throws, with the cure, when the GPU cannot be used: no driver, a
+/// driver that is too old, no such GPU, an architecture that this build has no code for.
+StreamHandle open_stream(Device device, StreamUse use = StreamUse::compute);
 int64_t stream_workspace_bytes(DeviceKind kind);
+
+/// A queue on a device with the stream it needs.
+struct OpenQueue {
+  StreamHandle stream;
+  Queue queue;
+};
+/// Errors: as open_stream().
+OpenQueue open_queue(Device device, int threads);
 
 /// Memory on a device, zeroed. On the CPU: address space whose pages become real when they are written.
 /// Null on meta. Aligned to 256 bytes at least. Errors: throws when there is not so much; `what` names it.
@@ -70,6 +81,32 @@ class Event {
   void hold(const Queue& queue) const;
   /// Returns when the point is passed. Errors: throws what the device reports.
   void wait() const;
+  /// Whether the point is passed; does not wait. Errors: as wait().
+  bool passed() const;
+
+ private:
+  Device device_;
+  void* handle_ = nullptr;
+};
+
+/// A stretch of a queue's work that is recorded once and started again by one call: a CUDA graph. Kernels see the
+/// arguments they were recorded with, so all that changes from run to run must lie in memory.
+class Graph {
+ public:
+  explicit Graph(Device device) : device_(device) {}
+  ~Graph();
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  bool recorded() const { return handle_ != nullptr; }
+  /// Forgets what was recorded.
+  void clear();
+  /// Runs `work`, which puts on the queue what is to be recorded; nothing of it is executed, and it may not wait for
+  /// the queue or allocate. Replaces what was recorded. Errors: throws on devices without graphs, and what CUDA
+  /// refuses to record.
+  void record(const Queue& queue, const std::function<void()>& work);
+  /// Puts the recorded work on the queue.
+  void launch(const Queue& queue) const;
 
  private:
   Device device_;
@@ -83,7 +120,7 @@ namespace osprey::cuda {
 int gpu_count();
 std::string why_no_gpu();
 kernels::GpuInfo gpu_info(int index);
-Stream* open_stream(int index);
+Stream* open_stream(int index, kernels::StreamUse use);
 void close_stream(Stream* stream);
 int64_t stream_workspace_bytes();
 void* allocate(int index, int64_t bytes, const std::string& what);
@@ -109,4 +146,11 @@ void destroy_event(void* event);
 void record_event(void* event, const Queue& queue);
 void hold_for_event(void* event, const Queue& queue);
 void wait_for_event(void* event);
+void begin_recording(const Queue& queue);
+/// What was recorded, ready to be launched; `keep` false: throws it away and returns null.
+enum class Recording { keep, discard };
+void* end_recording(const Queue& queue, Recording recording);
+void launch_graph(void* graph, const Queue& queue);
+void destroy_graph(void* graph);
+bool passed_event(void* event);
 }  // namespace osprey::cuda

@@ -22,17 +22,34 @@ static void check_weight(const char* op, const Tensor& x, const Tensor& weight) 
           "weight must be {} ({}), got {}; x is {}", name(x.dtype), x.cols(), weight, x);
 }
 
+static void check_rms_weight(const char* op, const Tensor& x, const Tensor& weight) {
+  require((weight.shape == Shape{x.cols()} || weight.shape == Shape{1}) && weight.dtype == x.dtype, op,
+          "weight must be {} ({}) or (1), got {}; x is {}", name(x.dtype), x.cols(), weight, x);
+}
+
 void rmsnorm_forward(const Queue& queue, const RmsnormForward& f) {
   check_norm("rmsnorm", f.x, f.y, "y");
-  require((f.weight.shape == Shape{f.x.cols()} || f.weight.shape == Shape{1}) && f.weight.dtype == f.x.dtype,
-          "rmsnorm", "weight must be {} ({}) or (1), got {}; x is {}", name(f.x.dtype), f.x.cols(), f.weight,
-          f.x);
+  check_rms_weight("rmsnorm", f.x, f.weight);
   require_shape("rmsnorm", "rstd", f.rstd, {f.x.rows()});
   dispatch(queue, f, cpu::rmsnorm_forward, cuda::rmsnorm_forward);
 }
 
+void add_rmsnorm_forward(const Queue& queue, const AddRmsnormForward& f) {
+  check_norm("add_rmsnorm", f.a, f.b, "b");
+  check_norm("add_rmsnorm", f.a, f.sum, "sum");
+  check_norm("add_rmsnorm", f.a, f.y, "y");
+  check_rms_weight("add_rmsnorm", f.a, f.weight);
+  require_shape("add_rmsnorm", "rstd", f.rstd, {f.a.rows()});
+  dispatch(queue, f, cpu::add_rmsnorm_forward, cuda::add_rmsnorm_forward);
+}
+
 void rmsnorm_backward(const Queue& queue, const RmsnormBackward& b) {
   check_norm("rmsnorm", b.x, b.dy, "dy");
+  check_rms_weight("rmsnorm", b.x, b.weight);
+  if (b.dsum.defined()) {
+    check_norm("rmsnorm", b.x, b.dsum, "dsum");
+    require(b.dx && !b.dx.add, "rmsnorm", "dsum needs a dx to overwrite");
+  }
   if (b.dx) check_norm("rmsnorm", b.x, b.dx.tensor, "dx");
   if (b.dweight) require_shape("rmsnorm", "dweight", b.dweight.tensor, b.weight.shape);
   require_shape("rmsnorm", "rstd", b.rstd, {b.x.rows()});

@@ -32,7 +32,8 @@ struct AddBias {
 };
 void add_bias(const Queue& queue, const AddBias& args);
 
-/// dbias = sum of dy over rows. Shapes: dbias (C) f32, dy (N, C). Numerics: fp32, in the order of rows.
+/// dbias = sum of dy over rows. Shapes: dbias (C) f32, dy (N, C). Numerics: fp32; the CPU adds in the order
+/// of rows, a GPU over chunks of rows that the shape fixes.
 struct BiasBackward {
   Accum dbias;
   Tensor dy;
@@ -61,7 +62,7 @@ struct EmbeddingForward {
 void embedding_forward(const Queue& queue, const EmbeddingForward& args);
 
 /// dweight[tokens[n]] += dy[n], in the order of n, so the sum does not depend on threads.
-/// Shapes: dweight (V, C) f32, dy (N, C).
+/// Shapes: dweight (V, C) f32, dy (N, C). Errors: a token outside [0, V) is passed over: forward told.
 struct EmbeddingBackward {
   Accum dweight;
   Tensor dy, tokens;

@@ -23,8 +23,9 @@ struct RopeForward {
 /// x = x * rsqrt(mean(x^2) + eps) * weight for each head that has a weight, then each pair
 /// (x[i], x[i + D/2]) turns by the angle position * theta^(-2i/D).
 /// Shapes: D a multiple of 8 up to 256. Rows of q and k may be strided.
-/// Numerics: fp32 in one pass with a single rounding; cosines and sines are computed in fp64 once.
-/// Errors: throws when shapes do not fit or a position is negative.
+/// Numerics: fp32 in one pass with a single rounding; cosines and sines are computed in fp64 once, on a GPU
+/// as turn_by() of kernels/numerics/rope.h does.
+/// Errors: throws when shapes do not fit; a negative position throws on the CPU, a GPU makes its row NaN.
 /// Reference: Su et al., "RoFormer" (2021); half-split pairs as in Hugging Face's Llama.
 void rope_forward(const Queue& queue, const RopeForward& args);
 

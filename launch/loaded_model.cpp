@@ -39,7 +39,7 @@ LoadedModel::LoadedModel(const fs::path& given, int threads)
   model = make_llama(hub.spec(), std::max<int64_t>(1, hub.context().sequence_len));
   model->declare(params);
   params.materialize(queue.device, hub.context().dtype, ParamStore::Gradients::off);
-  hub.load(params);
+  hub.load(queue, params);
   tape.set_mode(Tape::Mode::evaluate);
   tokenizer = load_tokenizer(path.string());
 }
@@ -54,10 +54,9 @@ void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t 
   Pool pool("activation gradients", meta.device);
   Tape tape(meta, activations, pool);
   tape.set_mode(Tape::Mode::evaluate);
-  LossSum sum;
   auto make = [&] { return tokens.alloc({rows, sequence_len}, DType::i32); };
   const BatchView batch{.tokens = make(), .targets = make(), .positions = make(), .document_start = make()};
-  model->loss(tape, batch, 1.0f, sum, {});
+  model->loss(tape, batch, {.grad_scale = {}, .sums = tokens.alloc({2}, DType::f64)});
   const int64_t needed = activations.high_water_bytes() + tokens.high_water_bytes(),
                 available = std::min(available_memory_bytes(), activation_capacity_bytes);
   require(needed <= available, "memory",

@@ -24,7 +24,7 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, int64
   plan = make_shard_plan(sharded, params.buckets().size(), world.size(), recipe_.parallel);
   updater = std::make_unique<Updater>(queue, params, plan, sharded, world.rank(), of);
   if (!queue.meta())
-    reducer = std::make_unique<Reducer>(world, plan, recipe_.parallel, reduce_buckets(params));
+    reducer = std::make_unique<Reducer>(world, queue, plan, recipe_.parallel, reduce_buckets(params));
 }
 
 void Session::initialize() {
@@ -41,8 +41,8 @@ void Session::trace() {
   if (!recipe_.data.attention_across_documents) batch.document_start = tokens();
   tape.set_mode(Tape::Mode::train);
   tape.set_recompute(recipe_.train.recompute);
-  LossSum sum;
-  tape.backward(model->loss(tape, batch, 1.0f, sum, {}));
+  const Tensor sums = make_tensor(nullptr, {2}, DType::f64, queue.device);
+  tape.backward(model->loss(tape, batch, {.grad_scale = {}, .sums = sums}));
   tape.reset();
 }
 
@@ -83,6 +83,7 @@ TrainerParts Session::parts() {
   p.params = &params;
   p.tape = &tape;
   p.world = &world;
+  p.device_world = &world;
   p.plan = &plan;
   p.reducer = reducer.get();
   p.updater = updater.get();

@@ -34,13 +34,16 @@ Quintic newton_schulz_step(NewtonSchulz method, int index) {
 
 double newton_schulz_safety(NewtonSchulz method) { return method == NewtonSchulz::keller ? 1.0 : 1.02; }
 
-int64_t NewtonSchulzBuffers::elements(int64_t m, int64_t n) { return 2 * align(m * n) + 2 * align(m * m); }
+int64_t NewtonSchulzBuffers::elements(int64_t batch, int64_t m, int64_t n) {
+  return 2 * align(batch * m * n) + 2 * align(batch * m * m);
+}
 
-NewtonSchulzBuffers NewtonSchulzBuffers::cut(void* memory, int64_t m, int64_t n, DType dtype, Device device) {
+NewtonSchulzBuffers NewtonSchulzBuffers::cut(void* memory, int64_t batch, int64_t m, int64_t n, DType dtype,
+                                             Device device) {
   char* at = static_cast<char*>(memory);
   const auto take = [&](int64_t rows, int64_t cols) {
-    Tensor t = make_tensor(at, {rows, cols}, dtype, device);
-    if (at) at += align(rows * cols) * size_bytes(dtype);
+    Tensor t = make_tensor(at, {batch, rows, cols}, dtype, device);
+    if (at) at += align(batch * rows * cols) * size_bytes(dtype);
     return t;
   };
   NewtonSchulzBuffers b;
@@ -53,8 +56,9 @@ NewtonSchulzBuffers NewtonSchulzBuffers::cut(void* memory, int64_t m, int64_t n,
 
 Tensor newton_schulz(const Queue& queue, const NewtonSchulzBuffers& buffers, NewtonSchulz method, int steps) {
   Tensor x = buffers.x, y = buffers.y;
-  if (x.shape.rank != 2 || x.shape[0] > x.shape[1])
-    fail("newton_schulz", "x must have at most as many rows as columns, got {}; transpose it", x.str());
+  if (x.shape.rank != 3 || x.shape[1] > x.shape[2])
+    fail("newton_schulz", "x must hold matrices of at most as many rows as columns, got {}; transpose them",
+         x.str());
   for (int i = 0; i < steps; ++i) {
     const Quintic q = newton_schulz_step(method, i);
     const float a = static_cast<float>(q.a), b = static_cast<float>(q.b), c = static_cast<float>(q.c);

@@ -72,10 +72,9 @@ ShardPlan make_shard_plan(std::span<const ShardParameter> params, size_t buckets
 std::vector<ShardParameter> shard_parameters(
     ParamStore& store, const std::function<const Optimizer&(const Parameter&)>& optimizer_of);
 
-/// The square of the global gradient norm after reduction: every rank sums the pieces it owns in double.
-/// grads: one flat f32 buffer for each bucket. Numerics: the same on all ranks, and at any number of ranks
-/// up to rounding in double.
-double sharded_sum_of_squares(Communicator& comm, const Queue& queue, const ShardPlan& plan,
-                              std::span<const Tensor> grads);
+/// The parts of the gradients that this rank owns after reduction: over all ranks each trained element once,
+/// so the sums of squares of all ranks' parts add up to that of the global gradient.
+/// grads: one flat f32 buffer for each bucket.
+std::vector<Tensor> owned_gradients(const ShardPlan& plan, int rank, std::span<const Tensor> grads);
 
 }  // namespace osprey

@@ -216,15 +216,25 @@ void Tape::unwind(size_t first) {
 
 void Tape::backward(Var loss) {
   require(value(loss).numel() == 1, "tape", "backward starts from a scalar, got {}", value(loss));
-  static float one = 1.0f;
-  backward_from(loss, make_tensor(queue_.meta() ? nullptr : &one, {1}, DType::f32, queue_.device));
+  kernels::fill(queue_, {.y = first_gradient(loss), .value = 1});
+  run_backward();
 }
 
 void Tape::backward_from(Var v, const Tensor& dv) {
+  const Tensor first = first_gradient(v);
+  kernels::copy(queue_, {.y = first, .x = dv.view(first.shape)});
+  run_backward();
+}
+
+/// Memory for the gradient that backward starts from.
+Tensor Tape::first_gradient(Var v) {
   require(needs_grad(v), "tape", "nothing on the tape needs a gradient");
   Slot& s = slot(v);
   give_buffer(s, pool_.acquire(s.value.bytes()));
-  kernels::copy(queue_, {.y = s.grad, .x = dv.view(s.grad.shape)});
+  return s.grad;
+}
+
+void Tape::run_backward() {
   const bool was_recording = recording_;
   recording_ = false;
   unwind(0);

@@ -149,6 +149,8 @@ class Tape {
   void replay(int index, Var x, RunBlock run, const void* block, const Tensor& dy);
   Var record_if(bool wanted, const char* op, const Tensor& out, const Backward& backward);
   Var new_slot(const Tensor& value, bool needs_grad);
+  Tensor first_gradient(Var v);
+  void run_backward();
   Slot& slot(Var v);
   const Slot& slot(Var v) const;
   void give_buffer(Slot& s, int buffer);

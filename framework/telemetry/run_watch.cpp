@@ -149,6 +149,11 @@ void RunWatch::write_train(const StepResult& r) {
   progress_->update(p, now_s());
 }
 
+bool RunWatch::reads_state(int64_t finished) const {
+  return options_.telemetry.outliers &&
+         (finished % options_.telemetry.outliers_every_steps == 0 || first_step_);
+}
+
 void RunWatch::after_step(Trainer& trainer, const StepResult& r) {
   if (!first_step_) {
     counted_s_ += r.seconds;

@@ -39,6 +39,7 @@ class RunWatch final : public StepHook {
   ~RunWatch() override;
 
   void on_start(Trainer& trainer) override;
+  bool reads_state(int64_t finished) const override;
   void after_step(Trainer& trainer, const StepResult& result) override;
   void after_eval(Trainer& trainer, const EvalResult& result) override;
   void on_end(Trainer& trainer, const StepResult& result) override;

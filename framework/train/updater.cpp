@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/device.h"
 #include "kernels/pointwise.h"
 
 namespace osprey {
@@ -72,21 +73,14 @@ void Updater::initialize(uint64_t seed) {
         ParamStore::initial_value(queue_, parameter, seed, whole.data());
         held = parameter.name;
       }
-      std::copy(whole.begin() + p.begin, whole.begin() + p.end, p.master.as<float>());
+      kernels::upload(queue_, p.master, whole.data() + p.begin);
     }
   }
 }
 
-void Updater::step(int64_t step, double learning_rate_factor, double grad_scale, uint64_t seed) {
-  for (const Group& g : groups_) {
-    StepInfo info;
-    info.step = step;
-    info.learning_rate = g.optimizer->learning_rate() * learning_rate_factor;
-    info.grad_scale = grad_scale;
-    info.seed = seed;
-    info.workspace = scratch_;
-    g.optimizer->step(queue_, g.pieces, info);
-  }
+void Updater::step(const Tensor& control, uint64_t seed) {
+  for (const Group& g : groups_)
+    g.optimizer->step(queue_, g.pieces, {.control = control, .seed = seed, .workspace = scratch_});
 }
 
 void Updater::round_values() {

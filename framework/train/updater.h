@@ -21,9 +21,9 @@ class Updater {
 
   /// Fills masters with the fp32 initial values that ParamStore::initialize rounds.
   void initialize(uint64_t seed);
-  /// Updates masters, state and this rank's values. The caller then gathers values (Reducer).
-  /// learning_rate_factor: of the schedule, times each optimizer's peak. grad_scale: of clipping.
-  void step(int64_t step, double learning_rate_factor, double grad_scale, uint64_t seed);
+  /// Updates masters, state and this rank's values as `control` says (kernels/step_control.h). The caller then
+  /// gathers values (Reducer).
+  void step(const Tensor& control, uint64_t seed);
   /// Writes values from masters (after loading a checkpoint).
   void round_values();
 

@@ -80,7 +80,7 @@ kernels::GpuInfo gpu_info(int index) {
   return info;
 }
 
-Stream* open_stream(int index) {
+Stream* open_stream(int index, kernels::StreamUse use) {
   const int count = gpu_count();
   if (count == 0) fail("run.device", "{}", why_no_gpu());
   require(0 <= index && index < count, "run.device",
@@ -88,7 +88,7 @@ Stream* open_stream(int index) {
           count);
   enter(index);
   require_code_for(index);
-  return new Stream(index);
+  return new Stream(index, use);
 }
 
 void close_stream(Stream* stream) { delete stream; }
@@ -187,6 +187,40 @@ void hold_for_event(void* event, const Queue& queue) {
   check(cudaStreamWaitEvent(stream_of(queue).handle(), static_cast<cudaEvent_t>(event), 0),
         "cudaStreamWaitEvent");
 }
+void begin_recording(const Queue& queue) {
+  // Thread-local: what other threads ask of the device meanwhile (a watchdog, a save) is not part of the graph.
+  check(cudaStreamBeginCapture(stream_of(queue).handle(), cudaStreamCaptureModeThreadLocal),
+        "recording a step");
+}
+
+void* end_recording(const Queue& queue, Recording recording) {
+  cudaGraph_t graph = nullptr;
+  const cudaError_t code = cudaStreamEndCapture(stream_of(queue).handle(), &graph);
+  if (recording == Recording::discard) {
+    cudaGetLastError();
+    if (graph) cudaGraphDestroy(graph);
+    return nullptr;
+  }
+  check(code, "recording a step");
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t made = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  check(made, "cudaGraphInstantiate");
+  return executable;
+}
+
+void launch_graph(void* graph, const Queue& queue) {
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream_of(queue).handle()), "cudaGraphLaunch");
+}
+
+void destroy_graph(void* graph) { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)); }
+
 void wait_for_event(void* event) { check(cudaEventSynchronize(static_cast<cudaEvent_t>(event)), "the GPU"); }
+bool passed_event(void* event) {
+  const cudaError_t code = cudaEventQuery(static_cast<cudaEvent_t>(event));
+  if (code == cudaErrorNotReady) return false;
+  check(code, "the GPU");
+  return true;
+}
 
 }  // namespace osprey::cuda

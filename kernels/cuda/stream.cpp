@@ -11,9 +11,15 @@ void check(cudaError_t code, const char* what) {
   fail("cuda", "{} failed: {} ({})", what, cudaGetErrorString(code), cudaGetErrorName(code));
 }
 
-Stream::Stream(int index) : index_(index) {
+Stream::Stream(int index, kernels::StreamUse use) : index_(index) {
   check(cudaSetDevice(index), "cudaSetDevice");
   check(cudaGetDeviceProperties(&properties_, index), "cudaGetDeviceProperties");
+  if (use == kernels::StreamUse::transfer) {
+    int least = 0, greatest = 0;
+    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+    check(cudaStreamCreateWithPriority(&handle_, cudaStreamNonBlocking, greatest), "cudaStreamCreate");
+    return;
+  }
   check(cudaStreamCreateWithFlags(&handle_, cudaStreamNonBlocking), "cudaStreamCreate");
   void* p = nullptr;
   check(cudaMalloc(&p, scratch_bytes + gemm_workspace_bytes), "allocating the workspace of a stream");
@@ -31,6 +37,7 @@ Stream::~Stream() {
 }
 
 void* Stream::scratch(int64_t bytes) {
+  require(workspace_ != nullptr, "cuda", "an op that needs scratch was put on a stream for transfers");
   require(bytes <= scratch_bytes, "cuda", "an op asks for {} bytes of scratch, a stream has {}", bytes,
           scratch_bytes);
   return workspace_;

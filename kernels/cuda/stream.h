@@ -5,7 +5,7 @@
 
 #include <memory>
 
-#include "kernels/core/queue.h"
+#include "kernels/device.h"
 
 namespace osprey::cuda {
 
@@ -18,7 +18,7 @@ void check(cudaError_t code, const char* what);
 class Stream {
  public:
   /// Errors: throws when GPU `index` cannot be used by this build; says what would help.
-  explicit Stream(int index);
+  explicit Stream(int index, kernels::StreamUse use = kernels::StreamUse::compute);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -30,7 +30,8 @@ class Stream {
   Cudnn& cudnn() { return *cudnn_; }
 
   /// Working memory of the op that runs, 256-byte aligned, valid until the next op on this stream; what an op
-  /// finds in it is undefined. Errors: throws when an op asks for more than scratch_bytes.
+  /// finds in it is undefined. Errors: throws when an op asks for more than scratch_bytes,
+  /// or for any on a transfer stream.
   void* scratch(int64_t bytes);
   static constexpr int64_t scratch_bytes = int64_t{32} << 20;
   /// For GEMM libraries.

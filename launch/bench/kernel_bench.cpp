@@ -13,6 +13,7 @@
 #include "framework/ops/rope.h"
 #include "framework/telemetry/gemm_rate.h"
 #include "kernels/linear.h"
+#include "kernels/pointwise.h"
 #include "launch/bench/measure.h"
 
 namespace osprey::bench {
@@ -23,11 +24,12 @@ constexpr int64_t rows = 4096, width = 512, ffn = 1408, vocabulary = 8192, heads
 
 // Best of `rounds`: on a shared machine the median of short kernels measures the neighbours.
 template <class F>
-double best_seconds(int rounds, const F& f) {
+double best_seconds(const Queue& queue, int rounds, const F& f) {
   double best = 1e9;
   for (int i = 0; i < rounds; ++i) {
     const double start = now_s();
     f();
+    kernels::synchronize(queue);
     best = std::min(best, now_s() - start);
   }
   return best;
@@ -42,9 +44,9 @@ void bench_layer(const Queue& queue, const GemmCase& c) {
   using kernels::Op;
   using kernels::PackFor;
   Arena memory("bench", queue.device, int64_t{256} << 20);
-  const Tensor x = random_tensor(memory, {rows, c.in}, DType::bf16, 1),
-               w = random_tensor(memory, {c.out, c.in}, DType::bf16, 1);
-  const Tensor y = random_tensor(memory, {rows, c.out}, DType::bf16, 1),
+  const Tensor x = random_tensor(queue, memory, {rows, c.in}, DType::bf16, 1),
+               w = random_tensor(queue, memory, {c.out, c.in}, DType::bf16, 1);
+  const Tensor y = random_tensor(queue, memory, {rows, c.out}, DType::bf16, 1),
                dx = memory.alloc({rows, c.in}, DType::bf16);
   const Tensor dw = memory.alloc({c.out, c.in}, DType::f32);
   Tensor packs[2];
@@ -73,8 +75,8 @@ void bench_layer(const Queue& queue, const GemmCase& c) {
   for (int product = 0; product < 3; ++product) {
     double best[2] = {1e9, 1e9};
     for (int round = 0; round < 10; ++round) {
-      best[0] = std::min(best[0], best_seconds(1, [&] { ours(product); }));
-      best[1] = std::min(best[1], best_seconds(1, [&] { plain(product); }));
+      best[0] = std::min(best[0], best_seconds(queue, 1, [&] { ours(product); }));
+      best[1] = std::min(best[1], best_seconds(queue, 1, [&] { plain(product); }));
     }
     fmt::print("  {:<10}{:<9}{:>6} x {:<5}{:>10.0f}{:>10.0f}{:>8.2f}\n", c.name, names[product], c.out, c.in,
                flops / best[0] / 1e9, flops / best[1] / 1e9, best[1] / best[0]);
@@ -100,10 +102,12 @@ class OpBench {
     params_.materialize(queue_.device, DType::bf16, ParamStore::Gradients::on);
     params_.initialize(queue_, 1);
   }
-  Tensor activation(int64_t columns) { return random_tensor(inputs_, {rows, columns}, DType::bf16, 1); }
+  Tensor activation(int64_t columns) { return random_tensor(queue_, inputs_, {rows, columns}, DType::bf16, 1); }
   Tensor indices(int64_t below) {
     const Tensor t = inputs_.alloc({rows}, DType::i32);
-    for (int64_t i = 0; i < rows; ++i) t.as<int32_t>()[i] = static_cast<int32_t>(i % below);
+    write_from_host(queue_, t, [&](const Tensor& host) {
+      for (int64_t i = 0; i < rows; ++i) host.as<int32_t>()[i] = static_cast<int32_t>(i % below);
+    });
     return t;
   }
   void run(const char* name, double flops, const std::function<Var(Tape&)>& op) {
@@ -113,12 +117,14 @@ class OpBench {
       params_.begin_step();
       const double start = now_s();
       const Var y = op(tape_);
+      kernels::synchronize(queue_);
       forward = std::min(forward, now_s() - start);
       const Tensor value = tape_.value(y);
       if (!dy.defined())
-        dy = value.numel() == 1 ? one() : random_tensor(inputs_, value.shape, value.dtype, 1e-3f);
+        dy = value.numel() == 1 ? one() : random_tensor(queue_, inputs_, value.shape, value.dtype, 1e-3f);
       const double middle = now_s();
       tape_.backward_from(y, dy);
+      kernels::synchronize(queue_);
       backward = std::min(backward, now_s() - middle);
       tape_.reset();
     }
@@ -130,9 +136,14 @@ class OpBench {
  private:
   Tensor one() {
     const Tensor t = inputs_.alloc({1}, DType::f32);
-    t.as<float>()[0] = 1;
+    kernels::fill(queue_, {.y = t, .value = 1});
     return t;
   }
+
+ public:
+  Tensor loss_sums() { return inputs_.alloc({2}, DType::f64); }
+
+ private:
   Queue queue_;
   double gemm_rate_;
   ParamStore params_;
@@ -143,13 +154,12 @@ class OpBench {
 
 }  // namespace
 
-void bench_gemm(int threads) {
-  const Queue queue{.device = {}, .threads = threads};
+void bench_gemm(const Queue& queue) {
   GemmYardstick yardstick(queue);
   double rate = 0;
   for (int i = 0; i < 8; ++i) rate = std::max(rate, yardstick.sample());
   fmt::print("bench gemm: {} thread{}; oneDNN 2048 x 2048 x 2048 bf16: {:.0f} GFLOP/s; best of 10, in turn\n",
-             threads, threads == 1 ? "" : "s", rate / 1e9);
+             queue.threads, queue.threads == 1 ? "" : "s", rate / 1e9);
   if (!kernels::bf16_gemm_is_native()) fmt::print("  this CPU multiplies bf16 in fp32\n");
   fmt::print("  {:<10}{:<9}{:>14}{:>10}{:>10}{:>8}\n", "layer", "product", "out x in", "linear", "oneDNN",
              "ratio");
@@ -159,15 +169,14 @@ void bench_gemm(int threads) {
     bench_layer(queue, c);
 }
 
-void bench_ops(int threads) {
-  const Queue queue{.device = {}, .threads = threads};
+void bench_ops(const Queue& queue) {
   GemmYardstick yardstick(queue);
   double rate = 0;
   for (int i = 0; i < 8; ++i) rate = std::max(rate, yardstick.sample());
   fmt::print(
       "bench ops: 4096 rows of the bench model, {} thread{}; of GEMM: FLOP/s of both directions over "
       "oneDNN's {:.0f} GFLOP/s\n",
-      threads, threads == 1 ? "" : "s", rate / 1e9);
+      queue.threads, queue.threads == 1 ? "" : "s", rate / 1e9);
   fmt::print("  {:<26}{:>11}{:>13}{:>10}\n", "op", "forward ms", "backward ms", "of GEMM");
   OpBench b(queue, rate);
   Parameter& norm = b.parameter("norm", {width});
@@ -197,9 +206,10 @@ void bench_ops(int threads) {
   b.run("linear qkv", 6 * n * width * 3 * width, [&](Tape& t) { return linear(t, t.source(x), qkv); });
   b.run("linear gate_up", 6 * n * width * 2 * ffn, [&](Tape& t) { return linear(t, t.source(x), gate_up); });
   b.run("linear down", 6 * n * width * ffn, [&](Tape& t) { return linear(t, t.source(half), down); });
-  LossSum sum;
-  b.run("cross_entropy (in forward)", 6 * n * width * vocabulary,
-        [&](Tape& t) { return cross_entropy(t, t.source(x), embed, tokens, 1.0f / rows, sum, {}); });
+  const Tensor sums = b.loss_sums();
+  b.run("cross_entropy (in forward)", 6 * n * width * vocabulary, [&](Tape& t) {
+    return cross_entropy(t, t.source(x), embed, tokens, {.grad_scale = {}, .sums = sums});
+  });
 }
 
 }  // namespace osprey::bench

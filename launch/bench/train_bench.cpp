@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "framework/telemetry/gemm_rate.h"
-#include "framework/train/clip.h"
+#include "kernels/pointwise.h"
 #include "kernels/sum_of_squares.h"
 #include "launch/bench/allocations.h"
 #include "launch/bench/measure.h"
@@ -88,7 +88,8 @@ class BenchRun {
   Tape tape_;
   std::unique_ptr<OptimizerGroups> optimizers_;
   std::vector<Group> groups_;
-  Tensor workspace_;
+  Tensor workspace_, control_;
+  std::vector<Tensor> gradients_;
   BatchView batch_;
 };
 
@@ -122,11 +123,13 @@ void BenchRun::make_pieces() {
     piece.value = p->value.view(shape);
     piece.grad = p->grad.view(shape);
     piece.master = state_.alloc(shape, DType::f32);
-    ParamStore::initial_value(queue_, *p, 1, piece.master.as<float>());
+    write_from_host(queue_, piece.master, [&](const Tensor& host) {
+      ParamStore::initial_value(queue_, *p, 1, host.as<float>());
+    });
     size_t i = 0;
     for (const StateSpec& s : optimizer.states()) {
       piece.state[i] = state_.alloc(shape, s.dtype);
-      std::memset(piece.state[i].data, 0, static_cast<size_t>(piece.state[i].bytes()));
+      kernels::fill_bytes(queue_, piece.state[i], 0);
       ++i;
     }
     group->pieces.push_back(piece);
@@ -138,39 +141,47 @@ void BenchRun::make_pieces() {
     workspace_bytes = std::max(workspace_bytes, g.optimizer->workspace_bytes(queue_, g.pieces));
   }
   workspace_ = state_.alloc({workspace_bytes / 4 + 16}, DType::f32);
+  control_ = state_.alloc({kernels::step_scalars}, DType::f64);
+  for (const Bucket& b : params_.buckets()) gradients_.push_back(b.grads);
 }
 
 void BenchRun::make_batch() {
   for (Tensor* t : {&batch_.tokens, &batch_.targets, &batch_.positions})
     *t = batch_memory_.alloc({micro_batch, sequence}, DType::i32);
   const auto vocabulary = static_cast<uint64_t>(model_->vocabulary());
-  for (int64_t i = 0; i < tokens; ++i) {
-    batch_.tokens.as<int32_t>()[i] =
-        static_cast<int32_t>(random_u64(1, 1, static_cast<uint64_t>(i)) % vocabulary);
-    batch_.targets.as<int32_t>()[i] =
-        static_cast<int32_t>(random_u64(1, 2, static_cast<uint64_t>(i)) % vocabulary);
-    batch_.positions.as<int32_t>()[i] = static_cast<int32_t>(i % sequence);
-  }
+  const auto write = [&](const Tensor& t, const auto& value) {
+    write_from_host(queue_, t, [&](const Tensor& host) {
+      for (int64_t i = 0; i < tokens; ++i) host.as<int32_t>()[i] = static_cast<int32_t>(value(i));
+    });
+  };
+  const auto draw = [&](uint64_t stream) {
+    return [=](int64_t i) { return random_u64(1, stream, static_cast<uint64_t>(i)) % vocabulary; };
+  };
+  write(batch_.tokens, draw(1));
+  write(batch_.targets, draw(2));
+  write(batch_.positions, [](int64_t i) { return i % sequence; });
 }
 
 void BenchRun::step(int64_t index) {
   params_.begin_step();
   times.start();
-  LossSum sum;
-  tape_.backward(model_->loss(tape_, batch_, 1.0f / static_cast<float>(tokens), sum, {}));
-  double squares = 0;
-  for (const Bucket& b : params_.buckets()) kernels::sum_of_squares(queue_, {.x = b.grads, .sum = &squares});
-  const GradientNorm gradient = clip(squares, 1.0);
-  require(gradient.finite, "bench", "the gradient is not finite");
+  using namespace kernels;
+  const auto scalar = [&](int at, int count) { return control_.columns(at, at + count).view({count}); };
+  double control[step_scalars] = {};
+  control[step_loss_scale] = 1.0 / static_cast<double>(tokens);
+  control[step_learning_rate_factor] = 1;
+  control[step_number] = static_cast<double>(index);
+  upload(queue_, control_, control);
+  tape_.backward(
+      model_->loss(tape_, batch_, {.grad_scale = scalar(step_loss_scale, 1), .sums = scalar(step_loss, 2)}));
+  sum_of_squares(queue_, {.xs = gradients_, .sum = scalar(step_sum_of_squares, 1)});
+  decide_step(queue_, {.control = control_, .max_grad_norm = 1.0});
   times.forward("gradient norm");
   const double start = now_s();
   for (const Group& g : groups_)
-    g.optimizer->step(queue_, g.pieces,
-                      {.step = index,
-                       .learning_rate = 1e-3,
-                       .grad_scale = gradient.scale,
-                       .seed = 1,
-                       .workspace = workspace_});
+    g.optimizer->step(queue_, g.pieces, {.control = control_, .seed = 1, .workspace = workspace_});
+  download(queue_, control, control_);
+  require(control[step_apply] == 1, "bench", "the gradient is not finite");
   for (const auto& p : params_.all()) ++p->version;
   optimizer_seconds = now_s() - start;
   times.forward("optimizer");
@@ -197,7 +208,7 @@ void print_profile(const OpTimes& before, const OpTimes& after, double steps, do
 }  // namespace
 
 TrainBenchResult bench_train(const TrainBenchOptions& options) {
-  const Queue queue{.device = {}, .threads = options.threads};
+  const Queue& queue = options.queue;
   BenchRun run(queue, options.optimizer);
   GemmYardstick yardstick(queue);
   run.step(0);
@@ -230,7 +241,7 @@ TrainBenchResult bench_train(const TrainBenchOptions& options) {
       "bench train: llama, 8 layers, width 512, 8 heads, ffn 1408, vocabulary 8192 ({} parameters), T 512, "
       "micro "
       "batch 8, bf16, {}, {} thread{}\n",
-      run.parameters(), adamw ? "adamw" : "muon + adamw", options.threads, options.threads == 1 ? "" : "s");
+      run.parameters(), adamw ? "adamw" : "muon + adamw", options.queue.threads, options.queue.threads == 1 ? "" : "s");
   fmt::print("  step                {:>9.1f} ms   median of {}, one micro batch of {} tokens\n",
              result.step_ms, options.steps, tokens);
   fmt::print("  tokens/s            {:>9.0f}\n", result.tokens_per_second);

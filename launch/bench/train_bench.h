@@ -3,12 +3,14 @@
 
 #include <cstdint>
 
+#include "kernels/core/queue.h"
+
 namespace osprey::bench {
 
 enum class BenchOptimizer { adamw, muon };
 
 struct TrainBenchOptions {
-  int threads = 2;
+  Queue queue{.device = {}, .threads = 2};
   int64_t steps = 8;  // measured, after one that warms up
   BenchOptimizer optimizer = BenchOptimizer::adamw;
 };

@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "kernels/device.h"
 #include "launch/bench/kernel_bench.h"
 #include "launch/bench/train_bench.h"
 #include "launch/commands/command.h"
@@ -19,7 +20,8 @@ struct BenchOptions {
 
 void run_train(const BenchOptions& options) {
   bench::TrainBenchOptions train = options.train;
-  train.threads = options.threads;
+  const auto open = kernels::open_queue({}, options.threads);
+  train.queue = open.queue;
   if (options.optimizer != "both") {
     train.optimizer =
         options.optimizer == "muon" ? bench::BenchOptimizer::muon : bench::BenchOptimizer::adamw;
@@ -54,10 +56,10 @@ void add_bench(CLI::App& app) {
     return sub;
   };
   add("gemm", "the model's products, ours beside oneDNN's", "gemm --threads 1")->callback([options] {
-    bench::bench_gemm(options->threads);
+    bench::bench_gemm(kernels::open_queue({}, options->threads).queue);
   });
   add("ops", "each op alone, forward and backward", "ops --threads 2")->callback([options] {
-    bench::bench_ops(options->threads);
+    bench::bench_ops(kernels::open_queue({}, options->threads).queue);
   });
   CLI::App* train = add("train", "whole training steps of a 34M-parameter llama, with a profile",
                         "train --threads 2 --optimizer adamw");

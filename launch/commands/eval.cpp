@@ -8,6 +8,8 @@
 #include "framework/eval/round_to_nearest.h"
 #include "framework/telemetry/metrics_log.h"
 #include "framework/telemetry/outlier_observer.h"
+#include "kernels/device.h"
+#include "kernels/pointwise.h"
 #include "launch/commands/command.h"
 #include "launch/loaded_model.h"
 #include "launch/outlier_tables.h"
@@ -42,19 +44,23 @@ double entropy(const std::vector<int64_t>& counts, int64_t total) {
 /// Mean loss over the data.
 Result evaluate(LoadedModel& m, ValidationLoader& data, const BatchView& view) {
   const double start = now_s();
-  LossSum sum;
+  Arena scalars("loss sums", m.queue.device, 64);
+  const Tensor sums = scalars.alloc({2}, DType::f64);
+  kernels::fill(m.queue, {.y = sums, .value = 0});
   std::vector<int64_t> counts(static_cast<size_t>(m.hub.spec().vocab_size));
   for (int64_t first = 0; first < data.rows(); first += view.batch()) {
     data.batch(first, view);
-    m.model->loss(m.tape, view, 1.0f, sum, {});
+    m.model->loss(m.tape, view, {.grad_scale = {}, .sums = sums});
     m.tape.reset();
     for (int64_t i = 0; i < view.targets.numel(); ++i)
       if (const int32_t target = view.targets.as<int32_t>()[i]; target >= 0)
         ++counts[static_cast<size_t>(target)];
   }
-  require(sum.tokens > 0, "eval", "the validation data hold no token to predict");
-  return {sum.loss / static_cast<double>(sum.tokens), entropy(counts, sum.tokens), sum.tokens,
-          now_s() - start};
+  double total[2];
+  kernels::download(m.queue, total, sums);
+  const auto counted = static_cast<int64_t>(total[1]);
+  require(counted > 0, "eval", "the validation data hold no token to predict");
+  return {total[0] / total[1], entropy(counts, counted), counted, now_s() - start};
 }
 
 void report(const std::string& name, const Result& r, const Result& plain) {

@@ -99,10 +99,8 @@ class Llama final : public LanguageModel {
 
   void declare(ParamStore& params) override;
   Var hidden(Tape& t, const BatchView& batch) override;
-  Var loss(Tape& t, const BatchView& batch, float grad_scale, LossSum& sum,
-           const Tensor& token_losses) override {
-    return cross_entropy(t, hidden(t, batch), *head_, batch.targets.view({batch.targets.numel()}), grad_scale,
-                         sum, token_losses);
+  Var loss(Tape& t, const BatchView& batch, const LossArgs& args) override {
+    return cross_entropy(t, hidden(t, batch), *head_, batch.targets.view({batch.targets.numel()}), args);
   }
   Tensor decode(Tape& t, const Tensor& tokens, const Tensor& positions, DecodeCache& cache) override;
   DecodeCache make_cache(Arena& arena, int64_t batch, int64_t capacity) override;

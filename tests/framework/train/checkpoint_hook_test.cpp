@@ -235,7 +235,7 @@ TEST(Resume, TheSavedModelIsTheOneThatWasTrained) {
   ParamStore loaded;
   make_llama(hub.spec(), 16)->declare(loaded);
   loaded.materialize({}, DType::bf16, ParamStore::Gradients::off);
-  hub.load(loaded);
+  hub.load({}, loaded);
   const Parameter& up = loaded.at("layers.1.mlp.up.weight");
   EXPECT_EQ(0, std::memcmp(up.value.data, run.values.at(up.name).data(), run.values.at(up.name).size()));
 }
