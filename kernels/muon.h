@@ -11,7 +11,7 @@ enum class Layout : uint8_t { same, transposed };
 
 /// momentum = beta momentum + grad_scale grad;  sum_of_squares = |u|^2, where the direction u is
 ///   momentum (plain)   or   grad_scale grad + beta momentum (nesterov).
-/// grad_scale is read from `control`; when its step_apply is 0, momentum stays as it is.
+/// grad_scale is read from `control`; when its step_apply is 0, momentum stays as it is and the sum is 0.
 /// Shapes: momentum and grad have one element count, f32, contiguous; sum_of_squares (1) f64.
 /// Numerics: u in fp32, the sum in double over chunks fixed by the element count: independent of threads.
 struct MuonMomentum {

@@ -24,9 +24,9 @@ struct RopeForward {
 /// (x[i], x[i + D/2]) turns by the angle position * theta^(-2i/D).
 /// Shapes: D a multiple of 8 up to 256. Rows of q and k may be strided.
 /// Numerics: fp32 in one pass with a single rounding; cosines and sines are computed in fp64 once, on a GPU
-/// by turn_by() of kernels/numerics/rope.h. Errors: throws when shapes do not fit; a negative position throws
-/// on the CPU, a GPU makes its row NaN. Reference: Su et al., "RoFormer" (2021); half-split pairs as in
-/// Hugging Face's Llama.
+/// as turn_by() of kernels/numerics/rope.h does.
+/// Errors: throws when shapes do not fit; a negative position throws on the CPU, a GPU makes its row NaN.
+/// Reference: Su et al., "RoFormer" (2021); half-split pairs as in Hugging Face's Llama.
 void rope_forward(const Queue& queue, const RopeForward& args);
 
 struct RopeBackward {

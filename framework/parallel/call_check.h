@@ -28,6 +28,8 @@ class CallCheck {
   void next(const Call& call);
   /// Before a collective that all hosts take part in, or when what was queued is to be waited for.
   void close(const Call& call);
+  /// How many calls came before.
+  int64_t number() const { return number_; }
   /// Whether calls were made since the last close().
   bool pending() const { return !log_.empty(); }
   bool lost() const { return lost_; }

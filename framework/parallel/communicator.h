@@ -65,12 +65,6 @@ class Communicator {
   /// Concatenation over ranks, in rank order, of one string each.
   virtual std::vector<std::string> gather_strings(const std::string& mine) = 0;
 
-  /// Collectives on device memory are queued, not waited for: those called from now on begin after what `queue`
-  /// holds now. Nothing to do where collectives block.
-  virtual void start_after(const Queue& /*queue*/) {}
-  /// What is put on `queue` from now on begins after the collectives called so far.
-  virtual void finish_before(const Queue& /*queue*/) {}
-
   /// A communicator over the same ranks whose traffic never mixes with this one's (for a thread that
   /// reduces gradients while the main thread computes).
   virtual std::unique_ptr<Communicator> duplicate() = 0;

@@ -221,7 +221,8 @@ class NcclComm final : public Communicator {
 
   /// Runs body(call) under the watchdog.
   template <class Body>
-  void watched(const Call& call, const Body& body) {
+  void watched(Call call, const Body& body) {
+    call.number = check_.number();
     if (!watchdog_) return body(call);
     watchdog_->begin(call);
     try {
@@ -235,9 +236,10 @@ class NcclComm final : public Communicator {
 
   /// Compares the call with those of the other ranks, then lets `body` put it on the stream.
   template <class Body>
-  void put(const Call& call, const Body& body) {
+  void put(Call call, const Body& body) {
     if (size() == 1) return;
     require_usable();
+    call.number = check_.number();  // for the watchdog
     watched(call, [&](const Call& c) { check_.next(c); });
     connect();
     if (call.count == 0) return;

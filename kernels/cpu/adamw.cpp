@@ -1,7 +1,5 @@
 #include "kernels/adamw.h"
 
-#include <cmath>
-
 #include "kernels/cpu/isa/adamw.h"
 
 namespace osprey::cpu {
@@ -11,17 +9,9 @@ using namespace kernels;
 void adamw(const Queue& queue, const AdamW& a) {
   const double* control = a.control.as<double>();
   if (control[step_apply] == 0) return;
-  const double t = control[step_number] + 1, learning_rate = a.learning_rate * control[step_learning_rate_factor];
-  const AdamWFactors factors = {
-      .grad_scale = static_cast<float>(control[step_grad_scale]),
-      .one_minus_beta1 = static_cast<float>(1 - a.beta1),
-      .beta2 = static_cast<float>(a.beta2),
-      .one_minus_beta2 = static_cast<float>(1 - a.beta2),
-      .root_scale = static_cast<float>(1 / std::sqrt(1 - std::pow(a.beta2, t))),
-      .eps = static_cast<float>(a.eps),
-      .step_size = static_cast<float>(learning_rate / (1 - std::pow(a.beta1, t))),
-      .decay = static_cast<float>(learning_rate * a.weight_decay),
-  };
+  const AdamWFactors factors = adamw_factors(
+      {a.learning_rate * control[step_learning_rate_factor], a.beta1, a.beta2, a.eps, a.weight_decay},
+      static_cast<int64_t>(control[step_number]), control[step_grad_scale]);
   const auto update = adamw_table().update;
   for (const AdamWPiece& p : a.pieces) {
     bf16* value = p.value.dtype == DType::bf16 ? p.value.as<bf16>() : nullptr;

@@ -1,7 +1,5 @@
 #include "kernels/step_control.h"
 
-#include <cmath>
-
 #include "kernels/numerics/clip.h"
 
 namespace osprey::cpu {
@@ -10,10 +8,10 @@ using namespace kernels;
 
 void decide_step(const Queue&, const DecideStep& args) {
   double* control = args.control.as<double>();
-  const double norm = std::sqrt(control[step_sum_of_squares]);
-  const bool finite = is_finite(control[step_loss]) && is_finite(control[step_sum_of_squares]);
-  control[step_apply] = finite ? 1 : 0;
-  control[step_grad_scale] = finite && args.max_grad_norm ? clip_scale(norm, *args.max_grad_norm) : 1;
+  const StepDecision decision = decide_from_sums(control[step_loss], control[step_sum_of_squares],
+                                                 args.max_grad_norm.value_or(no_limit));
+  control[step_grad_scale] = decision.grad_scale;
+  control[step_apply] = decision.apply;
 }
 
 }  // namespace osprey::cpu

@@ -87,11 +87,9 @@ __global__ void __launch_bounds__(threads) update(const __grid_constant__ Parame
 }  // namespace
 
 void adamw(const Queue& queue, const kernels::AdamW& args) {
-  Parameters p;
+  Parameters p{};
   p.constants = {args.learning_rate, args.beta1, args.beta2, args.eps, args.weight_decay};
   p.control = args.control.as<double>();
-  p.count = 0;
-  p.first_block[0] = 0;
   const auto flush = [&] {
     launch("adamw", queue,
            {dim3(static_cast<unsigned>(p.first_block[p.count])), dim3(threads), sizeof(Shared)}, update, p);

@@ -39,7 +39,7 @@ template <class T>
 struct PrepareParams {
   AttentionProblem problem;
   int64_t pairs;  // rows of the launch times heads
-  int lanes;      // that share a row of a head, 8 elements each: a power of two
+  int64_t lanes;  // that share a row of a head, 8 elements each: a power of two
   Rows<const T> dy, o, gate;
   Rows<T> dgate, ungated;  // null data: not wanted
   float* row_term;         // or null
@@ -57,8 +57,8 @@ __device__ inline void store_8(const Rows<T>& m, int64_t row, int64_t column, co
 template <class T>
 __global__ void __launch_bounds__(prepare_threads) prepare_kernel(PrepareParams<T> p) {
   const AttentionProblem& a = p.problem;
-  const int lane = static_cast<int>(threadIdx.x) % p.lanes;
-  const int64_t pair = (static_cast<int64_t>(blockIdx.x) * prepare_threads + threadIdx.x) / p.lanes;
+  const int lanes = static_cast<int>(p.lanes), lane = static_cast<int>(threadIdx.x) % lanes;
+  const int64_t pair = (static_cast<int64_t>(blockIdx.x) * prepare_threads + threadIdx.x) / lanes;
   const int head = static_cast<int>(pair % a.heads);
   const int64_t local = pair / a.heads, row = static_cast<int64_t>(a.first_sequence) * a.tokens + local;
   const int64_t column = static_cast<int64_t>(head) * a.head_size + lane * 8;
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(prepare_threads) prepare_kernel(PrepareParams<
     load_8(y, p.o.data + row * p.o.stride + column, p.o.vectors);
   }
   for (int e = 0; e < 8; ++e) sum += product[e] = dy[e] * y[e];
-  for (int far = p.lanes / 2; far > 0; far /= 2) sum += __shfl_xor_sync(full_warp, sum, far);
+  for (int far = lanes / 2; far > 0; far /= 2) sum += __shfl_xor_sync(full_warp, sum, far);
   if (!inside) return;
   if (p.row_term && lane == 0)
     p.row_term[(local / a.tokens * a.heads + head) * a.tokens + local % a.tokens] = sum;
@@ -94,10 +94,9 @@ __global__ void __launch_bounds__(prepare_threads) prepare_kernel(PrepareParams<
 
 struct SinkParams {
   AttentionProblem problem;
-  int64_t sequences;
+  int sequences, add;
   const float *lse, *row_term;
   float* dsink;
-  bool add;
 };
 
 struct SinkShared {
@@ -495,8 +494,12 @@ void backward(const Queue& queue, const kernels::AttentionBackward& a, const Att
       launch(op_name, queue,
              {dim3(static_cast<unsigned>(problem.heads)), dim3(prepare_threads), sizeof(SinkShared)},
              sink_kernel,
-             SinkParams{p.problem, sequences, p.lse, row_term, a.dsink.tensor.as<float>(),
-                        a.dsink.add || problem.first_sequence > 0});
+             SinkParams{.problem = p.problem,
+                        .sequences = static_cast<int>(sequences),
+                        .add = a.dsink.add || problem.first_sequence > 0 ? 1 : 0,
+                        .lse = p.lse,
+                        .row_term = row_term,
+                        .dsink = a.dsink.tensor.as<float>()});
     if (a.clip)
       launcher.template gradients<Softmax::clipped>();
     else

@@ -28,8 +28,7 @@ struct DecodeParams {
   Rows<const T> q, gate, new_k, new_v;
   Rows<T> k_cache, v_cache, o;
   const int32_t* lengths;
-  int chunks;
-  bool clipped;
+  int chunks, clipped;
   float2* stats = nullptr;  // (sequences of the launch, H, chunks): maximum, base 2, and sum of exponentials
   float* sums = nullptr;    // the same times D: weighted values
 };
@@ -237,7 +236,7 @@ void decode(const Queue& queue, const kernels::AttentionDecode& a, const Attenti
                     .o = rows_out<T>(a.o),
                     .lengths = a.lengths.as<int32_t>(),
                     .chunks = (problem.tokens + chunk_keys - 1) / chunk_keys,
-                    .clipped = a.clip.has_value()};
+                    .clipped = a.clip ? 1 : 0};
   // Partial results wait in scratch, for as many sequences at a time as fit.
   const int64_t batch = a.q.rows(), slots = static_cast<int64_t>(problem.heads) * p.chunks;
   const int64_t bytes = slots * (static_cast<int64_t>(sizeof(float2)) + 4 * problem.head_size);

@@ -75,7 +75,7 @@ struct ForwardBlock {
       rows.row[i] = warp_row() + lane / 4 + 8 * i;
       rows.start[i] = first_key(a, sequence, rows.row[i]);
       rows.top[i] = sink;
-      rows.sum[i] = a.sink && lane % 4 == 0 ? 1.0f : 0.0f;
+      rows.sum[i] = a.has_sink() && lane % 4 == 0 ? 1.0f : 0.0f;
       if (rows.row[i] >= a.tokens) continue;
       least = rows.start[i] < least ? rows.start[i] : least;
       most = rows.start[i] > most ? rows.start[i] : most;

@@ -33,31 +33,32 @@ template <class T>
 struct Rows {
   T* data = nullptr;
   int64_t stride = 0;
-  bool vectors = false;
-  bool add = false;  // of outputs: on top of what is there
+  int vectors = 0;  // every head's part of every row can be moved 16 bytes at a time
+  int add = 0;      // of outputs: on top of what is there
 };
 
 struct AttentionProblem {
   int tokens, heads, kv_heads, head_size;
   int first_sequence;  // of this launch
-  const int32_t* document_start;
+  GateKind gate_kind;
   float scale, factor;  // of scores; times log2(e)
   float stretch, gamma;
-  const void* sink;
-  bool sink_f32;
-  GateKind gate_kind;
+  const int32_t* document_start;
+  const float* sink_f32;  // (H); at most one of these two
+  const bf16* sink_bf16;
+  __host__ __device__ bool has_sink() const { return sink_f32 || sink_bf16; }
 };
 
 template <class T>
 Rows<const T> rows_in(const Tensor& t) {
   if (!t.defined()) return {};
   const T* data = static_cast<const T*>(t.data);
-  return {data, t.row_stride(), vectorizable(data, t.row_stride(), vector_length<T>)};
+  return {data, t.row_stride(), vectorizable(data, t.row_stride(), vector_length<T>) ? 1 : 0};
 }
 template <class T>
 Rows<T> rows_out(const Tensor& t, bool add = false) {
   const Rows<const T> r = rows_in<T>(t);
-  return {const_cast<T*>(r.data), r.stride, r.vectors, add};
+  return {const_cast<T*>(r.data), r.stride, r.vectors, add ? 1 : 0};
 }
 
 template <class Args>
@@ -73,17 +74,16 @@ AttentionProblem attention_problem(const Args& a, int64_t tokens, int64_t kv_col
     p.stretch = a.clip->zeta - a.clip->gamma;
     p.gamma = a.clip->gamma;
   }
-  p.sink = a.sink.data;
-  p.sink_f32 = a.sink.dtype == DType::f32;
+  if (a.sink.defined() && a.sink.dtype == DType::f32) p.sink_f32 = a.sink.template as<float>();
+  if (a.sink.defined() && a.sink.dtype == DType::bf16) p.sink_bf16 = a.sink.template as<bf16>();
   if (a.gate.defined()) p.gate_kind = a.gate.cols() == p.heads ? GateKind::headwise : GateKind::elementwise;
   return p;
 }
 
 /// The sink's logit in base 2; -infinity when there is none.
 __device__ inline float sink_logit(const AttentionProblem& p, int head) {
-  if (!p.sink) return -INFINITY;
-  return log2e * (p.sink_f32 ? static_cast<const float*>(p.sink)[head]
-                             : to_float(static_cast<const bf16*>(p.sink)[head]));
+  if (p.sink_f32) return p.sink_f32[head] * log2e;
+  return p.sink_bf16 ? to_float(p.sink_bf16[head]) * log2e : -INFINITY;
 }
 
 /// The first key that row `t` of a sequence sees; `t` is the last.

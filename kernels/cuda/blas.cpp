@@ -39,6 +39,9 @@ struct Plan {
   cublasLtMatrixLayoutOpaque_t a, b, c, d;
   cublasLtMatmulHeuristicResult_t chosen;
   bool settled;  // is nothing left to be timed?
+
+  /// In place the library wants one layout, not two that are equal.
+  cublasLtMatrixLayout_t layout_of_c(const Gemm& g) { return g.c == g.d ? &d : &c; }
 };
 
 cudaDataType type_of(DType dtype) { return dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
@@ -122,10 +125,10 @@ Candidates candidates(cublasLtHandle_t handle, Plan* plan, const Gemm& g) {
   Preference preference(g);
   Candidates c;
   int found = 0;
-  check(
-      cublasLtMatmulAlgoGetHeuristic(handle, &plan->product, &plan->a, &plan->b, &plan->c, &plan->d,
-                                     &preference.value, static_cast<int>(c.all.size()), c.all.data(), &found),
-      "the choice of an algorithm", g);
+  check(cublasLtMatmulAlgoGetHeuristic(handle, &plan->product, &plan->a, &plan->b, plan->layout_of_c(g),
+                                       &plan->d, &preference.value, static_cast<int>(c.all.size()),
+                                       c.all.data(), &found),
+        "the choice of an algorithm", g);
   for (int i = 0; i < found; ++i) {
     const cublasLtMatmulHeuristicResult_t& one = c.all[static_cast<size_t>(i)];
     if (one.state == CUBLAS_STATUS_SUCCESS &&
@@ -148,8 +151,8 @@ struct HashKey {
 
 Key key_of(const Gemm& g) {
   int64_t kind = static_cast<int64_t>(g.input) | static_cast<int64_t>(g.output) << 4 |
-                 int64_t{g.transpose_a} << 8 | int64_t{g.transpose_b} << 9;
-  int shift = 10;
+                 int64_t{g.transpose_a} << 8 | int64_t{g.transpose_b} << 9 | int64_t{g.c == g.d} << 10;
+  int shift = 11;
   for (const void* p : {g.a, g.b, g.c, static_cast<const void*>(g.d)}) {
     kind |= static_cast<int64_t>(alignment(p)) << shift;
     shift += 9;
@@ -205,10 +208,10 @@ struct Blas::State {
   }
 
   void run(Plan& plan, const cublasLtMatmulHeuristicResult_t& how, const Gemm& g) {
-    check(
-        cublasLtMatmul(handle, &plan.product, &g.alpha, g.b, &plan.a, g.a, &plan.b, &g.beta, g.c, &plan.c,
-                       g.d, &plan.d, &how.algo, stream.gemm_workspace(), how.workspaceSize, stream.handle()),
-        "the product", g);
+    check(cublasLtMatmul(handle, &plan.product, &g.alpha, g.b, &plan.a, g.a, &plan.b, &g.beta, g.c,
+                         plan.layout_of_c(g), g.d, &plan.d, &how.algo, stream.gemm_workspace(),
+                         how.workspaceSize, stream.handle()),
+          "the product", g);
   }
 
   float milliseconds(Plan& plan, const cublasLtMatmulHeuristicResult_t& how, const Gemm& g) {

@@ -2,7 +2,7 @@
 // scratch, one kernel that makes losses of them and puts d in their place, and the two backward products from
 // there.
 
-#include "kernels/classifier.h"
+#include "kernels/cuda/classifier_chunks.h"
 
 #include <limits>
 
@@ -16,26 +16,6 @@ namespace {
 
 using kernels::Gradients;
 using kernels::Op;
-
-/// How the head is cut into rows. Memory bounds them from above; from below they should be many, because dW
-/// (V, C) passes through memory once for each chunk. With and without gradients alike, so that losses have
-/// the same bits.
-struct ClassifierChunks {
-  int64_t rows;    // at a time
-  int64_t stride;  // floats from one row of logits to the next: every row starts at 256 bytes
-  int64_t losses;  // doubles, one for every row of the batch
-
-  static ClassifierChunks of(int64_t rows, int64_t vocabulary) {
-    constexpr int64_t most_floats = (int64_t{512} << 20) / 4, unit = 128;
-    const int64_t stride = (vocabulary + 63) / 64 * 64;
-    const int64_t most = std::max(unit, most_floats / stride / unit * unit);
-    const int64_t chunks = std::max<int64_t>(1, (rows + most - 1) / most);
-    const int64_t even = ((rows + chunks - 1) / chunks + unit - 1) / unit * unit;
-    return {.rows = std::min(even, std::max<int64_t>(rows, 1)), .stride = stride, .losses = rows};
-  }
-  static constexpr int64_t slack = 64;  // to align the first row
-  int64_t floats() const { return slack + rows * stride + 2 * losses; }
-};
 
 constexpr int threads = 512, in_flight = 4, step = 4 * threads, tile = in_flight * step;
 constexpr float log2_e = 1.44269504f, lowest = -std::numeric_limits<float>::max();
@@ -224,8 +204,11 @@ int64_t classifier_scratch(int64_t rows, int64_t vocabulary, DType, Gradients) {
 }
 
 void classifier(const Queue& queue, const kernels::Classifier& args) {
+  classifier(queue, args, ClassifierChunks::of(args.x.rows(), args.weight.rows()));
+}
+
+void classifier(const Queue& queue, const kernels::Classifier& args, const ClassifierChunks& chunks) {
   const int64_t n = args.x.rows(), vocabulary = args.weight.rows();
-  const ClassifierChunks chunks = ClassifierChunks::of(n, vocabulary);
   const Scratch scratch(args.scratch, chunks, vocabulary);
   const bool gradients = args.dx.defined() || args.dweight;
   const double* grad_scale = args.grad_scale.defined() ? args.grad_scale.as<double>() : nullptr;

@@ -9,15 +9,15 @@
 
 namespace osprey::cuda {
 
-/// out[i] (+)= sum of the rows of chunk i of x. Chunks are runs of rows of nearly equal length.
+/// out[i] = base[i] + sum of the rows of chunk i of x. Chunks are runs of rows of nearly equal length.
 template <class T>
 struct ColumnSums {
-  float* out;  // (chunks, cols), rows out_stride apart
+  float* out;         // (chunks, cols), rows out_stride apart
+  const float* base;  // may be out; null: zeros
   int64_t out_stride;
   const T* x;
   int64_t x_stride, rows, cols;
   int64_t chunks = 1;
-  bool add = false;
 };
 
 inline constexpr int column_sums_warps = 8;
@@ -55,12 +55,12 @@ __global__ void column_sums_kernel(ColumnSums<T> a) {
   for (int i = 0; i < V; ++i) shared.sums[warp][i][lane] = sum[i];
   __syncthreads();
   if (warp != 0 || column >= a.cols) return;
-  float* out = a.out + chunk * a.out_stride + column;
+  const int64_t at = chunk * a.out_stride + column;
 #pragma unroll
   for (int i = 0; i < V; ++i) {
-    float total = a.add ? out[i] : 0.0f;
+    float total = a.base ? a.base[at + i] : 0.0f;
     for (int w = 0; w < warps; ++w) total += shared.sums[w][i][lane];
-    out[i] = total;
+    a.out[at + i] = total;
   }
 }
 
@@ -86,12 +86,12 @@ inline void sum_partials(const char* op, const Queue& queue, const Accum& out, c
   if (!out) return;
   column_sums<float>(op, queue,
                      {.out = out.tensor.as<float>(),
+                      .base = out.add ? out.tensor.as<float>() : nullptr,
                       .out_stride = 0,
                       .x = partial,
                       .x_stride = stride,
                       .rows = rows,
-                      .cols = out.tensor.numel(),
-                      .add = out.add});
+                      .cols = out.tensor.numel()});
 }
 
 }  // namespace osprey::cuda

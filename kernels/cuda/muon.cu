@@ -21,12 +21,14 @@ unsigned chunks_of(int64_t count) { return static_cast<unsigned>((count + chunk 
 
 // ---- momentum
 
+// Eight bytes a member: kernel arguments have no padding, whose garbage could look like a pointer to the
+// host.
 struct MomentumParameters {
   float* momentum;
   const float* grad;
   int64_t count;
   double beta;
-  Momentum form;
+  int64_t nesterov;
   const double* control;
   double* partial;
 };
@@ -38,7 +40,7 @@ __global__ void __launch_bounds__(threads) add_momentum(const MomentumParameters
   }
   const double scale = p.control[kernels::step_grad_scale];
   const float beta = static_cast<float>(p.beta), grad_scale = static_cast<float>(scale);
-  const MuonDirectionFactors f = muon_direction_factors(p.form == Momentum::nesterov, p.beta, scale, 1);
+  const MuonDirectionFactors f = muon_direction_factors(p.nesterov, p.beta, scale, 1);
   const int64_t begin = blockIdx.x * chunk, end = begin + chunk < p.count ? begin + chunk : p.count;
   double total = 0;
   for (int64_t at = begin + static_cast<int64_t>(threadIdx.x) * 4; at < end; at += pass) {
@@ -74,7 +76,7 @@ struct DirectionParameters {
   const float *momentum, *grad;
   int64_t rows, cols;  // of momentum
   double beta, safety;
-  Momentum form;
+  int64_t nesterov;
   const double *control, *sum_of_squares;
 };
 
@@ -110,7 +112,7 @@ dim3 tiles_of(int64_t rows, int64_t cols) {
 template <class T>
 __device__ MuonDirectionFactors factors_of(const DirectionParameters<T>& p, MuonDirectionFactors& shared) {
   if (threadIdx.x == 0)
-    shared = muon_direction_factors(p.form == Momentum::nesterov, p.beta, p.control[kernels::step_grad_scale],
+    shared = muon_direction_factors(p.nesterov, p.beta, p.control[kernels::step_grad_scale],
                                     muon_direction_scale(*p.sum_of_squares, p.safety));
   __syncthreads();
   return shared;
@@ -180,7 +182,7 @@ void launch_direction(const Queue& queue, const kernels::MuonDirection& a) {
                                     .cols = a.momentum.shape[1],
                                     .beta = a.beta,
                                     .safety = a.safety,
-                                    .form = a.form,
+                                    .nesterov = a.form == Momentum::nesterov,
                                     .control = a.control.as<double>(),
                                     .sum_of_squares = a.sum_of_squares.as<double>()};
   if (a.layout == Layout::same)
@@ -300,7 +302,7 @@ void muon_momentum(const Queue& queue, const kernels::MuonMomentum& a) {
                                 .grad = a.grad.as<float>(),
                                 .count = a.momentum.numel(),
                                 .beta = a.beta,
-                                .form = a.form,
+                                .nesterov = a.form == Momentum::nesterov,
                                 .control = a.control.as<double>(),
                                 .partial = static_cast<double*>(
                                     stream_of(queue).scratch(blocks * static_cast<int64_t>(sizeof(double))))};

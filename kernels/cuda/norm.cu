@@ -64,7 +64,7 @@ struct Forward {
   const T *weight, *bias;
   float* stats;
   int64_t y_stride, x_stride, sum_stride, added_stride, rows, cols;
-  bool one_weight;  // SSNorm
+  int64_t weights;  // 1: SSNorm
   float eps;
 };
 
@@ -100,7 +100,7 @@ __global__ void norm_forward_kernel(Forward<T> a) {
   const float w0 = to_float(a.weight[0]);
   x.each([&](int64_t c, const Pack<T, V>& v) {
     float out[V];
-    if (a.one_weight) {
+    if (a.weights == 1) {
 #pragma unroll
       for (int i = 0; i < V; ++i) out[i] = (v[i] - mean) * (rstd * w0);
     } else {
@@ -153,7 +153,7 @@ Forward<T> forward_args(const Tensor& y, const Tensor& x, const Tensor& weight, 
           .x_stride = x.row_stride(),
           .rows = x.rows(),
           .cols = x.cols(),
-          .one_weight = weight.numel() == 1 && x.cols() != 1,
+          .weights = weight.numel(),
           .eps = eps};
 }
 

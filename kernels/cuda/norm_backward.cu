@@ -7,7 +7,7 @@ namespace osprey::cuda {
 
 namespace {
 
-template <class T>
+template <class T, Norm norm>
 struct Backward {
   T* dx;          // null: not wanted
   const T* base;  // what dx is added to; null: nothing
@@ -15,7 +15,10 @@ struct Backward {
   const float* stats;
   float* partial;  // (blocks, partial_stride): dweight, then dbias
   int64_t dx_stride, base_stride, dy_stride, x_stride, partial_stride, rows, cols;
-  bool one_weight;  // SSNorm
+  int64_t weights;
+
+  /// SSNorm, or RMSNorm of one column, which is the same.
+  __device__ bool one_weight() const { return norm == Norm::rms && weights == 1; }
 };
 
 /// mean and 1 / deviation of a row.
@@ -30,16 +33,16 @@ __device__ Stats stats_of(const float* stats, int64_t row) {
 
 /// dx = scale rstd (g - mean(g) - xhat mean(g xhat)) with g = w dy; the RMS norms have no mean(g), and of one
 /// weight for all columns it is `scale`, and w is 1.
-template <class T, int V>
-__device__ void load_weight(float (&w)[V], const Backward<T>& a, int64_t c) {
+template <class T, int V, Norm norm>
+__device__ void load_weight(float (&w)[V], const Backward<T, norm>& a, int64_t c) {
   Pack<T, V> pack{};
-  if (!a.one_weight) pack = Pack<T, V>::load(a.weight + c);
+  if (!a.one_weight()) pack = Pack<T, V>::load(a.weight + c);
 #pragma unroll
-  for (int i = 0; i < V; ++i) w[i] = a.one_weight ? 1.0f : pack[i];
+  for (int i = 0; i < V; ++i) w[i] = a.one_weight() ? 1.0f : pack[i];
 }
-template <class T>
-__device__ float scale_of(const Backward<T>& a) {
-  return a.one_weight ? to_float(a.weight[0]) : 1.0f;
+template <class T, Norm norm>
+__device__ float scale_of(const Backward<T, norm>& a) {
+  return a.one_weight() ? to_float(a.weight[0]) : 1.0f;
 }
 struct Means {
   float g, g_xhat;
@@ -58,7 +61,7 @@ struct Batch {
 
   __device__ int64_t column(int chunk) const { return (int64_t{chunk} * p.lanes + p.lane) * V; }
 
-  __device__ void load(const Backward<T>& a) {
+  __device__ void load(const Backward<T, norm>& a) {
 #pragma unroll
     for (int k = 0; k < Rows; ++k) {
       if (first + k >= end) continue;
@@ -76,7 +79,7 @@ struct Batch {
   }
   /// This thread's part of sum(g xhat) and, for LayerNorm, sum(g) of every row; grows the weights' gradients.
   template <int Sums, int BiasChunks>
-  __device__ void add_up(const Backward<T>& a, float (&sums)[Sums], float (&dweight)[Chunks][V],
+  __device__ void add_up(const Backward<T, norm>& a, float (&sums)[Sums], float (&dweight)[Chunks][V],
                          float (&dbias)[BiasChunks][V]) const {
 #pragma unroll
     for (int j = 0; j < Chunks; ++j) {
@@ -100,7 +103,7 @@ struct Batch {
     }
   }
   template <int Sums>
-  __device__ void write_dx(const Backward<T>& a, const float (&sums)[Sums]) const {
+  __device__ void write_dx(const Backward<T, norm>& a, const float (&sums)[Sums]) const {
     const float scale = scale_of(a), n = static_cast<float>(a.cols);
 #pragma unroll
     for (int j = 0; j < Chunks; ++j) {
@@ -174,7 +177,7 @@ __device__ void write_one_partial(float* partial, float sum, const Place& p, Sha
 /// A block works through its chunk of the rows and sums up the gradients of the weights. Every row fits into
 /// the registers of a team: x and dy are read once, and dx is written once.
 template <class T, int V, int Chunks, Team team, Norm norm>
-__global__ void __launch_bounds__(512) norm_backward_kernel(Backward<T> a) {
+__global__ void __launch_bounds__(512) norm_backward_kernel(Backward<T, norm> a) {
   constexpr bool layer = norm == Norm::layer;
   constexpr int Rows = 4 / Chunks, Sums = layer ? 2 * Rows : Rows;
   auto& shared = block_shared<BackwardShared<Sums, team, Chunks * V * warp_size>>();
@@ -192,7 +195,7 @@ __global__ void __launch_bounds__(512) norm_backward_kernel(Backward<T> a) {
     if (a.dx) batch.write_dx(a, sums);
   }
   float* partial = a.partial + blockIdx.x * a.partial_stride;
-  if (a.one_weight) return write_one_partial<team>(partial, dscale, p, shared);
+  if (a.one_weight()) return write_one_partial<team>(partial, dscale, p, shared);
   write_partial<team>(partial, dweight, a.cols, p, shared);
   if constexpr (layer) write_partial<team>(partial + a.cols, dbias, a.cols, p, shared);
 }
@@ -200,7 +203,7 @@ __global__ void __launch_bounds__(512) norm_backward_kernel(Backward<T> a) {
 /// The same for rows of any width and alignment, a block a row: they are read twice, and the gradients of the
 /// weights are added up in `partial`.
 template <class T, Norm norm>
-__global__ void any_norm_backward_kernel(Backward<T> a) {
+__global__ void any_norm_backward_kernel(Backward<T, norm> a) {
   auto& room = block_shared<SumRoom<2>>();
   const int64_t begin = a.rows * blockIdx.x / gridDim.x, end = a.rows * (blockIdx.x + 1) / gridDim.x;
   float* dweight = a.partial + blockIdx.x * a.partial_stride;
@@ -218,11 +221,11 @@ __global__ void any_norm_backward_kernel(Backward<T> a) {
       const float d = to_float(dy[c]), xhat = (to_float(x[c]) - s.mean) * s.rstd;
       sums[0] += d * w[0];
       sums[1] += d * w[0] * xhat;
-      if (!a.one_weight) dweight[c] += d * xhat;
+      if (!a.one_weight()) dweight[c] += d * xhat;
       if (dbias) dbias[c] += d;
     }
     team_sums<Team::block>(sums, room);
-    if (a.one_weight && threadIdx.x == 0) dweight[0] += sums[1];
+    if (a.one_weight() && threadIdx.x == 0) dweight[0] += sums[1];
     const Means m{norm == Norm::layer ? sums[0] / n : 0, sums[1] / n};
     for (int64_t c = threadIdx.x; c < a.cols && a.dx; c += blockDim.x) {
       float w[1];
@@ -235,7 +238,8 @@ __global__ void any_norm_backward_kernel(Backward<T> a) {
 }
 
 template <class T, int Chunks, Team team, Norm norm>
-void launch_backward(const char* op, const Queue& queue, const Backward<T>& a, int64_t blocks, int threads) {
+void launch_backward(const char* op, const Queue& queue, const Backward<T, norm>& a, int64_t blocks,
+                     int threads) {
   constexpr int Rows = 4 / Chunks, Sums = norm == Norm::layer ? 2 * Rows : Rows, V = vector_length<T>;
   launch(op, queue,
          {.blocks = static_cast<unsigned>(blocks),
@@ -245,7 +249,7 @@ void launch_backward(const char* op, const Queue& queue, const Backward<T>& a, i
 }
 
 template <class T, Norm norm>
-void backward(const char* op, const Queue& queue, const Backward<T>& a, int64_t blocks, bool fits) {
+void backward(const char* op, const Queue& queue, const Backward<T, norm>& a, int64_t blocks, bool fits) {
   constexpr int warp = vector_length<T> * warp_size, block = vector_length<T> * norm_threads;
   if (!fits || a.cols > 8 * block)
     launch(op, queue,
@@ -278,21 +282,21 @@ template <class T, Norm norm>
 void run_backward(const char* op, const Queue& queue, const Accum& dx, const Tensor& dsum, const Tensor& dy,
                   const Tensor& x, const Tensor& weight, const Tensor& stats, const Tensor& partial) {
   const Tensor base = dx && dx.add ? dx.tensor : dsum;
-  const Backward<T> a{.dx = dx ? dx.tensor.as<T>() : nullptr,
-                      .base = data_or_null<T>(base),
-                      .dy = dy.as<T>(),
-                      .x = x.as<T>(),
-                      .weight = weight.as<T>(),
-                      .stats = stats.as<float>(),
-                      .partial = partial.as<float>(),
-                      .dx_stride = stride_or_0(dx.tensor),
-                      .base_stride = stride_or_0(base),
-                      .dy_stride = dy.row_stride(),
-                      .x_stride = x.row_stride(),
-                      .partial_stride = partial.cols(),
-                      .rows = x.rows(),
-                      .cols = x.cols(),
-                      .one_weight = weight.numel() == 1 && x.cols() != 1};
+  const Backward<T, norm> a{.dx = dx ? dx.tensor.as<T>() : nullptr,
+                            .base = data_or_null<T>(base),
+                            .dy = dy.as<T>(),
+                            .x = x.as<T>(),
+                            .weight = weight.as<T>(),
+                            .stats = stats.as<float>(),
+                            .partial = partial.as<float>(),
+                            .dx_stride = stride_or_0(dx.tensor),
+                            .base_stride = stride_or_0(base),
+                            .dy_stride = dy.row_stride(),
+                            .x_stride = x.row_stride(),
+                            .partial_stride = partial.cols(),
+                            .rows = x.rows(),
+                            .cols = x.cols(),
+                            .weights = weight.numel()};
   backward<T, norm>(
       op, queue, a, partial.rows(),
       vectors<T>(dx.tensor) && vectors<T>(base) && vectors<T>(dy) && vectors<T>(x) && weight_fits<T>(weight));

@@ -203,6 +203,7 @@ void bias_backward(const Queue& queue, const kernels::BiasBackward& b) {
   float* partial = static_cast<float*>(stream_of(queue).scratch(chunks * row_bytes));
   column_sums<T>("bias backward", queue,
                  {.out = partial,
+                  .base = nullptr,
                   .out_stride = cols,
                   .x = b.dy.as<T>(),
                   .x_stride = b.dy.row_stride(),

@@ -12,7 +12,8 @@ struct Rows {
   bf16* d;
   const float* sum;
   const bf16* c;
-  int64_t d_stride, sum_stride, c_stride, cols;
+  int64_t d_stride, sum_stride, c_stride;
+  int32_t cols;  // as many as fit the scratch memory of a stream
   float beta;
 };
 
@@ -20,7 +21,7 @@ struct Rows {
 /// training.
 __global__ void add_rounded_kernel(Rows a) {
   const int64_t row = blockIdx.x;
-  for (int64_t j = threadIdx.x; j < a.cols; j += blockDim.x) {
+  for (int j = static_cast<int>(threadIdx.x); j < a.cols; j += static_cast<int>(blockDim.x)) {
     float v = a.sum[row * a.sum_stride + j];
     if (a.beta != 0) v += a.beta * to_float(a.c[row * a.c_stride + j]);
     a.d[row * a.d_stride + j] = to_bf16(v);
@@ -69,9 +70,16 @@ int64_t scratch_rows(int64_t cols) {
 }
 
 void add_rounded(const Queue& queue, const AddRounded& args) {
-  const Rows rows{args.d.as<bf16>(),     args.sum.as<float>(), args.c.as<bf16>(), args.d.row_stride(),
-                  args.sum.row_stride(), args.c.row_stride(),  args.d.cols(),     args.beta};
-  const int64_t threads = std::clamp<int64_t>((rows.cols + 31) / 32 * 32, 32, 256);
+  const auto cols = static_cast<int32_t>(args.d.cols());
+  const Rows rows{args.d.as<bf16>(),
+                  args.sum.as<float>(),
+                  args.c.as<bf16>(),
+                  args.d.row_stride(),
+                  args.sum.row_stride(),
+                  args.c.row_stride(),
+                  cols,
+                  args.beta};
+  const int threads = std::clamp((cols + 31) / 32 * 32, 32, 256);
   launch("rounding a product", queue,
          {dim3(static_cast<unsigned>(args.d.rows())), dim3(static_cast<unsigned>(threads)), 0},
          add_rounded_kernel, rows);

@@ -1,10 +1,14 @@
 #pragma once
-// What CUDA C++ cannot say without PTX or a language extension, as functions. Tests replace this header, launch.h
-// and cuda_runtime.h by ones that run kernels on the CPU (tests/support/executor); kernels include nothing
-// else that would have to be replaced, and use of CUDA's own names only what the executor knows:
-// threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync, __shfl_down_sync,
-// __ballot_sync, __any_sync, __all_sync, atomicAdd (int, unsigned, float), atomicMax (int, unsigned), __trap, uint2, uint4,
-// float2, float4 with make_..., and the functions of <cmath>.
+// What CUDA C++ cannot say without PTX or a language extension, as functions. Tests replace this header,
+// launch.h and cuda_runtime.h by ones that run kernels on the CPU (tests/support/executor); kernels include
+// nothing else that would have to be replaced, and use of CUDA's own names only what the executor knows:
+// threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync,
+// __shfl_down_sync,
+// __shfl_up_sync, __ballot_sync, __any_sync, __all_sync, atomicAdd (int, unsigned, unsigned long long,
+// float), atomicMax (int, unsigned), __threadfence, __trap, __ldg, __popc, __ffs, __clz, __float_as_uint and
+// its kin, __expf, __logf,
+// __fdividef, rsqrtf, min, max, int2, int4, uint2, uint4, float2, float4 with make_..., and the functions of
+// <cmath>.
 
 #include <cuda_runtime.h>
 
@@ -55,8 +59,8 @@ __device__ __forceinline__ void copy_async_16(void* shared, const void* global, 
 }
 /// Closes this thread's group of copies.
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/// Waits until at most `Pending` of this thread's newest groups are unfinished. Other threads see the data after
-/// a __syncthreads() that follows.
+/// Waits until at most `Pending` of this thread's newest groups are unfinished. Other threads see the data
+/// after a __syncthreads() that follows.
 template <int Pending>
 __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
@@ -87,7 +91,8 @@ __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&r)[4], cons
 ///   b[0] (rows 2t..2t+1, column g)  b[1] (rows 2t+8..2t+9, column g)
 ///   d[0], d[1] (g, 2t), (g, 2t+1)  d[2], d[3] (g+8, 2t), (g+8, 2t+1)
 /// Numerics: products exact, sums in fp32 with the tensor core's own rounding.
-__device__ __forceinline__ void mma_bf16_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+__device__ __forceinline__ void mma_bf16_16x8x16(float (&d)[4], const uint32_t (&a)[4],
+                                                 const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"

@@ -15,8 +15,7 @@ template <class T, class Part>
 struct Sum {
   T* data;
   const Part* parts;
-  int64_t stride, n;
-  int rows, own;
+  int64_t stride, n, rows, own;
 };
 
 /// `width` neighbours, moved by accesses of 16 bytes when they fill them.
@@ -50,17 +49,17 @@ __global__ void sum_rows(Sum<T, Part> a) {
     Parts mine;
 #pragma unroll
     for (int k = 0; k < width; ++k) mine.v[k] = Rounded<Part>::of(sum.v[k]);
-    for (int first = 0; first < a.rows; first += rows_at_once) {
+    for (int64_t first = 0; first < a.rows; first += rows_at_once) {
       Parts part[rows_at_once];
 #pragma unroll
       for (int j = 0; j < rows_at_once; ++j) {
-        const int row = first + j;
+        const int64_t row = first + j;
         part[j] = row < a.rows && row != a.own ? *reinterpret_cast<const Parts*>(a.parts + row * a.stride + i)
                                                : mine;
       }
 #pragma unroll
       for (int j = 0; j < rows_at_once; ++j) {
-        const int row = first + j;
+        const int64_t row = first + j;
         if (row < a.rows)
 #pragma unroll
           for (int k = 0; k < width; ++k)
@@ -89,7 +88,7 @@ void sum_of(const Queue& queue, const kernels::ReduceParts& args) {
                        static_cast<const Part*>(args.parts.data),
                        args.parts.row_stride(),
                        args.data.numel(),
-                       static_cast<int>(args.parts.rows()),
+                       args.parts.rows(),
                        args.own};
   const bool aligned = vectorizable(a.parts, a.stride, width) && vectorizable(a.data, width, width);
   const int64_t vectors = aligned ? a.n / width * width : 0;

@@ -62,10 +62,8 @@ void sum_of_squares(const Queue& queue, const kernels::SumOfSquares& args) {
   if (blocks == 0) return;
   double* partial =
       static_cast<double*>(stream_of(queue).scratch(blocks * static_cast<int64_t>(sizeof(double))));
-  Parameters p;
+  Parameters p{};
   p.partial = partial;
-  p.count = 0;
-  p.first_block[0] = 0;
   const auto flush = [&] {
     launch("sum_of_squares", queue,
            {dim3(static_cast<unsigned>(p.first_block[p.count])), dim3(sum_threads), sizeof(SumShared)}, sums,

@@ -14,7 +14,7 @@ struct SumShared {
   double warps[sum_final_threads / warp_size];
 };
 
-enum class Into { overwrite, add };
+enum class Into : int64_t { overwrite, add };
 struct FinalSum {
   const double* partial;
   int64_t count;

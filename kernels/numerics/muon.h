@@ -13,7 +13,7 @@ struct MuonDirectionFactors {
 };
 
 /// u from a momentum that has been updated; what it is multiplied by stands in the factors.
-OSPREY_HD MuonDirectionFactors muon_direction_factors(int nesterov, double beta, double grad_scale,
+OSPREY_HD MuonDirectionFactors muon_direction_factors(int64_t nesterov, double beta, double grad_scale,
                                                       double scale) {
   if (!nesterov) return {0.0f, static_cast<float>(scale)};
   return {static_cast<float>(scale * grad_scale), static_cast<float>(scale * beta)};

@@ -27,7 +27,9 @@ std::vector<double> decide(double loss, double sum_of_squares, std::optional<dou
   EXPECT_TRUE(control.guards_intact());
   const std::vector<double> after = control.values();
   for (size_t i = 0; i < v.size(); ++i)
-    if (i != step_grad_scale && i != step_apply && !std::isnan(v[i])) EXPECT_EQ(after[i], v[i]) << i;
+    if (i != step_grad_scale && i != step_apply && !std::isnan(v[i])) {
+      EXPECT_EQ(after[i], v[i]) << i;
+    }
   return after;
 }
 
@@ -63,9 +65,9 @@ TEST(DecideStep, WhatIsNotFiniteIsNotApplied) {
 }
 
 TEST(DecideStep, RefusesWhatIsNotAControl) {
-  const test::DeviceCopy<double> short_one(std::vector<double>(step_scalars - 1));
-  const test::DeviceCopy<float> narrow(std::vector<float>(step_scalars));
-  EXPECT_THROW(decide_step(test::test_queue(), {.control = short_one.flat()}), Error);
+  const test::DeviceCopy<double> few(std::vector<double>(size_t{step_scalars} - 1));
+  const test::DeviceCopy<float> narrow(std::vector<float>(size_t{step_scalars}));
+  EXPECT_THROW(decide_step(test::test_queue(), {.control = few.flat()}), Error);
   EXPECT_THROW(decide_step(test::test_queue(), {.control = narrow.flat()}), Error);
 }
 

@@ -1,14 +1,10 @@
 #include "tests/support/on_device.h"
 
-#include "tests/support/test_bed.h"
+#include <algorithm>
+
+#include "kernels/device.h"
 
 namespace osprey::test {
-
-Queue test_queue(int threads) {
-  const Device device = test_device();
-  static const kernels::StreamHandle stream = kernels::open_stream(device);
-  return {.device = device, .threads = threads, .stream = stream.get()};
-}
 
 OnDevice::~OnDevice() {
   if (!copies_.empty()) kernels::synchronize(queue);

@@ -3,13 +3,10 @@
 
 #include <vector>
 
-#include "kernels/device.h"
 #include "tests/support/buffer.h"
+#include "tests/support/test_bed.h"
 
 namespace osprey::test {
-
-/// A queue on test_device(), whose stream lives as long as the process.
-Queue test_queue(int threads = 2);
 
 /// What an op gets of Buffers. On the CPU these are the buffers themselves; elsewhere copies of them, guards
 /// included, that fetch() copies back.

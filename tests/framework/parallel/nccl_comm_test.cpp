@@ -177,6 +177,24 @@ TEST(NcclComm, KnownCallsMixedUpEndWithAnErrorThatNamesBoth) {
   expect_words(seen[1], {"all_reduce of 2000 f32", "rank 0: ", "all_reduce of 1000 f32"});
 }
 
+TEST(NcclComm, KnownCallsThatWereQueuedDifferentlyAreFoundWhenTheyAreWaitedFor) {
+  run_gpu_ranks(2, windowed, [](std::unique_ptr<Communicator> comm, Communicator& host) {
+    Gpu g(host.rank());
+    const Tensor none = g.upload(std::vector<float>());  // for which NCCL is not asked, so that no rank waits
+    const auto reduce = [&] { comm->all_reduce(none, DType::f32); };
+    const auto gather = [&] { comm->all_gather(none, {}); };
+    reduce();
+    comm->finish_before(g.queue);
+    gather();
+    comm->finish_before(g.queue);
+    host.rank() == 0 ? reduce() : gather();
+    expect_words(error_of([&] { comm->finish_before(g.queue); }),
+                 {"[all_gather] ranks disagree: rank 1 is at {call 4: all_gather of 0 f32}",
+                  "rank 0 is at {call 4: all_reduce of 0 f32}"});
+    expect_words(error_of(reduce), {"cannot be used any more"});
+  });
+}
+
 TEST(NcclComm, WhatNcclReportsEndsTheJob) {
   std::string seen;
   error_of([&] {
@@ -265,10 +283,11 @@ TEST(NcclComm, TheReducerOnAGpuGivesTheBitsOfTheReducerOnTheHost) {
         }
         for (size_t i = 0; i < 2; ++i) {
           const auto got = g.download<float>(gpu_grads[i]);
-          for (const Piece& p : plan.buckets[i].reduce)
-            if (p.owner == host.rank())
-              for (int64_t e = p.begin; e < p.end; ++e)
-                ASSERT_EQ(got[static_cast<size_t>(e)], b.grads[i][static_cast<size_t>(e)]) << i << " " << e;
+          for (const Piece& p : plan.buckets[i].reduce) {
+            if (p.owner != host.rank()) continue;
+            for (int64_t e = p.begin; e < p.end; ++e)
+              ASSERT_EQ(got[static_cast<size_t>(e)], b.grads[i][static_cast<size_t>(e)]) << i << " " << e;
+          }
           expect_same_bits(g.download<float>(gpu_values[i]), b.values[i]);
         }
         EXPECT_EQ(here.times().busy_ms, 0);

@@ -13,13 +13,15 @@ namespace osprey::executor {
 
 namespace {
 
-struct sigaction before;
+struct sigaction before[2];  // of SIGSEGV and SIGBUS
 
 std::string explain(const void* address) {
   const std::string who = running_thread();
   if (!who.empty() && stack_overflowed_at(address))
     return who + " needs more stack than the executor gives a thread";
-  if (!in_device_range(address)) return who.empty() ? "" : fmt::format("{} touched address {}", who, address);
+  if (!in_device_range(address) && who.empty()) return "";
+  if (!address) return who + " touched address 0, or one that is not aligned as it must be";
+  if (!in_device_range(address)) return fmt::format("{} touched address {}", who, address);
   if (who.empty())
     return fmt::format("host code touched device memory: address {}, {}", address,
                        about_device_address(address));
@@ -28,8 +30,8 @@ std::string explain(const void* address) {
 }
 
 /// Not written for survival: the process dies after it, so it may allocate.
-void on_fault(int, siginfo_t* info, void*) {
-  sigaction(SIGSEGV, &before, nullptr);  // the access happens again when this returns, and is fatal
+void on_fault(int signal, siginfo_t* info, void*) {
+  sigaction(signal, &before[signal == SIGBUS], nullptr);  // the access happens again, and is fatal
   const std::string text = explain(info->si_addr);
   if (text.empty()) return;
   const std::string line = "[executor] " + text + "\n";
@@ -43,7 +45,8 @@ void explain_crashes() {
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
   sigemptyset(&action.sa_mask);
-  sigaction(SIGSEGV, &action, &before);
+  sigaction(SIGSEGV, &action, &before[0]);
+  sigaction(SIGBUS, &action, &before[1]);
 }
 
 void prepare_thread_for_crashes() {

@@ -92,7 +92,6 @@ class Runner {
   Fiber& running_fiber() { return *running_fiber_; }
   SharedMemory& shared() { return shared_; }
   Thread& thread() { return threads_[static_cast<size_t>(current_)]; }
-  size_t deepest_stack_bytes() const;
 
   void wait_for_block(std::source_location at);
   void wait_for_lanes(unsigned mask, const char* what, std::source_location at, void* operand,
@@ -394,12 +393,6 @@ void Runner::wait_for_lanes(unsigned mask, const char* what, std::source_locatio
   wait();
 }
 
-size_t Runner::deepest_stack_bytes() const {
-  size_t most = 0;
-  for (const auto& fiber : fibers_) most = std::max(most, fiber->touched_bytes());
-  return most;
-}
-
 Runner& runner() {
   thread_local Runner mine;
   return mine;
@@ -498,8 +491,6 @@ void wait_for_copies(int pending) {
   }
   t.copies.erase(t.copies.begin(), t.copies.begin() + static_cast<std::ptrdiff_t>(done));
 }
-
-size_t deepest_stack_bytes() { return runner().deepest_stack_bytes(); }
 
 std::string running_thread() {
   if (!active || !active->running()) return "";

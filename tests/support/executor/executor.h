@@ -72,7 +72,4 @@ void copy_later(void* shared, const void* global, bool valid);
 void close_copies();
 void wait_for_copies(int pending);
 
-/// Most bytes of stack that a thread of a kernel has used on this host thread.
-size_t deepest_stack_bytes();
-
 }  // namespace osprey::executor

@@ -313,7 +313,7 @@ TEST_F(ExecutorDeathTest, OverrunOfGlobalMemoryIsReported) {
 TEST_F(ExecutorDeathTest, HostCodeThatTouchesDeviceMemoryDies) {
   float* p = make<float>(100);
   EXPECT_DEATH(*static_cast<volatile float*>(p) = 1,
-               "host code touched device memory: .* 0 from the start of 400 bytes");
+               "host code touched device memory: address .*, GPU 0, byte 0 from the start of 400 bytes");
   launch("write", queue_, {1, 1}, write_global, p, int64_t{1});
   EXPECT_DEATH(*static_cast<volatile float*>(p) = 1, "host code touched device memory");
 }
@@ -610,6 +610,25 @@ TEST_F(Executor, SmallFunctionsOfPtx) {
   EXPECT_EQ(w.w, 4.0f);
 }
 
+__global__ void small_functions(float* out) {
+  out[0] = __uint_as_float(__float_as_uint(-1.5f)) + __int_as_float(__float_as_int(0.5f));
+  out[1] = rsqrtf(16.0f) + __fdividef(1.0f, 4.0f) + __expf(0.0f) + __logf(1.0f);
+  out[2] = static_cast<float>(__popc(0xf0f0u) + 100 * __ffs(8) + 1000 * __clz(1));
+  out[3] = static_cast<float>(min(3, -2) + max(3u, 7u)) + min(2.5f, 9.0f);
+  unsigned long long wide = 1ull << 40;
+  int highest = -4;
+  out[4] = static_cast<float>((atomicAdd(&wide, 5ull) >> 40) + (wide & 7));
+  out[5] = static_cast<float>(atomicMax(&highest, -6) * 10 + atomicMax(&highest, 3) * 100 + highest);
+  __threadfence();
+  out[6] = __ldg(out);
+}
+
+TEST_F(Executor, SmallFunctionsOfCuda) {
+  float* out = make<float>(7);
+  launch("small", queue_, {1, 1}, small_functions, out);
+  EXPECT_EQ(read(out, 7), (std::vector<float>{-1, 1.5f, 31408, 7.5f, 6, -437, -1}));
+}
+
 // Streams, events, captures.
 
 __global__ void add(float* p, float v) { p[threadIdx.x] += v; }
@@ -733,7 +752,7 @@ TEST_F(Executor, HostThreadsLaunchSideBySide) {
       const Queue queue{.device = {DeviceKind::cuda, rank}, .stream = mine.get()};
       void* p = nullptr;
       check(cudaMalloc(&p, 40), "cudaMalloc");
-      for (int i = 0; i < 50; ++i) {
+      for (int i = 0; i < 10; ++i) {
         launch("zero", queue, {10, 256, sizeof(Row256)}, block_sums,
                static_cast<const float*>(mine->scratch(10240)), static_cast<float*>(p));
         launch("write", queue, {1, 1}, write_global, static_cast<float*>(p), int64_t{0});

@@ -123,18 +123,8 @@ void Fiber::switch_to(Fiber& to) {
   asan_finish_switch(fake_stack_, &previous->bottom_, &previous->size_);
 }
 
-size_t Fiber::stack_bytes() { return stack_size; }
-
 bool Fiber::overflowed_at(const void* address) const {
   return stack_ && address >= stack_ && address < stack_ + page;
-}
-
-size_t Fiber::touched_bytes() const {
-  unsigned char resident[stack_size / page] = {};
-  if (!stack_ || mincore(stack_ + page, stack_size, resident) != 0) return 0;
-  for (size_t i = 0; i < stack_size / page; ++i)
-    if (resident[i] & 1) return stack_size - i * page;
-  return 0;
 }
 
 }  // namespace osprey::executor

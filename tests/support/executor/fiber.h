@@ -18,11 +18,8 @@ class Fiber {
   /// Leaves this fiber, which runs, for `to`; returns when somebody switches back.
   void switch_to(Fiber& to);
 
-  /// Bytes of the stack that were written at some time: what a kernel may have needed at most.
-  size_t touched_bytes() const;
   /// Is `address` in the page that no stack may grow into?
   bool overflowed_at(const void* address) const;
-  static size_t stack_bytes();
 
  private:
   static void start(Fiber* self);

@@ -28,19 +28,26 @@ constexpr size_t pattern_bytes = size_t{4} << 20;
 
 struct Allocation {
   size_t bytes;
-  int device;
   size_t mapped() const { return (bytes + page - 1) / page * page; }
 };
 
+struct DeviceMemory {
+  char* range = nullptr;
+  std::map<char*, Allocation> live;  // by address
+  char* next = nullptr;              // where the search for free addresses goes on: freed ones are used late
+  size_t used = 0;
+  int accesses = 0;
+};
+
+/// Inside a device's range everything between the first and the last live allocation is either live or mapped
+/// from an empty file, where every access faults whatever the protection: one mprotect() opens and closes
+/// all.
 struct Memory {
   std::mutex mutex;
   char* range = nullptr;
-  std::map<char*, Allocation> live;  // by address
-  size_t next = 0;                   // where the search for free addresses goes on: freed ones are used late
-  std::array<size_t, max_devices> used{};
-  std::array<int, max_devices> accesses{};
+  std::array<DeviceMemory, max_devices> devices;
   std::map<char*, size_t> pinned;
-  int pattern_file = -1;
+  int empty_file = -1, pattern_file = -1;
 };
 
 Memory& memory() {
@@ -50,21 +57,28 @@ Memory& memory() {
     require(p != MAP_FAILED, "executor", "cannot reserve {} bytes of addresses for the GPUs' memory",
             range_bytes);
     made->range = static_cast<char*>(p);
+    for (size_t d = 0; d < max_devices; ++d)
+      made->devices[d].next = made->devices[d].range = made->range + d * device_bytes;
+    made->empty_file = memfd_create("nothing", MFD_CLOEXEC);
+    require(made->empty_file >= 0, "executor", "cannot make an empty file");
     explain_crashes();
     return made;
   }();
   return *m;
 }
 
-int protection(const Memory& m, int device) {
-  return m.accesses[static_cast<size_t>(device)] > 0 ? PROT_READ | PROT_WRITE : PROT_NONE;
-}
+DeviceMemory& memory_of(Memory& m, int device) { return m.devices[static_cast<size_t>(device)]; }
 
-void map_over(char* at, size_t bytes, int protect, int file = -1) {
+int protection(const DeviceMemory& d) { return d.accesses > 0 ? PROT_READ | PROT_WRITE : PROT_NONE; }
+
+void map_over(char* at, size_t bytes, int file = -1, off_t offset = 0) {
   const int flags = MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED | (file < 0 ? MAP_ANONYMOUS : 0);
-  require(mmap(at, bytes, protect, flags, file, 0) != MAP_FAILED, "executor",
+  require(mmap(at, bytes, PROT_READ | PROT_WRITE, flags, file, offset) != MAP_FAILED, "executor",
           "cannot map {} bytes of device memory", bytes);
 }
+
+/// From now on every access to these pages faults. Neighbours become one mapping.
+void map_nothing(const Memory& m, char* at, size_t bytes) { map_over(at, bytes, m.empty_file, at - m.range); }
 
 int pattern_file(Memory& m) {
   if (m.pattern_file >= 0) return m.pattern_file;
@@ -79,27 +93,26 @@ int pattern_file(Memory& m) {
 /// Whole pages at `at`, all poison, left readable and writable.
 void map_poisoned(Memory& m, char* at, size_t bytes) {
   if (bytes < pattern_bytes) {
-    map_over(at, bytes, PROT_READ | PROT_WRITE);
+    map_over(at, bytes);
     memset(at, poison_byte, bytes);
     return;
   }
   for (size_t done = 0; done < bytes; done += pattern_bytes)
-    map_over(at + done, std::min(pattern_bytes, bytes - done), PROT_READ | PROT_WRITE, pattern_file(m));
+    map_over(at + done, std::min(pattern_bytes, bytes - done), pattern_file(m));
 }
 
-/// Free addresses for `bytes` (whole pages) and an inaccessible page behind them; null when there are none.
-char* find_room(const Memory& m, size_t bytes) {
-  const size_t need = bytes + page;
-  for (const size_t start : {m.next, size_t{0}}) {
-    size_t at = start;
-    auto it = m.live.upper_bound(m.range + at);
-    if (it != m.live.begin()) {
+/// Free addresses for `bytes` (whole pages) and a page of nothing behind them; null when there are none.
+char* find_room(const DeviceMemory& d, size_t bytes) {
+  const auto need = static_cast<std::ptrdiff_t>(bytes + page);
+  for (char* start : {d.next, d.range}) {
+    char* at = start;
+    auto it = d.live.upper_bound(at);
+    if (it != d.live.begin()) {
       const auto& [p, a] = *std::prev(it);
-      at = std::max(at, static_cast<size_t>(p - m.range) + a.mapped() + page);
+      at = std::max(at, p + a.mapped() + page);
     }
-    for (; it != m.live.end() && at + need > static_cast<size_t>(it->first - m.range); ++it)
-      at = static_cast<size_t>(it->first - m.range) + it->second.mapped() + page;
-    if (at + need <= range_bytes) return m.range + at;
+    for (; it != d.live.end() && it->first - at < need; ++it) at = it->first + it->second.mapped() + page;
+    if (d.range + device_bytes - at >= need) return at;
   }
   return nullptr;
 }
@@ -118,17 +131,21 @@ size_t broken_at(const char* p, const Allocation& a, size_t upto) {
   return 0;
 }
 
-std::map<char*, Allocation>::iterator holding(Memory& m, const void* address) {
-  auto* p = static_cast<char*>(const_cast<void*>(address));
-  auto it = m.live.upper_bound(p);
-  if (it == m.live.begin()) return m.live.end();
-  --it;
-  return p < it->first + std::max<size_t>(it->second.bytes, 1) ? it : m.live.end();
+/// The allocation with the highest address up to `address`; live.end() when there is none.
+std::map<char*, Allocation>::iterator last_before(DeviceMemory& d, const void* address) {
+  const auto it = d.live.upper_bound(static_cast<char*>(const_cast<void*>(address)));
+  return it == d.live.begin() ? d.live.end() : std::prev(it);
 }
 
-void protect_all(Memory& m, int device) {
-  for (const auto& [p, a] : m.live)
-    if (a.device == device) mprotect(p, a.mapped(), protection(m, device));
+void protect_all(const DeviceMemory& d) {
+  if (d.live.empty()) return;
+  char* begin = d.live.begin()->first;
+  const auto& [p, a] = *d.live.rbegin();
+  mprotect(begin, static_cast<size_t>(p + a.mapped() - begin), protection(d));
+}
+
+int device_at(const Memory& m, const void* p) {
+  return static_cast<int>(static_cast<size_t>(static_cast<const char*>(p) - m.range) / device_bytes);
 }
 
 }  // namespace
@@ -136,33 +153,36 @@ void protect_all(Memory& m, int device) {
 void* allocate(int device, size_t bytes) {
   Memory& m = memory();
   const std::lock_guard lock(m.mutex);
-  const Allocation a{std::max<size_t>(bytes, 1), device};
-  size_t& used = m.used[static_cast<size_t>(device)];
-  if (a.mapped() > device_bytes - used) return nullptr;
-  char* p = find_room(m, a.mapped());
+  DeviceMemory& d = memory_of(m, device);
+  const Allocation a{std::max<size_t>(bytes, 1)};
+  if (a.bytes > device_bytes || a.mapped() > device_bytes - d.used) return nullptr;
+  char* p = find_room(d, a.mapped());
   if (!p) return nullptr;
   map_poisoned(m, p, a.mapped());
+  map_nothing(m, p + a.mapped(), page);
   write_guard(p, a);
-  mprotect(p, a.mapped(), protection(m, device));
-  m.live.emplace(p, a);
-  used += a.mapped();
-  m.next = static_cast<size_t>(p - m.range) + a.mapped() + page;
+  d.live.emplace(p, a);
+  d.used += a.mapped();
+  d.next = p + a.mapped() + page;
+  protect_all(d);
   return p;
 }
 
 bool release(void* memory_to_free) {
+  if (!in_device_range(memory_to_free)) return false;
   Memory& m = memory();
   const std::lock_guard lock(m.mutex);
   auto* p = static_cast<char*>(memory_to_free);
-  const auto it = m.live.find(p);
-  if (it == m.live.end()) return false;
+  DeviceMemory& d = memory_of(m, device_at(m, p));
+  const auto it = d.live.find(p);
+  if (it == d.live.end()) return false;
   const Allocation a = it->second;
   mprotect(p, a.mapped(), PROT_READ | PROT_WRITE);
   const size_t broken = broken_at(p, a, page);
   unpoison(p, a.mapped());
-  map_over(p, a.mapped(), PROT_NONE);  // the addresses stay dead until the range has been used up
-  m.used[static_cast<size_t>(a.device)] -= a.mapped();
-  m.live.erase(it);
+  map_nothing(m, p, a.mapped());  // the addresses stay dead until the range has been used up
+  d.used -= a.mapped();
+  d.live.erase(it);
   require(broken == 0, "executor", "byte {} of an allocation of {} bytes was written", broken, a.bytes);
   return true;
 }
@@ -170,16 +190,18 @@ bool release(void* memory_to_free) {
 size_t used_bytes(int device) {
   Memory& m = memory();
   const std::lock_guard lock(m.mutex);
-  return m.used[static_cast<size_t>(device)];
+  return memory_of(m, device).used;
 }
 
 int device_of(const void* p, size_t bytes) {
   if (!in_device_range(p)) return -1;
   Memory& m = memory();
   const std::lock_guard lock(m.mutex);
-  const auto it = holding(m, p);
-  if (it == m.live.end() || static_cast<const char*>(p) + bytes > it->first + it->second.bytes) return -1;
-  return it->second.device;
+  const int device = device_at(m, p);
+  DeviceMemory& d = memory_of(m, device);
+  const auto it = last_before(d, p);
+  return it != d.live.end() && static_cast<const char*>(p) + bytes <= it->first + it->second.bytes ? device
+                                                                                                   : -1;
 }
 
 bool in_device_range(const void* p) {
@@ -197,7 +219,8 @@ void fill(void* to, unsigned char value, size_t bytes) {
   const size_t head = (page - reinterpret_cast<uintptr_t>(p) % page) % page,
                whole = (bytes - head) / page * page;
   memset(p, 0, head);
-  map_over(p + head, whole, PROT_READ | PROT_WRITE);
+  map_over(p + head, whole);
+  madvise(p + head, whole, MADV_HUGEPAGE);  // fewer pages to open and close
   memset(p + head + whole, 0, bytes - head - whole);
 }
 
@@ -232,21 +255,22 @@ bool pinned(const void* address, size_t bytes) {
 DeviceAccess::DeviceAccess(int device) : device_(device) {
   Memory& m = memory();
   const std::lock_guard lock(m.mutex);
-  if (m.accesses[static_cast<size_t>(device)]++ == 0) protect_all(m, device);
+  DeviceMemory& d = memory_of(m, device);
+  if (d.accesses++ == 0) protect_all(d);
 }
 
 DeviceAccess::~DeviceAccess() {
   Memory& m = memory();
   const std::lock_guard lock(m.mutex);
-  if (--m.accesses[static_cast<size_t>(device_)] == 0) protect_all(m, device_);
+  DeviceMemory& d = memory_of(m, device_);
+  if (--d.accesses == 0) protect_all(d);
 }
 
 void check_guards(int device, const char* op) {
   Memory& m = memory();
   const std::lock_guard lock(m.mutex);
-  for (auto& [p, a] : m.live) {
-    if (a.device != device) continue;
-    const size_t broken = broken_at(p, a, 256);
+  for (auto& [p, a] : memory_of(m, device).live) {
+    const size_t broken = broken_at(p, a, 64);
     if (broken == 0) continue;
     write_guard(p, a);  // said once
     fail(op, "byte {} of an allocation of {} bytes was written", broken, a.bytes);
@@ -255,12 +279,12 @@ void check_guards(int device, const char* op) {
 
 std::string about_device_address(const void* address) {
   Memory& m = memory();
-  auto* p = static_cast<char*>(const_cast<void*>(address));
-  auto it = m.live.upper_bound(p);
-  if (it == m.live.begin()) return "no allocation lies before it";
-  --it;
-  return fmt::format("byte {} from the start of {} bytes on GPU {}", p - it->first, it->second.bytes,
-                     it->second.device);
+  const int device = device_at(m, address);
+  DeviceMemory& d = memory_of(m, device);
+  const auto it = last_before(d, address);
+  if (it == d.live.end()) return fmt::format("GPU {}, before all allocations", device);
+  return fmt::format("GPU {}, byte {} from the start of {} bytes", device,
+                     static_cast<const char*>(address) - it->first, it->second.bytes);
 }
 
 }  // namespace osprey::executor
