@@ -156,10 +156,15 @@ __device__ inline float score_gradient(const AttentionProblem& a, float probabil
   return probability * (dp - term);
 }
 
-// ---- dk and dv: a block owns 64 keys ----
+// ---- dk and dv: a block owns some keys ----
 
+/// Of a warp.
 template <class T, int D>
-inline constexpr int tile_queries = sizeof(T) == 2 ? (D > 64 ? 32 : 64) : (D > 128 ? 16 : 32);
+inline constexpr int key_strips = sizeof(T) == 2 && D <= 64 ? 2 : 1;
+template <class T, int D>
+inline constexpr int block_keys = key_strips<T, D>* attention_warps* strip_rows;
+template <class T, int D>
+inline constexpr int tile_queries = sizeof(T) == 4 && D > 128 ? 16 : 32;
 /// Columns of dk and dv that a block owns.
 template <int D>
 inline constexpr int owned_columns = D > 128 ? 128 : D;
@@ -167,7 +172,7 @@ inline constexpr int owned_columns = D > 128 ? 128 : D;
 template <class T, int D>
 struct KeyShared {
   static constexpr int queries = tile_queries<T, D>;
-  Tile<T, block_rows, D> k, v;
+  Tile<T, block_keys<T, D>, D> k, v;
   Tile<T, queries, D> q[2], dy[2];
   Patch<T, queries> patch[attention_warps];
   float log_sum[2][queries], term[2][queries];
@@ -178,27 +183,31 @@ struct KeyShared {
 template <class T, int D, Softmax softmax>
 struct KeyBlock {
   static constexpr int queries = tile_queries<T, D>, columns = owned_columns<D>;
+  static constexpr int strips = key_strips<T, D>, warp_keys = strips * strip_rows;
   const BackwardParams<T>& p;
   KeyShared<T, D>& shared;
   int sequence, kv_head, first_key_row, column;
   int warp, lane;
   int first_tile, tiles;  // of queries that see any of these keys
-  Strip<columns> dk, dv;
+  Strip<columns> dk[strips], dv[strips];
 
   __device__ int group() const { return p.problem.heads / p.problem.kv_heads; }
   __device__ int64_t first_token() const { return static_cast<int64_t>(sequence) * p.problem.tokens; }
+  __device__ int warp_key() const { return first_key_row + warp * warp_keys; }
 
   __device__ void prepare() {
     const AttentionProblem& a = p.problem;
     const int64_t row = first_token() + first_key_row, at = static_cast<int64_t>(kv_head) * a.head_size;
     load_tile(shared.k, p.k, row, a.tokens - first_key_row, at, a.head_size);
     load_tile(shared.v, p.v, row, a.tokens - first_key_row, at, a.head_size);
-    int last = a.tokens - 1;
-    if (a.document_start) last = last_query();
+    const int last = a.document_start ? last_query() : a.tokens - 1;
     first_tile = first_key_row / queries;
     tiles = last / queries + 1 - first_tile;
-    dk.clear();
-    dv.clear();
+#pragma unroll
+    for (int i = 0; i < strips; ++i) {
+      dk[i].clear();
+      dv[i].clear();
+    }
   }
 
   /// The last row that sees any of the keys; their own rows do.
@@ -206,11 +215,8 @@ struct KeyBlock {
     const AttentionProblem& a = p.problem;
     int last = first_key_row;
     for (int t = first_key_row + static_cast<int>(threadIdx.x); t < a.tokens; t += attention_threads)
-      if (first_key(a, sequence, t) < first_key_row + block_rows) last = t;
-    for (int far = warp_size / 2; far > 0; far /= 2) {
-      const int other = __shfl_xor_sync(full_warp, last, far);
-      last = other > last ? other : last;
-    }
+      if (first_key(a, sequence, t) < first_key_row + block_keys<T, D>) last = t;
+    last = warp_max(last);
     if (lane == 0) shared.last_query[warp] = last;
     __syncthreads();
     for (int w = 0; w < attention_warps; ++w)
@@ -243,27 +249,32 @@ struct KeyBlock {
       __syncthreads();
       if (i + 1 < steps) load_queries(i + 1);
       const int first = (first_tile + i % tiles) * queries;
-      if (first + queries > first_key_row + warp * strip_rows) take(i % 2, first);
+      if (first + queries > warp_key() && warp_key() < p.problem.tokens) take(i % 2, first);
     }
   }
 
   /// Scores are computed transposed, keys by queries: so they are left operands of dv and dk as they stand.
   __device__ void take(int stage, int first) {
     const AttentionProblem& a = p.problem;
-    const int key = first_key_row + warp * strip_rows + lane / 4;
-    const bool masked = first < first_key_row + block_rows || a.document_start;
-    Strip<queries> s, dp;
-    multiply_transposed(s, shared.k.row(warp * strip_rows), shared.q[stage]);
-    multiply_transposed(dp, shared.v.row(warp * strip_rows), shared.dy[stage]);
+    const bool masked = first < warp_key() + warp_keys || a.document_start;
+    Strip<queries> s[strips], dp[strips];
+    multiply_transposed(s, shared.k.row(warp * warp_keys), shared.q[stage]);
+    multiply_transposed(dp, shared.v.row(warp * warp_keys), shared.dy[stage]);
 #pragma unroll
     for (int n = 0; n < queries / 8; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int c = n * 8 + lane % 4 * 2 + e % 2, at = key + e / 2 * 8;
-        float probability = fast_exp2(s.v[n][e] * a.factor - shared.log_sum[stage][c]);
-        if (masked && (first + c < at || shared.start[stage][c] > at)) probability = 0.0f;
-        dp.v[n][e] = score_gradient<softmax>(a, probability, dp.v[n][e], shared.term[stage][c]) * a.scale;
-        s.v[n][e] = softmax == Softmax::clipped ? clipped(a, probability) : probability;
+      for (int half = 0; half < 2; ++half) {
+        const int c = n * 8 + lane % 4 * 2 + half, start = shared.start[stage][c];
+        const float log_sum = shared.log_sum[stage][c], term = shared.term[stage][c];
+#pragma unroll
+        for (int r = 0; r < 2 * strips; ++r) {
+          const int key = warp_key() + r / 2 * strip_rows + r % 2 * 8 + lane / 4;
+          float &score = s[r / 2].v[n][r % 2 * 2 + half], &gradient = dp[r / 2].v[n][r % 2 * 2 + half];
+          float probability = fast_exp2(score * a.factor - log_sum);
+          if (masked && (first + c < key || start > key)) probability = 0.0f;
+          gradient = score_gradient<softmax>(a, probability, gradient, term) * a.scale;
+          score = softmax == Softmax::clipped ? clipped(a, probability) : probability;
+        }
       }
     multiply_add(dv, s, shared.dy[stage], column, shared.patch[warp]);
     multiply_add(dk, dp, shared.q[stage], column, shared.patch[warp]);
@@ -271,11 +282,15 @@ struct KeyBlock {
 
   __device__ void write() {
     const AttentionProblem& a = p.problem;
-    const int first = first_key_row + warp * strip_rows;
-    const int64_t row = first_token() + first, at = static_cast<int64_t>(kv_head) * a.head_size + column;
-    const int left = a.head_size - column;
-    if (p.dk.data) write_strip(dk, p.dk, row, a.tokens - first, at, left);
-    if (p.dv.data) write_strip(dv, p.dv, row, a.tokens - first, at, left);
+    const int64_t at = static_cast<int64_t>(kv_head) * a.head_size + column;
+#pragma unroll
+    for (int i = 0; i < strips; ++i) {
+      const int first = warp_key() + i * strip_rows;
+      if (p.dk.data)
+        write_strip(dk[i], p.dk, first_token() + first, a.tokens - first, at, a.head_size - column);
+      if (p.dv.data)
+        write_strip(dv[i], p.dv, first_token() + first, a.tokens - first, at, a.head_size - column);
+    }
   }
 };
 
@@ -286,7 +301,7 @@ __global__ void __launch_bounds__(attention_threads) key_kernel(BackwardParams<T
   block.sequence = p.problem.first_sequence + static_cast<int>(blockIdx.z);
   block.kv_head = static_cast<int>(blockIdx.y);
   block.first_key_row =
-      static_cast<int>(blockIdx.x / parts) * block_rows;  // the keys that most rows see first
+      static_cast<int>(blockIdx.x / parts) * block_keys<T, D>;  // those that most rows see first
   block.column = static_cast<int>(blockIdx.x % parts) * owned_columns<D>;
   block.warp = static_cast<int>(threadIdx.x) / warp_size;
   block.lane = static_cast<int>(threadIdx.x) % warp_size;
@@ -295,61 +310,70 @@ __global__ void __launch_bounds__(attention_threads) key_kernel(BackwardParams<T
   block.write();
 }
 
-// ---- dq, and row terms under a clip: a block owns 64 queries ----
+// ---- dq, and row terms under a clip: a block owns some queries ----
 
 enum class Result { dq, row_terms };
 
+/// Of a warp.
 template <class T, int D>
-inline constexpr int query_tile_keys = (sizeof(T) == 2 ? 64 : 32) / (D > 128 ? 2 : 1);
+inline constexpr int query_strips = sizeof(T) == 2 && D <= 128 ? 2 : 1;
+template <class T, int D>
+inline constexpr int block_queries = query_strips<T, D>* attention_warps* strip_rows;
+template <class T, int D>
+inline constexpr int tile_keys = sizeof(T) == 4 && D > 128 ? 16 : 32;
 
 template <class T, int D>
 struct QueryShared {
-  static constexpr int keys = query_tile_keys<T, D>;
-  Tile<T, block_rows, D> q, dy;
+  static constexpr int keys = tile_keys<T, D>;
+  Tile<T, block_queries<T, D>, D> q, dy;
   Tile<T, keys, D> k[2], v[2];
   Patch<T, keys> patch[attention_warps];
+  int start[block_queries<T, D>];
   int least_start[attention_warps];
 };
 
 template <class T, int D, Softmax softmax, Result result>
 struct QueryBlock {
-  static constexpr int keys = query_tile_keys<T, D>;
+  static constexpr int keys = tile_keys<T, D>, strips = query_strips<T, D>, warp_rows = strips * strip_rows;
+  static constexpr int own =
+      2 * strips;  // rows that a thread holds parts of: of strip i its rows 2 i and 2 i + 1
   const BackwardParams<T>& p;
   QueryShared<T, D>& shared;
   int sequence, head, kv_head, first_row, first_tile, end_tile;
   int warp, lane;
-  int row[2], start[2];  // of this thread, eight apart
-  float log_sum[2], term[2];
-  Strip<D> dq;
+  float log_sum[own], term[own];
+  Strip<D> dq[strips];
 
   __device__ int64_t first_token() const { return static_cast<int64_t>(sequence) * p.problem.tokens; }
-  __device__ int warp_row() const { return first_row + warp * strip_rows; }
+  __device__ int warp_row() const { return first_row + warp * warp_rows; }
+  /// A thread's row r within the sequence.
+  __device__ int row(int r) const { return warp_row() + r / 2 * strip_rows + r % 2 * 8 + lane / 4; }
 
   __device__ void prepare() {
     const AttentionProblem& a = p.problem;
     int least = a.tokens;
-    for (int i = 0; i < 2; ++i) {
-      row[i] = warp_row() + lane / 4 + 8 * i;
-      start[i] = first_key(a, sequence, row[i]);
-      log_sum[i] = log_sum_of(p, sequence, head, row[i]);
-      term[i] = result == Result::dq && row[i] < a.tokens ? *row_term_of(p, sequence, head, row[i]) : 0.0f;
-      if (row[i] < a.tokens && start[i] < least) least = start[i];
+#pragma unroll
+    for (int r = 0; r < own; ++r) {
+      const int t = row(r);
+      const int start = first_key(a, sequence, t);
+      if (lane % 4 == 0) shared.start[t - first_row] = start;
+      log_sum[r] = log_sum_of(p, sequence, head, t);
+      term[r] = result == Result::dq && t < a.tokens ? *row_term_of(p, sequence, head, t) : 0.0f;
+      if (t < a.tokens && start < least) least = start;
     }
-    for (int far = warp_size / 2; far > 0; far /= 2) {
-      const int other = __shfl_xor_sync(full_warp, least, far);
-      least = other < least ? other : least;
-    }
+    least = warp_min(least);
     if (lane == 0) shared.least_start[warp] = least;
     __syncthreads();
     for (int w = 0; w < attention_warps; ++w)
       least = shared.least_start[w] < least ? shared.least_start[w] : least;
-    const int last_row = first_row + block_rows < a.tokens ? first_row + block_rows : a.tokens;
+    const int end_row = first_row + block_queries<T, D>;
     first_tile = least / keys;
-    end_tile = (last_row + keys - 1) / keys;
+    end_tile = ((end_row < a.tokens ? end_row : a.tokens) + keys - 1) / keys;
     load_tile(shared.q, p.q, first_token() + first_row, a.tokens - first_row,
               static_cast<int64_t>(head) * a.head_size, a.head_size);
     load_gradient(shared.dy, p, first_token() + first_row, a.tokens - first_row, head);
-    dq.clear();
+#pragma unroll
+    for (int i = 0; i < strips; ++i) dq[i].clear();
   }
 
   __device__ void load_keys(int tile) {
@@ -367,40 +391,50 @@ struct QueryBlock {
       copy_async_wait<0>();
       __syncthreads();
       if (tile + 1 < end_tile) load_keys(tile + 1);
-      if (tile * keys < warp_row() + strip_rows) take((tile - first_tile) % 2, tile * keys);
+      if (tile * keys < warp_row() + warp_rows && warp_row() < p.problem.tokens)
+        take((tile - first_tile) % 2, tile * keys);
     }
   }
 
   __device__ void take(int stage, int first) {
     const AttentionProblem& a = p.problem;
     const bool masked = first + keys - 1 > warp_row() || a.document_start;
-    Strip<keys> s, dp;
-    multiply_transposed(s, shared.q.row(warp * strip_rows), shared.k[stage]);
-    multiply_transposed(dp, shared.dy.row(warp * strip_rows), shared.v[stage]);
+    Strip<keys> s[strips], dp[strips];
+    multiply_transposed(s, shared.q.row(warp * warp_rows), shared.k[stage]);
+    multiply_transposed(dp, shared.dy.row(warp * warp_rows), shared.v[stage]);
 #pragma unroll
-    for (int n = 0; n < keys / 8; ++n)
+    for (int r = 0; r < own; ++r)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int i = e / 2, key = first + n * 8 + lane % 4 * 2 + e % 2;
-        float probability = fast_exp2(s.v[n][e] * a.factor - log_sum[i]);
-        if (masked && (key > row[i] || key < start[i])) probability = 0.0f;
-        if constexpr (result == Result::row_terms)
-          term[i] += probability * clip_slope(a, probability) * dp.v[n][e];
-        else
-          s.v[n][e] = score_gradient<softmax>(a, probability, dp.v[n][e], term[i]) * a.scale;
-      }
+      for (int n = 0; n < keys / 8; ++n)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int key = first + n * 8 + lane % 4 * 2 + half;
+          float& score = s[r / 2].v[n][r % 2 * 2 + half];
+          const float gradient = dp[r / 2].v[n][r % 2 * 2 + half];
+          float probability = fast_exp2(score * a.factor - log_sum[r]);
+          if (masked && (key > row(r) || key < shared.start[row(r) - first_row])) probability = 0.0f;
+          if constexpr (result == Result::row_terms)
+            term[r] += probability * clip_slope(a, probability) * gradient;
+          else
+            score = score_gradient<softmax>(a, probability, gradient, term[r]) * a.scale;
+        }
     if constexpr (result == Result::dq) multiply_add(dq, s, shared.k[stage], 0, shared.patch[warp]);
   }
 
   __device__ void write() {
     const AttentionProblem& a = p.problem;
     if constexpr (result == Result::dq) {
-      write_strip(dq, p.dq, first_token() + warp_row(), a.tokens - warp_row(),
-                  static_cast<int64_t>(head) * a.head_size, a.head_size);
+#pragma unroll
+      for (int i = 0; i < strips; ++i) {
+        const int first = warp_row() + i * strip_rows;
+        write_strip(dq[i], p.dq, first_token() + first, a.tokens - first,
+                    static_cast<int64_t>(head) * a.head_size, a.head_size);
+      }
     } else {
-      for (int i = 0; i < 2; ++i) {
-        const float sum = row_sum(term[i]);
-        if (lane % 4 == 0 && row[i] < a.tokens) *row_term_of(p, sequence, head, row[i]) = sum;
+#pragma unroll
+      for (int r = 0; r < own; ++r) {
+        const float sum = row_sum(term[r]);
+        if (lane % 4 == 0 && row(r) < a.tokens) *row_term_of(p, sequence, head, row(r)) = sum;
       }
     }
   }
@@ -412,7 +446,8 @@ __global__ void __launch_bounds__(attention_threads) query_kernel(BackwardParams
   block.sequence = p.problem.first_sequence + static_cast<int>(blockIdx.z);
   block.head = static_cast<int>(blockIdx.y);
   block.kv_head = block.head / (p.problem.heads / p.problem.kv_heads);
-  block.first_row = static_cast<int>(gridDim.x - 1 - blockIdx.x) * block_rows;  // the longest rows first
+  block.first_row =
+      static_cast<int>(gridDim.x - 1 - blockIdx.x) * block_queries<T, D>;  // the longest rows first
   block.warp = static_cast<int>(threadIdx.x) / warp_size;
   block.lane = static_cast<int>(threadIdx.x) % warp_size;
   block.prepare();
@@ -430,17 +465,18 @@ struct Launcher {
   const BackwardParams<T>& p;
   unsigned sequences;
 
-  unsigned tiles() const { return static_cast<unsigned>((p.problem.tokens + block_rows - 1) / block_rows); }
+  unsigned blocks_of(int rows) const { return static_cast<unsigned>((p.problem.tokens + rows - 1) / rows); }
   template <Softmax softmax, Result result>
   void queries() const {
-    const dim3 blocks(tiles(), static_cast<unsigned>(p.problem.heads), sequences);
+    const dim3 blocks(blocks_of(block_queries<T, D>), static_cast<unsigned>(p.problem.heads), sequences);
     launch(op_name, queue, {blocks, dim3(attention_threads), sizeof(QueryShared<T, D>)},
            query_kernel<T, D, softmax, result>, p);
   }
   template <Softmax softmax>
   void gradients() const {
     constexpr unsigned parts = D / owned_columns<D>;
-    const dim3 blocks(tiles() * parts, static_cast<unsigned>(p.problem.kv_heads), sequences);
+    const dim3 blocks(blocks_of(block_keys<T, D>) * parts, static_cast<unsigned>(p.problem.kv_heads),
+                      sequences);
     if (p.dk.data || p.dv.data)
       launch(op_name, queue, {blocks, dim3(attention_threads), sizeof(KeyShared<T, D>)},
              key_kernel<T, D, softmax>, p);

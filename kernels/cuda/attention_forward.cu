@@ -26,12 +26,17 @@ enum class Sweep {
 };
 enum class Softmax { plain, clipped };
 
+/// Of a warp.
 template <class T, int D>
-inline constexpr int tile_keys = (sizeof(T) == 2 ? 64 : 32) / (D > 128 ? 2 : 1);
+inline constexpr int query_strips = sizeof(T) == 2 && D <= 128 ? 2 : 1;
+template <class T, int D>
+inline constexpr int block_queries = query_strips<T, D>* attention_warps* strip_rows;
+template <class T, int D>
+inline constexpr int tile_keys = sizeof(T) == 2 ? (D > 64 ? 32 : 64) : (D > 128 ? 16 : 32);
 
 template <class T, int D>
 struct ForwardShared {
-  Tile<T, block_rows, D> q;
+  Tile<T, block_queries<T, D>, D> q;
   Tile<T, tile_keys<T, D>, D> k[2], v[2];
   Patch<T, tile_keys<T, D>> patch[attention_warps];
   int least_start[attention_warps];
@@ -45,66 +50,61 @@ struct ForwardParams {
   float* lse;
 };
 
-/// What a thread knows of its two rows, eight apart, of the block's queries.
-struct QueryRows {
-  int row[2];    // within the sequence
-  int start[2];  // first visible key
-  float top[2];  // running maximum, base 2; the logarithm of the sum once that is known
-  float sum[2];  // this lane's part of the sum of exponentials
-};
-
 template <class T, int D>
 struct ForwardBlock {
-  static constexpr int keys = tile_keys<T, D>;
+  static constexpr int keys = tile_keys<T, D>, strips = query_strips<T, D>, warp_rows = strips * strip_rows;
+  static constexpr int own =
+      2 * strips;  // rows that a thread holds parts of: of strip i its rows 2 i and 2 i + 1
   const ForwardParams<T>& p;
   ForwardShared<T, D>& shared;
   int sequence, head, kv_head, first_row, first_tile, end_tile;
   int warp, lane;
   int latest_start;  // of the warp's rows
-  QueryRows rows;
-  Strip<D> out;
+  int start[own];    // first visible key
+  float top[own];    // running maximum, base 2; the logarithm of the sum once that is known
+  float sum[own];    // this lane's part of the sum of exponentials
+  Strip<D> out[strips];
 
   __device__ int64_t first_token() const { return static_cast<int64_t>(sequence) * p.problem.tokens; }
-  __device__ int warp_row() const { return first_row + warp * strip_rows; }
+  __device__ int warp_row() const { return first_row + warp * warp_rows; }
+  /// A thread's row r within the sequence.
+  __device__ int row(int r) const { return warp_row() + r / 2 * strip_rows + r % 2 * 8 + lane / 4; }
 
   __device__ void prepare() {
     const AttentionProblem& a = p.problem;
     const float sink = sink_logit(a, head);
     int least = a.tokens, most = 0;
-    for (int i = 0; i < 2; ++i) {
-      rows.row[i] = warp_row() + lane / 4 + 8 * i;
-      rows.start[i] = first_key(a, sequence, rows.row[i]);
-      rows.top[i] = sink;
-      rows.sum[i] = a.has_sink() && lane % 4 == 0 ? 1.0f : 0.0f;
-      if (rows.row[i] >= a.tokens) continue;
-      least = rows.start[i] < least ? rows.start[i] : least;
-      most = rows.start[i] > most ? rows.start[i] : most;
+#pragma unroll
+    for (int r = 0; r < own; ++r) {
+      start[r] = first_key(a, sequence, row(r));
+      top[r] = sink;
+      sum[r] = a.has_sink() && lane % 4 == 0 ? 1.0f : 0.0f;
+      if (row(r) >= a.tokens) continue;
+      least = start[r] < least ? start[r] : least;
+      most = start[r] > most ? start[r] : most;
     }
-    for (int far = warp_size / 2; far > 0; far /= 2) {
-      const int other_least = __shfl_xor_sync(full_warp, least, far),
-                other_most = __shfl_xor_sync(full_warp, most, far);
-      least = other_least < least ? other_least : least;
-      most = other_most > most ? other_most : most;
-    }
-    latest_start = most;
+    latest_start = warp_max(most);
+    least = warp_min(least);
     if (lane == 0) shared.least_start[warp] = least;
     __syncthreads();
     for (int w = 0; w < attention_warps; ++w)
       least = shared.least_start[w] < least ? shared.least_start[w] : least;
-    const int last_row = first_row + block_rows < a.tokens ? first_row + block_rows : a.tokens;
+    const int end_row = first_row + block_queries<T, D>;
     first_tile = least / keys;
-    end_tile = (last_row + keys - 1) / keys;
+    end_tile = ((end_row < a.tokens ? end_row : a.tokens) + keys - 1) / keys;
     load_tile(shared.q, p.q, first_token() + first_row, a.tokens - first_row,
               static_cast<int64_t>(head) * a.head_size, a.head_size);
+#pragma unroll
+    for (int i = 0; i < strips; ++i) out[i].clear();
   }
 
   template <Sweep sweep>
   __device__ void load_keys(int tile) {
     const AttentionProblem& a = p.problem;
     const int stage = (tile - first_tile) % 2, valid = a.tokens - tile * keys;
-    const int64_t row = first_token() + tile * keys, column = static_cast<int64_t>(kv_head) * a.head_size;
-    load_tile(shared.k[stage], p.k, row, valid, column, a.head_size);
-    if constexpr (sweep != Sweep::measure) load_tile(shared.v[stage], p.v, row, valid, column, a.head_size);
+    const int64_t at = first_token() + tile * keys, column = static_cast<int64_t>(kv_head) * a.head_size;
+    load_tile(shared.k[stage], p.k, at, valid, column, a.head_size);
+    if constexpr (sweep != Sweep::measure) load_tile(shared.v[stage], p.v, at, valid, column, a.head_size);
     copy_async_commit();
   }
 
@@ -116,105 +116,111 @@ struct ForwardBlock {
       copy_async_wait<0>();
       __syncthreads();
       if (tile + 1 < end_tile) load_keys<sweep>(tile + 1);
-      if (tile * keys < warp_row() + strip_rows) take<sweep>(tile);
+      if (tile * keys < warp_row() + warp_rows && warp_row() < p.problem.tokens) take<sweep>(tile);
     }
   }
 
   template <Sweep sweep>
   __device__ void take(int tile) {
     const int stage = (tile - first_tile) % 2, first = tile * keys;
-    Strip<keys> s;
-    multiply_transposed(s, shared.q.row(warp * strip_rows), shared.k[stage]);
+    Strip<keys> s[strips];
+    multiply_transposed(s, shared.q.row(warp * warp_rows), shared.k[stage]);
     if (first + keys - 1 > warp_row() || latest_start > first) hide(s, first);
-    if constexpr (sweep == Sweep::clip)
-      clipped_probabilities(s);
-    else
-      online_probabilities<sweep>(s);
+#pragma unroll
+    for (int r = 0; r < own; ++r) {
+      if constexpr (sweep == Sweep::clip)
+        clipped_probabilities(s[r / 2], r);
+      else
+        online_probabilities<sweep>(s[r / 2], r);
+    }
     if constexpr (sweep != Sweep::measure) multiply_add(out, s, shared.v[stage], 0, shared.patch[warp]);
   }
 
   /// Scores of keys that a row does not see become -infinity.
-  __device__ void hide(Strip<keys>& s, int first) const {
+  __device__ void hide(Strip<keys> (&s)[strips], int first) const {
 #pragma unroll
-    for (int n = 0; n < keys / 8; ++n)
+    for (int r = 0; r < own; ++r)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int key = first + n * 8 + lane % 4 * 2 + e % 2;
-        if (key > rows.row[e / 2] || key < rows.start[e / 2]) s.v[n][e] = -INFINITY;
-      }
+      for (int n = 0; n < keys / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int key = first + n * 8 + lane % 4 * 2 + e;
+          if (key > row(r) || key < start[r]) s[r / 2].v[n][r % 2 * 2 + e] = -INFINITY;
+        }
   }
 
   template <Sweep sweep>
-  __device__ void online_probabilities(Strip<keys>& s) {
+  __device__ void online_probabilities(Strip<keys>& s, int r) {
     const float factor = p.problem.factor;
+    const int even = r % 2 * 2, odd = even + 1;
+    float most = -INFINITY;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float most = -INFINITY;
+    for (int n = 0; n < keys / 8; ++n) most = fmaxf(most, fmaxf(s.v[n][even], s.v[n][odd]));
+    const float next = fmaxf(row_max(most) * factor, top[r]);
+    // While a row has seen nothing its maximum is -infinity; shifting by 0 keeps exponents defined.
+    const float shift = next == -INFINITY ? 0.0f : next, decay = fast_exp2(top[r] - shift);
+    top[r] = next;
+    sum[r] *= decay;
 #pragma unroll
-      for (int n = 0; n < keys / 8; ++n) most = fmaxf(most, fmaxf(s.v[n][2 * i], s.v[n][2 * i + 1]));
-      const float next = fmaxf(row_max(most) * factor, rows.top[i]);
-      // While a row has seen nothing its maximum is -infinity; shifting by 0 keeps exponents defined.
-      const float shift = next == -INFINITY ? 0.0f : next, decay = fast_exp2(rows.top[i] - shift);
-      rows.top[i] = next;
-      float sum = rows.sum[i] * decay;
+    for (int n = 0; n < keys / 8; ++n) {
+      s.v[n][even] = fast_exp2(s.v[n][even] * factor - shift);
+      s.v[n][odd] = fast_exp2(s.v[n][odd] * factor - shift);
+      sum[r] += s.v[n][even] + s.v[n][odd];
+    }
+    if constexpr (sweep == Sweep::online) {
 #pragma unroll
-      for (int n = 0; n < keys / 8; ++n) {
-        const float even = fast_exp2(s.v[n][2 * i] * factor - shift);
-        const float odd = fast_exp2(s.v[n][2 * i + 1] * factor - shift);
-        sum += even + odd;
-        s.v[n][2 * i] = even;
-        s.v[n][2 * i + 1] = odd;
-      }
-      rows.sum[i] = sum;
-      if constexpr (sweep == Sweep::online) {
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n) {
-          out.v[n][2 * i] *= decay;
-          out.v[n][2 * i + 1] *= decay;
-        }
+      for (int n = 0; n < D / 8; ++n) {
+        out[r / 2].v[n][even] *= decay;
+        out[r / 2].v[n][odd] *= decay;
       }
     }
   }
 
-  __device__ void clipped_probabilities(Strip<keys>& s) const {
+  __device__ void clipped_probabilities(Strip<keys>& s, int r) const {
 #pragma unroll
     for (int n = 0; n < keys / 8; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        s.v[n][e] = clipped(p.problem, fast_exp2(s.v[n][e] * p.problem.factor - rows.top[e / 2]));
+      for (int e = r % 2 * 2; e < r % 2 * 2 + 2; ++e)
+        s.v[n][e] = clipped(p.problem, fast_exp2(s.v[n][e] * p.problem.factor - top[r]));
   }
 
   /// `top` becomes the base-2 logarithm of the row's sum, and `sum` the sum.
   __device__ void finish_sums() {
-    for (int i = 0; i < 2; ++i) {
-      rows.sum[i] = row_sum(rows.sum[i]);
-      rows.top[i] += log2f(rows.sum[i]);
+#pragma unroll
+    for (int r = 0; r < own; ++r) {
+      sum[r] = row_sum(sum[r]);
+      top[r] += log2f(sum[r]);
     }
   }
 
-  /// Divides by `divisor`, applies the gate, writes.
-  __device__ void write(const float (&divisor)[2]) {
+  /// Scales rows by `factor`, applies the gate, writes.
+  __device__ void write(const float (&factors)[own]) {
     const AttentionProblem& a = p.problem;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool inside = rows.row[i] < a.tokens;
-      const int64_t row = first_token() + rows.row[i];
-      float factor = 1.0f / divisor[i];
-      if (inside && a.gate_kind == GateKind::headwise) factor *= gate_of(a, p.gate, row, head, 0);
+    for (int r = 0; r < own; ++r) {
+      const bool inside = row(r) < a.tokens;
+      const int64_t at = first_token() + row(r);
+      float factor = factors[r];
+      if (inside && a.gate_kind == GateKind::headwise) factor *= gate_of(a, p.gate, at, head, 0);
       if (inside && lane % 4 == 0)
-        p.lse[(static_cast<int64_t>(sequence) * a.heads + head) * a.tokens + rows.row[i]] = rows.top[i] * ln2;
+        p.lse[(static_cast<int64_t>(sequence) * a.heads + head) * a.tokens + row(r)] = top[r] * ln2;
 #pragma unroll
       for (int n = 0; n < D / 8; ++n)
 #pragma unroll
-        for (int e = 2 * i; e < 2 * i + 2; ++e) {
-          const int d = n * 8 + lane % 4 * 2 + e % 2;
-          out.v[n][e] *= factor;
+        for (int e = 0; e < 2; ++e) {
+          const int d = n * 8 + lane % 4 * 2 + e;
+          float& v = out[r / 2].v[n][r % 2 * 2 + e];
+          v *= factor;
           if (a.gate_kind == GateKind::elementwise && inside && d < a.head_size)
-            out.v[n][e] *= gate_of(a, p.gate, row, head, d);
+            v *= gate_of(a, p.gate, at, head, d);
         }
     }
-    write_strip(out, p.o, first_token() + warp_row(), a.tokens - warp_row(),
-                static_cast<int64_t>(head) * a.head_size, a.head_size);
+#pragma unroll
+    for (int i = 0; i < strips; ++i) {
+      const int first = warp_row() + i * strip_rows;
+      write_strip(out[i], p.o, first_token() + first, a.tokens - first,
+                  static_cast<int64_t>(head) * a.head_size, a.head_size);
+    }
   }
 };
 
@@ -224,21 +230,24 @@ __global__ void __launch_bounds__(attention_threads) forward_kernel(ForwardParam
   block.sequence = static_cast<int>(blockIdx.z);
   block.head = static_cast<int>(blockIdx.y);
   block.kv_head = block.head / (p.problem.heads / p.problem.kv_heads);
-  block.first_row = static_cast<int>(gridDim.x - 1 - blockIdx.x) * block_rows;  // the longest rows first
+  block.first_row =
+      static_cast<int>(gridDim.x - 1 - blockIdx.x) * block_queries<T, D>;  // the longest rows first
   block.warp = static_cast<int>(threadIdx.x) / warp_size;
   block.lane = static_cast<int>(threadIdx.x) % warp_size;
   block.prepare();
-  block.out.clear();
+  float factors[ForwardBlock<T, D>::own];
   if constexpr (softmax == Softmax::clipped) {
     block.template run<Sweep::measure>();
     block.finish_sums();
     block.template run<Sweep::clip>();
-    block.write({1.0f, 1.0f});
+    for (float& f : factors) f = 1.0f;
   } else {
     block.template run<Sweep::online>();
     block.finish_sums();
-    block.write(block.rows.sum);
+#pragma unroll
+    for (int r = 0; r < ForwardBlock<T, D>::own; ++r) factors[r] = 1.0f / block.sum[r];
   }
+  block.write(factors);
 }
 
 template <class T>
@@ -250,10 +259,11 @@ void forward(const Queue& queue, const kernels::AttentionForward& a, const Atten
                            .gate = rows_in<T>(a.gate),
                            .o = rows_out<T>(a.o),
                            .lse = a.lse.as<float>()};
-  const dim3 blocks(static_cast<unsigned>((problem.tokens + block_rows - 1) / block_rows),
-                    static_cast<unsigned>(problem.heads), static_cast<unsigned>(a.batch));
   with_head_bound(a.head_size, [&](auto bound) {
     constexpr int D = decltype(bound)::value;
+    constexpr int rows = block_queries<T, D>;
+    const dim3 blocks(static_cast<unsigned>((problem.tokens + rows - 1) / rows),
+                      static_cast<unsigned>(problem.heads), static_cast<unsigned>(a.batch));
     const Grid grid{blocks, dim3(attention_threads), sizeof(ForwardShared<T, D>)};
     if (a.clip)
       launch("attention", queue, grid, forward_kernel<T, D, Softmax::clipped>, p);

@@ -19,7 +19,6 @@ namespace osprey::cuda {
 inline constexpr int attention_warps = 4;
 inline constexpr int attention_threads = attention_warps * warp_size;
 inline constexpr int strip_rows = 16;
-inline constexpr int block_rows = attention_warps * strip_rows;
 inline constexpr float log2e = 1.44269504f;  // exponentials are taken in base 2
 inline constexpr float ln2 = 0.693147181f;
 
@@ -131,19 +130,22 @@ struct alignas(16) Tile {
 template <class T, int RowCount, int D>
 __device__ inline void load_tile(Tile<T, RowCount, D>& tile, const Rows<const T>& m, int64_t row, int valid,
                                  int64_t column, int head_size) {
-  constexpr int length = vector_length<T>, chunks = D / length;
-  static_assert(RowCount * chunks % attention_threads == 0);
+  constexpr int length = vector_length<T>, chunks = D / length, rows = attention_threads / chunks;
+  static_assert(RowCount % rows == 0);
+  const int first = static_cast<int>(threadIdx.x) / chunks,
+            d = static_cast<int>(threadIdx.x) % chunks * length;
+  const T* from = m.data + (row + first) * m.stride + column + d;
+  T* to = tile.row(first) + d;
+  const int64_t step = rows * m.stride;
 #pragma unroll
-  for (int step = 0; step < RowCount * chunks / attention_threads; ++step) {
-    const int i = step * attention_threads + static_cast<int>(threadIdx.x);
-    const int r = i / chunks, d = i % chunks * length;
-    const bool inside = r < valid && d < head_size;
-    const T* from = inside ? m.data + (row + r) * m.stride + column + d : m.data;
-    T* to = tile.row(r) + d;
+  for (int r = 0; r < RowCount; r += rows) {
+    const bool inside = first + r < valid && d < head_size;
     if (m.vectors)
-      copy_async_16(to, from, inside);
+      copy_async_16(to, inside ? from : m.data, inside);
     else
       for (int e = 0; e < length; ++e) to[e] = inside ? from[e] : Convert<T>::from(0.0f);
+    from += step;
+    to += rows * Tile<T, RowCount, D>::pitch;
   }
 }
 
@@ -216,33 +218,39 @@ struct Patch {
 template <int N>
 struct Patch<bf16, N> {};
 
-/// c = a b^T over D: a is 16 rows of a tile, b a tile of N rows.
-template <int N, int D>
-__device__ inline void multiply_transposed(Strip<N>& c, const bf16* a, const Tile<bf16, N, D>& b) {
+/// c[i] = a b^T over D: a is `Strips` times 16 rows of a tile, b a tile of N rows. Strips share what is read
+/// of b.
+template <int Strips, int N, int D>
+__device__ inline void multiply_transposed(Strip<N> (&c)[Strips], const bf16* a, const Tile<bf16, N, D>& b) {
   constexpr int pitch = Tile<bf16, N, D>::pitch;
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   const bf16* left_at = a + lane % 16 * pitch + lane / 16 * 8;
   const bf16* right_at = b.v + (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 8;
-  c.clear();
+#pragma unroll
+  for (int i = 0; i < Strips; ++i) c[i].clear();
 #pragma unroll
   for (int k = 0; k < D; k += 16) {
-    uint32_t left[4], right[4];
-    load_matrix_x4(left, left_at + k);
+    uint32_t left[Strips][4], right[4];
+#pragma unroll
+    for (int i = 0; i < Strips; ++i) load_matrix_x4(left[i], left_at + i * strip_rows * pitch + k);
 #pragma unroll
     for (int n = 0; n < N; n += 16) {
       load_matrix_x4(right, right_at + n * pitch + k);
       const uint32_t even[2] = {right[0], right[1]}, odd[2] = {right[2], right[3]};
-      mma_bf16_16x8x16(c.v[n / 8], left, even);
-      mma_bf16_16x8x16(c.v[n / 8 + 1], left, odd);
+#pragma unroll
+      for (int i = 0; i < Strips; ++i) {
+        mma_bf16_16x8x16(c[i].v[n / 8], left[i], even);
+        mma_bf16_16x8x16(c[i].v[n / 8 + 1], left[i], odd);
+      }
     }
   }
 }
 template <int N, int D>
-__device__ inline void multiply_transposed(Strip<N>& c, const float* a, const Tile<float, N, D>& b) {
+__device__ inline void multiply_transposed(Strip<N> (&c)[1], const float* a, const Tile<float, N, D>& b) {
   constexpr int pitch = Tile<float, N, D>::pitch;
   const int lane = static_cast<int>(threadIdx.x) % warp_size, g = lane / 4, t = lane % 4;
   const auto at = [](const float* p) { return *reinterpret_cast<const float4*>(p); };
-  c.clear();
+  c[0].clear();
   for (int k = 0; k < D; k += 4) {
     const float4 x = at(a + g * pitch + k), y = at(a + (g + 8) * pitch + k);
 #pragma unroll
@@ -250,7 +258,7 @@ __device__ inline void multiply_transposed(Strip<N>& c, const float* a, const Ti
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const float4 z = at(b.row(n * 8 + 2 * t + e) + k);
-        float &up = c.v[n][e], &down = c.v[n][e + 2];
+        float &up = c[0].v[n][e], &down = c[0].v[n][e + 2];
         up += x.x * z.x;
         up += x.y * z.y;
         up += x.z * z.z;
@@ -263,37 +271,45 @@ __device__ inline void multiply_transposed(Strip<N>& c, const float* a, const Ti
   }
 }
 
-/// c += p b, where b is M columns, from `column` on, of a tile of N rows. p is rounded to the tile's type.
-template <int M, int N, int D>
-__device__ inline void multiply_add(Strip<M>& c, const Strip<N>& p, const Tile<bf16, N, D>& b, int column,
-                                    Patch<bf16, N>&) {
+/// c[i] += p[i] b, where b is M columns, from `column` on, of a tile of N rows. p is rounded to the tile's
+/// type.
+template <int Strips, int M, int N, int D>
+__device__ inline void multiply_add(Strip<M> (&c)[Strips], const Strip<N> (&p)[Strips],
+                                    const Tile<bf16, N, D>& b, int column, Patch<bf16, N>&) {
   constexpr int pitch = Tile<bf16, N, D>::pitch;
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   const bf16* right_at = b.v + lane % 16 * pitch + lane / 16 * 8 + column;
 #pragma unroll
   for (int k = 0; k < N; k += 16) {
-    const float(&x)[4] = p.v[k / 8], (&y)[4] = p.v[k / 8 + 1];
-    const uint32_t left[4] = {pack_bf16x2(x[0], x[1]), pack_bf16x2(x[2], x[3]), pack_bf16x2(y[0], y[1]),
-                              pack_bf16x2(y[2], y[3])};
+    uint32_t left[Strips][4], right[4];
+#pragma unroll
+    for (int i = 0; i < Strips; ++i)
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const float(&x)[4] = p[i].v[k / 8 + r / 2];
+        left[i][r] = pack_bf16x2(x[r % 2 * 2], x[r % 2 * 2 + 1]);
+      }
 #pragma unroll
     for (int n = 0; n < M; n += 16) {
-      uint32_t right[4];
       load_matrix_x4_transposed(right, right_at + k * pitch + n);
       const uint32_t even[2] = {right[0], right[1]}, odd[2] = {right[2], right[3]};
-      mma_bf16_16x8x16(c.v[n / 8], left, even);
-      mma_bf16_16x8x16(c.v[n / 8 + 1], left, odd);
+#pragma unroll
+      for (int i = 0; i < Strips; ++i) {
+        mma_bf16_16x8x16(c[i].v[n / 8], left[i], even);
+        mma_bf16_16x8x16(c[i].v[n / 8 + 1], left[i], odd);
+      }
     }
   }
 }
 template <int M, int N, int D>
-__device__ inline void multiply_add(Strip<M>& c, const Strip<N>& p, const Tile<float, N, D>& b, int column,
-                                    Patch<float, N>& patch) {
+__device__ inline void multiply_add(Strip<M> (&c)[1], const Strip<N> (&p)[1], const Tile<float, N, D>& b,
+                                    int column, Patch<float, N>& patch) {
   constexpr int pitch = Patch<float, N>::pitch;
   const int lane = static_cast<int>(threadIdx.x) % warp_size, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int n = 0; n < N / 8; ++n)
 #pragma unroll
-    for (int e = 0; e < 4; ++e) patch.v[(g + e / 2 * 8) * pitch + n * 8 + 2 * t + e % 2] = p.v[n][e];
+    for (int e = 0; e < 4; ++e) patch.v[(g + e / 2 * 8) * pitch + n * 8 + 2 * t + e % 2] = p[0].v[n][e];
   __syncwarp();
   for (int k = 0; k < N; ++k) {
     const float up = patch.v[g * pitch + k], down = patch.v[(g + 8) * pitch + k];
@@ -301,10 +317,10 @@ __device__ inline void multiply_add(Strip<M>& c, const Strip<N>& p, const Tile<f
 #pragma unroll
     for (int n = 0; n < M / 8; ++n) {
       const float2 z = *reinterpret_cast<const float2*>(from + n * 8);
-      c.v[n][0] += up * z.x;
-      c.v[n][1] += up * z.y;
-      c.v[n][2] += down * z.x;
-      c.v[n][3] += down * z.y;
+      c[0].v[n][0] += up * z.x;
+      c[0].v[n][1] += up * z.y;
+      c[0].v[n][2] += down * z.x;
+      c[0].v[n][3] += down * z.y;
     }
   }
   __syncwarp();
@@ -323,6 +339,16 @@ __device__ inline void write_strip(const Strip<N>& c, const Rows<T>& m, int64_t 
     if (g + 8 < valid) write_pair(m, row + g + 8, column + n * 8 + 2 * t, c.v[n][2], c.v[n][3]);
   }
 }
+
+/// Over a warp, the same in all lanes.
+__device__ inline int warp_min(int v) {
+  for (int far = warp_size / 2; far > 0; far /= 2) {
+    const int other = __shfl_xor_sync(full_warp, v, far);
+    v = other < v ? other : v;
+  }
+  return v;
+}
+__device__ inline int warp_max(int v) { return -warp_min(-v); }
 
 /// Over the four lanes that share a row of a strip.
 __device__ inline float row_max(float v) {

@@ -192,6 +192,12 @@ __global__ void shuffle_against_vote() {
   else
     __ballot_sync(full_warp, 1);
 }
+__global__ void float_against_double() {
+  if (threadIdx.x < 16)
+    warp_sum(1.0f);
+  else
+    warp_sum(1.0);
+}
 __global__ void barrier_against_shuffle() {
   if (threadIdx.x < 32)
     __syncthreads();
@@ -213,6 +219,7 @@ TEST_F(Executor, WaitingForThreadsThatNeverComeIsAnError) {
   text = run(two_barriers, 64);
   EXPECT_NE(text.find("but thread"), std::string::npos) << text;
   EXPECT_NE(run(shuffle_against_vote, 32).find("waits at __"), std::string::npos);
+  EXPECT_NE(run(float_against_double, 32).find("waits at __shfl_xor_sync"), std::string::npos);
   text = run(barrier_against_shuffle, 64);
   EXPECT_NE(text.find("waits at __syncthreads()"), std::string::npos) << text;
 
@@ -559,6 +566,7 @@ struct alignas(16) Staged {
 template <int Pending, bool Committed>
 __global__ void copy_groups(const float* in, float* out) {
   Staged& s = block_shared<Staged>();
+  for (int i = 0; i < 12; ++i) s.v[i / 4][i % 4] = 100;  // still in use when the copy begins?
   for (int i = 0; i < 3; ++i) {
     copy_async_16(s.v[i], in + 4 * i, i != 1);
     if (Committed) copy_async_commit();
@@ -691,6 +699,17 @@ TEST_F(Executor, CaptureRefusesToWaitAndToAllocate) {
   EXPECT_EQ(cudaStreamEndCapture(stream(), &graph), cudaSuccess);
   cudaGraphDestroy(graph);
   cudaEventDestroy(event);
+  cudaGetLastError();
+}
+
+TEST_F(Executor, ARelaxedCaptureRefusesOnlyWhatConcernsItsOwnStream) {
+  check(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeRelaxed), "begin");
+  float* p = make<float>(4);
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  EXPECT_EQ(cudaStreamSynchronize(stream()), cudaErrorStreamCaptureUnsupported);
+  EXPECT_EQ(cudaMemsetAsync(p, 0, 4, stream()), cudaErrorStreamCaptureInvalidated);
+  cudaGraph_t graph;
+  EXPECT_EQ(cudaStreamEndCapture(stream(), &graph), cudaErrorStreamCaptureInvalidated);
   cudaGetLastError();
 }
 
