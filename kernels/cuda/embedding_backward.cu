@@ -11,14 +11,18 @@ constexpr int threads = 256, warps = threads / warp_size;
 constexpr int loads = 4, tile = threads * loads * 4;
 constexpr int most_rows = 64;
 
+/// What sums start from.
+enum class Start : int64_t { zero, what_is_there };
+
 template <class T>
 struct EmbeddingGradient {
   float* dweight;
   const T* dy;
   const int32_t* tokens;
   int64_t dweight_stride, dy_stride, vocabulary, cols, count;
-  int rows;  // of the vocabulary for each block
-  bool add, tokens_by_4;
+  int64_t rows;       // of the vocabulary for each block
+  int64_t token_run;  // tokens that one access reads: 4, or 1 where they are not aligned
+  Start start;
 };
 
 struct Shared {
@@ -32,7 +36,7 @@ struct Shared {
 template <class T>
 __device__ void load_rows(int (&rows)[4], const EmbeddingGradient<T>& a, int64_t at, int64_t first_row) {
   const int first = static_cast<int>(first_row);
-  if (a.tokens_by_4 && at + 4 <= a.count) {
+  if (a.token_run == 4 && at + 4 <= a.count) {
     const uint4 t = *reinterpret_cast<const uint4*>(a.tokens + at);
     rows[0] = static_cast<int>(t.x), rows[1] = static_cast<int>(t.y);
     rows[2] = static_cast<int>(t.z), rows[3] = static_cast<int>(t.w);
@@ -134,7 +138,7 @@ __global__ void embedding_backward_kernel(EmbeddingGradient<T> a) {
   const int group = static_cast<int>(threadIdx.x) / sharing, groups = threads / sharing;
   const int64_t first_col = static_cast<int64_t>(threadIdx.x % sharing) * V, step = int64_t{sharing} * V;
   float* dweight = a.dweight + first_row * a.dweight_stride;
-  if (!a.add) {
+  if (a.start == Start::zero) {
     const float zeros[V] = {};
     for (int r = group; r < rows_here; r += groups)
       for (int64_t c = first_col; c < a.cols; c += step)
@@ -169,9 +173,10 @@ void run(const Queue& queue, const kernels::EmbeddingBackward& b) {
                                .vocabulary = vocabulary,
                                .cols = to.cols(),
                                .count = b.tokens.numel(),
-                               .rows = static_cast<int>(rows),
-                               .add = b.dweight.add,
-                               .tokens_by_4 = reinterpret_cast<uintptr_t>(tokens) % 16 == 0};
+                               .rows = rows,
+
+                               .token_run = reinterpret_cast<uintptr_t>(tokens) % 16 == 0 ? 4 : 1,
+                               .start = b.dweight.add ? Start::what_is_there : Start::zero};
   constexpr int V = vector_length<T>;
   const bool fits =
       vectorizable(a.dy, a.dy_stride, a.cols) && vectorizable(a.dweight, a.dweight_stride, a.cols);

@@ -20,8 +20,7 @@ struct Pack<T, 1> {
 };
 
 template <int V>
-  requires(V > 1)
-struct Pack<float, V> {
+requires(V > 1) struct Pack<float, V> {
   static_assert(V % 4 == 0);
   float v[V];
   __device__ static Pack load(const float* p) {
@@ -48,8 +47,7 @@ struct Pack<float, V> {
 };
 
 template <int V>
-  requires(V > 1)
-struct Pack<bf16, V> {
+requires(V > 1) struct Pack<bf16, V> {
   static_assert(V % 8 == 0);
   uint32_t pairs[V / 2];
   __device__ static Pack load(const bf16* p) {

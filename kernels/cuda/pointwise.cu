@@ -81,8 +81,10 @@ template <class Unit>
 struct FillUnits {
   static constexpr int width = 1;
   Matrix<Unit> y;
-  Unit value;
-  __device__ void operator()(int64_t row, int64_t col) const { *y.at(row, col) = value; }
+  uint4 pattern;  // starts with the unit
+  __device__ void operator()(int64_t row, int64_t col) const {
+    memcpy(y.at(row, col), &pattern, sizeof(Unit));
+  }
 };
 
 /// Rows of `b` may be the same one again and again: its stride is 0.
@@ -138,16 +140,24 @@ struct SwigluGradient {
   }
 };
 
+/// A unit of NaNs: all bits set is one in f32 and in bf16.
+template <class Unit>
+__device__ Unit nans() {
+  if constexpr (sizeof(Unit) == sizeof(uint4))
+    return make_uint4(~0u, ~0u, ~0u, ~0u);
+  else
+    return static_cast<Unit>(~0u);
+}
+
 template <class Unit>
 struct Gather {
   static constexpr int width = 1;
   Matrix<Unit> y, weight;
   const int32_t* tokens;
   int64_t vocabulary;
-  Unit nan;  // all its elements
   __device__ void operator()(int64_t row, int64_t col) const {
     const int32_t token = tokens[row];
-    *y.at(row, col) = 0 <= token && token < vocabulary ? *weight.at(token, col) : nan;
+    *y.at(row, col) = 0 <= token && token < vocabulary ? *weight.at(token, col) : nans<Unit>();
   }
 };
 
@@ -172,12 +182,13 @@ void convert(const Queue& queue, const kernels::Copy& c) {
 template <class T>
 void fill(const Queue& queue, const kernels::Fill& f, T value) {
   const int64_t bytes = f.y.cols() * size_bytes(f.y.dtype);
-  if (!moves_by_16(bytes, f.y))
-    return each_element("fill", queue, f.y.rows(), f.y.cols(), FillUnits<T>{matrix<T>(f.y), value});
-  uint4 many;
-  for (size_t i = 0; i < sizeof(many); i += sizeof(T))
-    memcpy(reinterpret_cast<char*>(&many) + i, &value, sizeof(T));
-  each_element("fill", queue, f.y.rows(), bytes / 16, FillUnits<uint4>{units<uint4>(f.y), many});
+  uint4 pattern;
+  for (size_t i = 0; i < sizeof(pattern); i += sizeof(T))
+    memcpy(reinterpret_cast<char*>(&pattern) + i, &value, sizeof(T));
+  if (moves_by_16(bytes, f.y))
+    each_element("fill", queue, f.y.rows(), bytes / 16, FillUnits<uint4>{units<uint4>(f.y), pattern});
+  else
+    each_element("fill", queue, f.y.rows(), f.y.cols(), FillUnits<T>{matrix<T>(f.y), pattern});
 }
 
 /// y = a + b, where b may have one row only.
@@ -237,10 +248,10 @@ void swiglu_backward(const Queue& queue, const kernels::SwigluBackward& b) {
 }
 
 template <class Unit>
-void gather(const Queue& queue, const kernels::EmbeddingForward& f, int64_t bytes, Unit nan) {
+void gather(const Queue& queue, const kernels::EmbeddingForward& f, int64_t bytes) {
   each_element(
       "embedding", queue, f.y.rows(), bytes / static_cast<int64_t>(sizeof(Unit)),
-      Gather<Unit>{units<Unit>(f.y), units<Unit>(f.weight), f.tokens.as<int32_t>(), f.weight.rows(), nan});
+      Gather<Unit>{units<Unit>(f.y), units<Unit>(f.weight), f.tokens.as<int32_t>(), f.weight.rows()});
 }
 
 }  // namespace
@@ -299,13 +310,12 @@ void swiglu_backward(const Queue& queue, const kernels::SwigluBackward& b) {
 
 void embedding_forward(const Queue& queue, const kernels::EmbeddingForward& f) {
   const int64_t bytes = f.y.cols() * size_bytes(f.y.dtype);
-  // All bits set is a NaN in f32 and in bf16.
   if (moves_by_16(bytes, f.y, f.weight))
-    gather<uint4>(queue, f, bytes, make_uint4(~0u, ~0u, ~0u, ~0u));
+    gather<uint4>(queue, f, bytes);
   else if (f.y.dtype == DType::bf16)
-    gather<uint16_t>(queue, f, bytes, static_cast<uint16_t>(~0u));
+    gather<uint16_t>(queue, f, bytes);
   else
-    gather<uint32_t>(queue, f, bytes, ~0u);
+    gather<uint32_t>(queue, f, bytes);
 }
 
 }  // namespace osprey::cuda

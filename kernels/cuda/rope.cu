@@ -33,10 +33,12 @@ template <class T>
 struct Rope {
   Side<T> q, k;
   const int32_t* positions;
-  int64_t saved_stride, rows;
-  int half, lanes, rows_at_once;  // lanes: threads for a head, a power of two
-  float eps, direction;           // 1 turns forward, -1 back
-  float* partial;                 // backward through norms: (blocks, 2 * D)
+  int64_t saved_stride, rows, rows_at_once;
+  int half;
+  float eps;
+  int lanes;        // threads for a head, a power of two
+  float direction;  // 1 turns forward, -1 back
+  float* partial;   // backward through norms: (blocks, 2 * D)
   Frequencies frequencies;
 };
 

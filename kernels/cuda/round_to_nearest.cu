@@ -13,14 +13,14 @@ namespace {
 
 constexpr int threads = 256;
 
+enum class Method : int64_t { symmetric, asymmetric, searched };
+
 template <class T>
 struct Rounding {
   T* y;
   const T* x;
-  int64_t y_stride, x_stride, cols;
-  int bits;
-  kernels::RowGrid grid;
-  kernels::ClipSearch clip;
+  int64_t y_stride, x_stride, cols, bits;
+  Method method;
 };
 
 struct Shared {
@@ -93,10 +93,10 @@ __global__ void round_to_nearest_kernel(Rounding<T> a) {
     return;
   }
   const float absolute = fmaxf(-r.smallest, r.largest);
-  const RoundingGrid g = a.grid == kernels::RowGrid::asymmetric
-                             ? asymmetric_grid(r.smallest, r.largest, a.bits)
-                         : a.clip == kernels::ClipSearch::osp ? searched(x, a.cols, absolute, a.bits, s)
-                                                              : symmetric_grid(absolute, a.bits);
+  const int bits = static_cast<int>(a.bits);
+  const RoundingGrid g = a.method == Method::asymmetric ? asymmetric_grid(r.smallest, r.largest, bits)
+                         : a.method == Method::searched ? searched(x, a.cols, absolute, bits, s)
+                                                        : symmetric_grid(absolute, bits);
   for (int64_t c = threadIdx.x; c < a.cols; c += blockDim.x)
     y[c] = Convert<T>::from(round_to_grid(g, to_float(x[c])));
 }
@@ -109,8 +109,9 @@ void run(const Queue& queue, const kernels::RoundToNearest& a) {
                          .x_stride = a.x.row_stride(),
                          .cols = a.x.cols(),
                          .bits = a.bits,
-                         .grid = a.grid,
-                         .clip = a.clip};
+                         .method = a.grid == kernels::RowGrid::asymmetric ? Method::asymmetric
+                                   : a.clip == kernels::ClipSearch::osp   ? Method::searched
+                                                                          : Method::symmetric};
   launch("round_to_nearest", queue,
          {.blocks = static_cast<unsigned>(a.x.rows()), .threads = threads, .shared_bytes = sizeof(Shared)},
          round_to_nearest_kernel<T>, args);
