@@ -151,6 +151,16 @@ bool is_refusal(fe::error_code_t code) {
          code == GRAPH_EXECUTION_PLAN_CREATION_FAILED || code == CUDNN_BACKEND_API_FAILED;
 }
 
+/// cudnn-frontend returns most errors and throws some.
+template <class Call>
+fe::error_t attempt(const Call& call) {
+  try {
+    return call();
+  } catch (const std::exception& e) {
+    return {fe::error_code_t::CUDNN_BACKEND_API_FAILED, e.what()};
+  }
+}
+
 /// cuDNN reports at length; the first line holds the reason.
 std::string first_line(const std::string& text) {
   return text.substr(0, std::min(text.find('\n'), size_t{300}));
@@ -274,9 +284,11 @@ std::string Cudnn::State::make_plan(const Problem& p, Plan& plan) {
   do {
     const int64_t heads = slice.heads(p);
     if (bytes_a_head * static_cast<double>(heads) > static_cast<double>(Stream::scratch_bytes)) continue;
-    if (wanted_bytes > 0 && heads * blocks_a_head < stream.properties().multiProcessorCount) break;
+    const bool is_slice = wanted_bytes > 0;
+    if (is_slice && heads * blocks_a_head < stream.properties().multiProcessorCount) break;
+    if (is_slice && p.tokens % 4 != 0) break;  // its lse would not start at a multiple of 16 bytes
     std::unique_ptr<Graph> graph = p.forward() ? forward_graph(p, slice) : backward_graph(p, slice);
-    const fe::error_t error = graph->build(handle, {fe::HeurMode_t::A});
+    const fe::error_t error = attempt([&] { return graph->build(handle, {fe::HeurMode_t::A}); });
     if (is_refusal(error.code)) return first_line(error.err_msg);
     require(error.code == fe::error_code_t::OK, "cuda", "cuDNN cannot plan {}: {}", p.str(),
             first_line(error.err_msg));
@@ -291,7 +303,7 @@ std::string Cudnn::State::make_plan(const Problem& p, Plan& plan) {
     bytes_a_head = static_cast<double>(bytes) / static_cast<double>(heads);
   } while (shrink(slice, p));
   return fmt::format(
-      "it needs {} MiB of working memory where a stream has {}, and smaller pieces leave the GPU idle",
+      "it needs {} MiB of working memory where a stream has {}, and slices of it do not fill the GPU or are not aligned",
       (wanted_bytes >> 20) + 1, Stream::scratch_bytes >> 20);
 }
 
@@ -315,7 +327,8 @@ void Cudnn::State::run(Plan& plan, const Problem& p, std::initializer_list<Opera
       for (const Operand& o : operands)
         plan.pointers[o.id] = const_cast<char*>(static_cast<const char*>(o.data)) +
                               sequence * o.sequence_bytes + kv_head * o.kv_head_bytes;
-      const fe::error_t error = plan.graph->execute(handle, plan.pointers, workspace);
+      const fe::error_t error =
+          attempt([&] { return plan.graph->execute(handle, plan.pointers, workspace); });
       require(error.code == fe::error_code_t::OK, "cuda", "cuDNN failed in {}: {}", p.str(),
               first_line(error.err_msg));
     }
@@ -334,7 +347,7 @@ std::string Cudnn::absent() const {
 }
 
 bool Cudnn::forward(const kernels::AttentionForward& a) {
-  if (!expressible(a) || !aligned({a.o, a.q, a.k, a.v}) || !state_->open()) return false;
+  if (!expressible(a) || !aligned({a.o, a.lse, a.q, a.k, a.v}) || !state_->open()) return false;
   const Problem p = problem_of(a);
   // Only what backward() can take as well, so that one implementation computes both: gradients are laid out
   // like what they are gradients of.
@@ -355,7 +368,7 @@ bool Cudnn::forward(const kernels::AttentionForward& a) {
 bool Cudnn::backward(const kernels::AttentionBackward& a) {
   // It writes all three gradients and adds to none.
   if (!a.dq || !a.dk || !a.dv || a.dq.add || a.dk.add || a.dv.add) return false;
-  if (!expressible(a) || !aligned({a.o, a.q, a.k, a.v, a.dy, a.dq.tensor, a.dk.tensor, a.dv.tensor}) ||
+  if (!expressible(a) || !aligned({a.o, a.lse, a.q, a.k, a.v, a.dy, a.dq.tensor, a.dk.tensor, a.dv.tensor}) ||
       !state_->open())
     return false;
   Problem p = problem_of(a);
