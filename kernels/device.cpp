@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <chrono>
 #include <cstring>
 
 namespace osprey::kernels {
@@ -39,6 +40,8 @@ OpenQueue open_queue(Device device, int threads) {
   open.queue = {.device = device, .threads = threads, .stream = open.stream.get()};
   return open;
 }
+
+std::string why_no_cudnn(const Queue& queue) { return on_gpu(queue) ? cuda::why_no_cudnn(queue) : ""; }
 
 int64_t stream_workspace_bytes(DeviceKind kind) {
   return kind == DeviceKind::cuda ? cuda::stream_workspace_bytes() : 0;
@@ -129,6 +132,33 @@ void Event::wait() const {
   if (handle_) cuda::wait_for_event(handle_);
 }
 bool Event::passed() const { return !handle_ || cuda::passed_event(handle_); }
+
+Timeline::~Timeline() {
+  for (void* event : events_) cuda::destroy_event(event);
+}
+
+void Timeline::mark(const Queue& queue) {
+  if (on_gpu(queue)) {
+    if (marks_ == events_.size()) events_.push_back(cuda::make_timed_event(device_.index));
+    cuda::record_event(events_[marks_], queue);
+  } else {
+    host_s_.push_back(
+        std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count());
+  }
+  ++marks_;
+}
+
+std::vector<double> Timeline::take_seconds() {
+  std::vector<double> seconds(marks_);
+  for (size_t i = 0; i < marks_; ++i)
+    seconds[i] = host_s_.empty() ? cuda::seconds_between(events_[0], events_[i]) : host_s_[i] - host_s_[0];
+  host_s_.clear();
+  marks_ = 0;
+  return seconds;
+}
+
+NamedRange::NamedRange(const char* name, int index) { cuda::begin_range(name, index); }
+NamedRange::~NamedRange() { cuda::end_range(); }
 
 Graph::~Graph() { clear(); }
 

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/core/queue.h"
 
@@ -45,6 +46,10 @@ struct OpenQueue {
 };
 /// Errors: as open_stream().
 OpenQueue open_queue(Device device, int threads);
+
+/// Why cuDNN computes no attention on this queue's GPU, so that Osprey's own kernel does; empty when it does, and on
+/// other devices.
+std::string why_no_cudnn(const Queue& queue);
 
 /// Memory on a device, zeroed. On the CPU: address space whose pages become real when they are written.
 /// Null on meta. Aligned to 256 bytes at least. Errors: throws when there is not so much; `what` names it.
@@ -89,6 +94,34 @@ class Event {
   void* handle_ = nullptr;
 };
 
+/// When a queue's work reached points of it, to be read later.
+class Timeline {
+ public:
+  explicit Timeline(Device device) : device_(device) {}
+  ~Timeline();
+  Timeline(const Timeline&) = delete;
+  Timeline& operator=(const Timeline&) = delete;
+  /// Puts a point at the end of what `queue` holds now.
+  void mark(const Queue& queue);
+  /// Seconds from the first point to each, and forgets them. Waits for the last.
+  std::vector<double> take_seconds();
+
+ private:
+  Device device_;
+  std::vector<double> host_s_;
+  std::vector<void*> events_;  // kept for the next points
+  size_t marks_ = 0;
+};
+
+/// Names what the host does while this lives for profilers that watch a GPU program from outside (NVTX).
+class NamedRange {
+ public:
+  NamedRange(const char* name, int index);
+  ~NamedRange();
+  NamedRange(const NamedRange&) = delete;
+  NamedRange& operator=(const NamedRange&) = delete;
+};
+
 /// A stretch of a queue's work that is recorded once and started again by one call: a CUDA graph. Kernels see the
 /// arguments they were recorded with, so all that changes from run to run must lie in memory.
 class Graph {
@@ -120,6 +153,7 @@ namespace osprey::cuda {
 int gpu_count();
 std::string why_no_gpu();
 kernels::GpuInfo gpu_info(int index);
+std::string why_no_cudnn(const Queue& queue);
 Stream* open_stream(int index, kernels::StreamUse use);
 void close_stream(Stream* stream);
 int64_t stream_workspace_bytes();
@@ -146,6 +180,11 @@ void destroy_event(void* event);
 void record_event(void* event, const Queue& queue);
 void hold_for_event(void* event, const Queue& queue);
 void wait_for_event(void* event);
+void* make_timed_event(int index);
+/// From one timed event to a later one, which is waited for.
+double seconds_between(void* from, void* to);
+void begin_range(const char* name, int index);
+void end_range();
 void begin_recording(const Queue& queue);
 /// What was recorded, ready to be launched; `keep` false: throws it away and returns null.
 enum class Recording { keep, discard };

@@ -13,6 +13,9 @@ void symmetric_product(const Queue& queue, const SymmetricProduct& args) {
   require(args.c.contiguous() && args.c.dtype == args.a.dtype &&
               (args.a.dtype == DType::f32 || args.a.dtype == DType::bf16),
           where, "a and c must both be f32 or both bf16, and c contiguous; got a {}, c {}", args.a, args.c);
+  require(!args.addend.defined() || (args.addend.shape == args.c.shape && args.addend.dtype == args.c.dtype &&
+                                     args.addend.contiguous()),
+          where, "the addend must be like c, {}, got {}", args.c, args.addend);
   require(a[-1] > 0, where, "the inner dimension is empty: a is {}", args.a);
   require(args.a.device == queue.device && args.c.device == queue.device, where,
           "operands must be on the queue's device, {}", name(queue.device.kind));

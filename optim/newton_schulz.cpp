@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "kernels/matmul.h"
-#include "kernels/pointwise.h"
 #include "kernels/symmetric_product.h"
 
 namespace osprey {
@@ -63,10 +62,9 @@ Tensor newton_schulz(const Queue& queue, const NewtonSchulzBuffers& buffers, New
     const Quintic q = newton_schulz_step(method, i);
     const float a = static_cast<float>(q.a), b = static_cast<float>(q.b), c = static_cast<float>(q.c);
     kernels::symmetric_product(queue, {.c = buffers.gram, .a = x});
-    kernels::copy(queue, {.y = buffers.polynomial, .x = buffers.gram});
-    kernels::symmetric_product(queue, {.c = buffers.polynomial, .a = buffers.gram, .alpha = c, .beta = b});
-    kernels::copy(queue, {.y = y, .x = x});
-    kernels::matmul(queue, {.c = y, .a = buffers.polynomial, .b = x, .beta = a});
+    kernels::symmetric_product(
+        queue, {.c = buffers.polynomial, .a = buffers.gram, .alpha = c, .beta = b, .addend = buffers.gram});
+    kernels::matmul(queue, {.c = y, .a = buffers.polynomial, .b = x, .beta = a, .addend = x});
     std::swap(x, y);
   }
   return x;

@@ -17,6 +17,7 @@ namespace osprey {
 struct ParallelSpec {
   int64_t zero = 1;
   DType reduce_dtype = DType::f32;
+  double timeout_s = 600;
   void fields(Fields& f) {
     f("zero", zero,
       "0: every rank keeps the optimizer state of all element-wise optimizers; 1: each rank keeps its share. "
@@ -24,6 +25,9 @@ struct ParallelSpec {
       between(0, 1));
     f.choice("reduce_dtype", reduce_dtype, {{"fp32", DType::f32}, {"bf16", DType::bf16}},
              "how gradients travel between ranks; they are added in fp32 in both");
+    f("timeout_s", timeout_s,
+      "seconds after which a collective between GPUs that has not ended ends the job, naming rank and collective",
+      positive());
   }
 };
 

@@ -1,5 +1,8 @@
 #include "framework/tape/tape.h"
 
+#include <utility>
+
+#include "kernels/device.h"
 #include "kernels/pointwise.h"
 
 namespace osprey {
@@ -100,6 +103,20 @@ Tensor Tape::take_grad(Var v, const Tensor& d) {
   return pool_.references(s.buffer) > (s.buffer == running_buffer_ ? 2 : 1) ? grad(v).tensor : s.grad;
 }
 
+Var Tape::second_output(const Tensor& t, std::initializer_list<Var> inputs) {
+  bool wanted = false;
+  for (Var v : inputs) wanted = wanted || needs_grad(v);
+  return new_slot(t, recording_ && wanted);
+}
+
+void Tape::hand_on(Var from, std::initializer_list<Var> to) {
+  if (slot(from).buffer < 0) return;
+  const int outer = std::exchange(running_buffer_, slot(from).buffer);
+  for (Var v : to) pass_grad(v, slot(from).grad);
+  running_buffer_ = outer;
+  release_grad(slot(from));
+}
+
 Tensor Tape::gradient_of(Var v) const { return slot(v).grad; }
 
 Var Tape::record(const char* op, const Tensor& out, std::initializer_list<Var> inputs,
@@ -136,25 +153,28 @@ Var Tape::run_compact(Var x, RunBlock run, const void* block) {
   return new_slot(y, false);
 }
 
+/// Compactly now, and with records when backward comes to it.
+Var Tape::run_twice(int index, Var x, RunBlock run, const void* block) {
+  const bool outer = std::exchange(saw_trainable_, false);
+  const Var compact = run_compact(x, run, block);
+  const bool wanted = needs_grad(x) || saw_trainable_;
+  saw_trainable_ = saw_trainable_ || outer;
+  const Tensor out = value(compact);
+  slots_.pop_back();
+  return record_if(wanted, "layer", out, [=, this](Tensor dy) { replay(index, x, run, block, dy); });
+}
+
 Var Tape::layer_impl(int index, Var x, RunBlock run, const void* block) {
   const int outer = layer_;
   layer_ = index;
+  const kernels::NamedRange range("layer", index);
   if (hook_) hook_->before_forward(index);
   Var y;
   if (!recording_) {
     y = run_compact(x, run, block);
   } else {
     records_.push_back({"layer_end", -1, index, op_mark_, Backward([](Tensor) {})});
-    if (recompute_ == Recompute::none) {
-      y = run(block, *this, x);
-    } else {
-      saw_trainable_ = false;
-      y = run_compact(x, run, block);
-      const bool wanted = needs_grad(x) || saw_trainable_;
-      const Tensor out = value(y);
-      slots_.pop_back();
-      y = record_if(wanted, "layer", out, [=, this](Tensor dy) { replay(index, x, run, block, dy); });
-    }
+    y = recompute_ == Recompute::block ? run_twice(index, x, run, block) : run(block, *this, x);
   }
   if (hook_) hook_->after_forward(index);
   layer_ = outer;
@@ -204,6 +224,7 @@ void Tape::unwind(size_t first) {
       const int outer = running_buffer_;
       running_buffer_ = s.buffer;
       const int64_t temps = arena_.mark();
+      const kernels::NamedRange range(r.op, r.layer);
       r.backward(s.grad);
       running_buffer_ = outer;
       arena_.rewind(temps);

@@ -123,19 +123,22 @@ void Trainer::compute() {
   parts_.reducer->wait_all();
   sum_of_squares(parts_.queue,
                  {.xs = owned_gradients_, .sum = scalars(step_sum_of_squares, step_sum_of_squares + 1)});
+  tape.lap("gradient norm");
   parts_.device_world->start_after(parts_.queue);
   parts_.device_world->all_reduce(scalars(step_loss, step_sum_of_squares + 1), DType::f64);
   parts_.device_world->finish_before(parts_.queue);
   decide_step(parts_.queue, {.control = control_, .max_grad_norm = spec_.max_grad_norm});
   parts_.updater->step(control_, parts_.seed);
+  tape.lap("optimizer");
   parts_.reducer->gather_all();
   parts_.reducer->wait_all();
+  tape.lap("gather of values");
 }
 
 /// The first steps run as they are: buffers are made and libraries choose their algorithms. Then one is recorded,
 /// and again whenever other parameters are trained.
 void Trainer::compute_or_replay() {
-  if (parts_.graphs == TrainerParts::Graphs::off) return compute();
+  if (parts_.graphs == TrainerParts::Graphs::off || parts_.tape->profiled()) return compute();
   const auto& params = parts_.params->all();
   bool changed = false;
   trained_.resize(params.size());

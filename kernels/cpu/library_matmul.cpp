@@ -171,16 +171,23 @@ Tensor widen(const Queue& queue, const Tensor& t, Scratch purpose) {
 
 void library_matmul(const Queue& queue, const kernels::Matmul& args) {
   const bool bf16_in = args.a.dtype == DType::bf16, bf16_out = args.c.dtype == DType::bf16;
-  if (bf16_in ? has_bf16_instructions() : !bf16_out) return run(queue, args);
+  const bool other_addend = args.beta != 0.0f && args.addend.defined();
+  if (bf16_in ? has_bf16_instructions() : !bf16_out) {
+    if (other_addend) copy_matrix(queue, args.c, args.addend);  // oneDNN adds to c
+    return run(queue, args);
+  }
   kernels::Matmul wide = args;
   if (bf16_in) {
     wide.a = widen(queue, args.a, Scratch::gemm_a);
     wide.b = widen(queue, args.b, Scratch::gemm_b);
   }
-  if (!bf16_out) return run(queue, wide);
+  if (!bf16_out) {
+    if (other_addend) copy_matrix(queue, args.c, args.addend);
+    return run(queue, wide);
+  }
   wide.c = make_tensor(scratch(Scratch::gemm_c, static_cast<size_t>(args.c.numel()) * 4), args.c.shape,
                        DType::f32, args.c.device);
-  if (args.beta != 0.0f) copy_matrix(queue, wide.c, args.c);
+  if (args.beta != 0.0f) copy_matrix(queue, wide.c, other_addend ? args.addend : args.c);
   run(queue, wide);
   copy_matrix(queue, args.c, wide.c);
 }

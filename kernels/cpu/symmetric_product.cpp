@@ -19,7 +19,9 @@ static void own(const Queue& queue, const kernels::SymmetricProduct& args) {
   multiply_panels(queue, {.c = args.c,
                           .a = args.a,
                           .panels = pack_b(queue, args.a, kernels::Op::transpose),
-                          .addend = args.beta != 0.0f ? args.c : Tensor{},
+                          .addend = args.beta == 0.0f       ? Tensor{}
+                                    : args.addend.defined() ? args.addend
+                                                            : args.c,
                           .alpha = args.alpha,
                           .beta = args.beta,
                           .blocks = Blocks::upper});
@@ -40,12 +42,15 @@ constexpr int64_t block = 128;
 // then sums would depend on their number.
 static void block_row(const Queue& alone, const kernels::SymmetricProduct& args, int64_t begin) {
   const int64_t m = args.c.shape[0], end = std::min(begin + block, m);
-  kernels::matmul(alone, {.c = args.c.row_range(begin, end).columns(begin, m),
-                          .a = args.a.row_range(begin, end),
-                          .b = args.a.row_range(begin, m),
-                          .op_b = kernels::Op::transpose,
-                          .alpha = args.alpha,
-                          .beta = args.beta});
+  kernels::matmul(
+      alone,
+      {.c = args.c.row_range(begin, end).columns(begin, m),
+       .a = args.a.row_range(begin, end),
+       .b = args.a.row_range(begin, m),
+       .op_b = kernels::Op::transpose,
+       .alpha = args.alpha,
+       .beta = args.beta,
+       .addend = args.addend.defined() ? args.addend.row_range(begin, end).columns(begin, m) : Tensor{}});
   mirror(args.c, begin, end);
 }
 
@@ -61,6 +66,7 @@ void symmetric_product(const Queue& queue, const kernels::SymmetricProduct& args
     kernels::SymmetricProduct one = args;
     one.c = slice(args.c, index);
     one.a = slice(args.a, index);
+    if (args.addend.defined()) one.addend = slice(args.addend, index);
     return one;
   };
   if (own_product(args.a.dtype)) {

@@ -98,7 +98,8 @@ set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS kernels/cuda/*.cu kernels/cuda/*.cpp)
 list(FILTER CUDA_SOURCES EXCLUDE REGEX "/(no_)?cudnn\\.cpp$")
 add_library(osprey_cuda OBJECT ${CUDA_SOURCES})
-target_compile_definitions(osprey_cuda PRIVATE "OSPREY_CUDA_ARCHITECTURES=\"${CMAKE_CUDA_ARCHITECTURES}\"")
+list(JOIN CMAKE_CUDA_ARCHITECTURES ", " architectures)
+target_compile_definitions(osprey_cuda PRIVATE "OSPREY_CUDA_ARCHITECTURES=\"${architectures}\"")
 target_compile_options(osprey_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:
   -DFMT_USE_CONSTEXPR=1  # fmt 9 takes nvcc for a compiler without it
   --expt-relaxed-constexpr

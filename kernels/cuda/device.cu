@@ -1,6 +1,10 @@
 #include "kernels/device.h"
 
+#include <cstdio>
+#include <cstring>
+
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx.h"
 
 namespace osprey::cuda {
 
@@ -187,6 +191,30 @@ void hold_for_event(void* event, const Queue& queue) {
   check(cudaStreamWaitEvent(stream_of(queue).handle(), static_cast<cudaEvent_t>(event), 0),
         "cudaStreamWaitEvent");
 }
+void begin_range(const char* name, int index) {
+  char text[64];
+  if (index < 0)
+    snprintf(text, sizeof text, "%s", name);
+  else
+    snprintf(text, sizeof text, "%s %d", name, index);
+  push_range(text);
+}
+void end_range() { pop_range(); }
+
+void* make_timed_event(int index) {
+  enter(index);
+  cudaEvent_t event;
+  check(cudaEventCreate(&event), "cudaEventCreate");
+  return event;
+}
+double seconds_between(void* from, void* to) {
+  wait_for_event(to);
+  float ms = 0;
+  check(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(from), static_cast<cudaEvent_t>(to)),
+        "cudaEventElapsedTime");
+  return ms / 1e3;
+}
+
 void begin_recording(const Queue& queue) {
   // Thread-local: what other threads ask of the device meanwhile (a watchdog, a save) is not part of the graph.
   check(cudaStreamBeginCapture(stream_of(queue).handle(), cudaStreamCaptureModeThreadLocal),

@@ -8,6 +8,7 @@ void matmul(const Queue& queue, const kernels::Matmul& args) {
   product(queue, {.d = args.c,
                   .a = args.a,
                   .b = args.b,
+                  .c = args.addend,
                   .op_a = args.op_a,
                   .op_b = args.op_b,
                   .alpha = args.alpha,

@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(threads) update(const UpdateParameters<T> p) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads) update_transposed(const UpdateParameters<T> p) {
+__global__ void __launch_bounds__(threads, 3) update_transposed(const UpdateParameters<T> p) {
   if (p.control[kernels::step_apply] == 0) return;
   Shared& shared = block_shared<Shared>();
   const UpdateFactors f = factors_of(p);

@@ -11,12 +11,17 @@
 // <cmath>.
 
 #include <cuda_runtime.h>
+#include <nvtx3/nvToolsExt.h>
 
 #include <cstdint>
 
 #include "kernels/numerics/bf16.h"
 
 namespace osprey::cuda {
+
+/// Ranges that Nsight shows around what the host puts on streams.
+inline void push_range(const char* name) { nvtxRangePushA(name); }
+inline void pop_range() { nvtxRangePop(); }
 
 /// The block's dynamic shared memory seen as a T. Launch with shared_bytes >= sizeof(T). It starts undefined.
 template <class T>

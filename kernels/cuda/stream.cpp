@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/cudnn.h"
+#include "kernels/device.h"
 
 namespace osprey::cuda {
 
@@ -42,6 +43,8 @@ void* Stream::scratch(int64_t bytes) {
           scratch_bytes);
   return workspace_;
 }
+
+std::string why_no_cudnn(const Queue& queue) { return stream_of(queue).cudnn().absent(); }
 
 Stream& stream_of(const Queue& queue) {
   require(queue.stream != nullptr, "cuda", "a queue on a GPU needs a stream; see open_stream in kernels/device.h");

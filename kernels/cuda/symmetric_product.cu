@@ -82,9 +82,13 @@ void symmetric_product(const Queue& queue, const kernels::SymmetricProduct& args
   const int64_t height = ((size + parts - 1) / parts + tile - 1) / tile * tile;  // keeps the blocks aligned
   for (int64_t begin = 0; begin < size; begin += height) {
     const char* rows = static_cast<const char*>(a.data) + begin * inner * bytes;
+    const int64_t corner = (begin * size + begin) * bytes;
+    const char* addend =
+        args.addend.defined() ? static_cast<const char*>(args.addend.data) + corner : nullptr;
     stream_of(queue).blas().gemm({.a = rows,
                                   .b = rows,
-                                  .d = static_cast<char*>(c.data) + (begin * size + begin) * bytes,
+                                  .c = addend,
+                                  .d = static_cast<char*>(c.data) + corner,
                                   .input = a.dtype,
                                   .output = c.dtype,
                                   .transpose_b = true,
@@ -93,10 +97,12 @@ void symmetric_product(const Queue& queue, const kernels::SymmetricProduct& args
                                   .k = inner,
                                   .a_stride = inner,
                                   .b_stride = inner,
+                                  .c_stride = size,
                                   .d_stride = size,
                                   .batch = batch,
                                   .a_batch_stride = size * inner,
                                   .b_batch_stride = size * inner,
+                                  .c_batch_stride = size * size,
                                   .d_batch_stride = size * size,
                                   .alpha = args.alpha,
                                   .beta = args.beta});

@@ -9,6 +9,7 @@ std::string why_no_gpu() {
   return "this osprey was built without CUDA; build where nvcc is found, or set run.device: cpu";
 }
 kernels::GpuInfo gpu_info(int) { absent("gpu"); }
+std::string why_no_cudnn(const Queue&) { absent("gpu"); }
 Stream* open_stream(int, kernels::StreamUse) { absent("gpu"); }
 void close_stream(Stream*) {}
 int64_t stream_workspace_bytes() { return 0; }
@@ -27,6 +28,10 @@ void destroy_event(void*) {}
 void record_event(void*, const Queue&) {}
 void hold_for_event(void*, const Queue&) {}
 void wait_for_event(void*) {}
+void* make_timed_event(int) { absent("timeline"); }
+double seconds_between(void*, void*) { absent("timeline"); }
+void begin_range(const char*, int) {}
+void end_range() {}
 void begin_recording(const Queue&) { absent("graph"); }
 void* end_recording(const Queue&, Recording) { absent("graph"); }
 void launch_graph(void*, const Queue&) { absent("graph"); }

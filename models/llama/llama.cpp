@@ -1,6 +1,7 @@
 #include "models/llama/llama.h"
 
 #include <cmath>
+#include <deque>
 
 #include "framework/ops/attention.h"
 #include "framework/ops/cross_entropy.h"
@@ -81,15 +82,27 @@ struct Block {
   Mlp mlp;
   const BatchView* batch = nullptr;  // of the running step
 
+  struct AttentionHalf {
+    const Block* block;
+    Var operator()(Tape& t, Var x) const {  // (N, C) -> (N, C)
+      return block->attention(t, block->norm1(t, x), *block->batch);
+    }
+  };
+  AttentionHalf attention_half{this};
+
+  Block() = default;
+  Block(const Block&) = delete;  // attention_half points into it
+  Block& operator=(const Block&) = delete;
+
   Var operator()(Tape& t, Var x) const {  // (N, C) -> (N, C)
     t.observe("block_input", t.value(x));
-    x = add(t, x, attention(t, norm1(t, x), *batch));
-    return add(t, x, mlp(t, norm2(t, x)));
+    const NormedSum h = norm2.of_sum(t, x, t.recomputable(x, attention_half));
+    return add(t, h.sum, mlp(t, h.normed));
   }
 
   Var decode(Tape& t, Var x, const Tensor& positions, DecodeCache& cache) const {
-    x = add(t, x, attention.decode(t, norm1(t, x), positions, cache));
-    return add(t, x, mlp(t, norm2(t, x)));
+    const NormedSum h = norm2.of_sum(t, x, attention.decode(t, norm1(t, x), positions, cache));
+    return add(t, h.sum, mlp(t, h.normed));
   }
 };
 
@@ -115,7 +128,7 @@ class Llama final : public LanguageModel {
   ModelSpec spec_;
   int64_t sequence_len_;
   Parameter *embed_ = nullptr, *embed_projection_ = nullptr;
-  std::vector<Block> blocks_;
+  std::deque<Block> blocks_;
   Norm norm_;
   Parameter *head_projection_ = nullptr, *head_ = nullptr;
   BatchView batch_;

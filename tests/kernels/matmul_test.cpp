@@ -103,6 +103,34 @@ TEST(Matmul, ScalesAndAccumulates) {
     }
 }
 
+TEST(Matmul, AddsWhatStandsElsewhereAsWhatStandsInPlace) {
+  for (const auto& [in, out] : {std::pair{DType::f32, DType::f32},
+                                {DType::bf16, DType::bf16},
+                                {DType::bf16, DType::f32},
+                                {DType::f32, DType::bf16}})
+    for (const Shape& batch : {Shape{70, 48}, Shape{3, 70, 48}})
+      for (Front front : {kernels::matmul, kernels::library_matmul}) {
+        SCOPED_TRACE(fmt::format("{} {} -> {}", batch, name(in), name(out)));
+        const bool many = batch.rank == 3;
+        Buffer a(batch, in), b(many ? Shape{3, 48, 33} : Shape{48, 33}, in);
+        const Shape shape = many ? Shape{3, 70, 33} : Shape{70, 33};
+        Buffer addend(shape, out, 5), in_place(shape, out, 2), elsewhere(shape, out, 2);
+        a.fill(1);
+        b.fill(2);
+        addend.fill(3);
+        in_place.fill(3);
+        OnDevice on;
+        Matmul args{.c = on(in_place), .a = on(a), .b = on(b), .alpha = 0.5f, .beta = -1.5f};
+        front(on.queue, args);
+        args.c = on(elsewhere);
+        args.addend = on(addend);
+        front(on.queue, args);
+        on.fetch();
+        EXPECT_TRUE(elsewhere.same_bits(in_place));
+        EXPECT_TRUE(elsewhere.guards_intact() && addend.guards_intact());
+      }
+}
+
 TEST(Matmul, LargeProductsDoNotDependOnTheNumberOfThreads) {
   expect_matches_oracle({128, 96, 4096, DType::bf16, DType::f32, Op::transpose, Op::none, 1.0f, 1.0f, 0});
   expect_matches_oracle({1, 40000, 65, DType::bf16, DType::f32, Op::none, Op::none, 1.0f, 0.0f, 0});

@@ -68,6 +68,25 @@ TEST(SymmetricProduct, AgreesWithDoubleOnEveryBlock) {
       for (DType dtype : {DType::f32, DType::bf16}) expect_matches_double({m, k, dtype, beta});
 }
 
+TEST(SymmetricProduct, AddsWhatStandsElsewhereAsWhatStandsInPlace) {
+  for (DType dtype : {DType::f32, DType::bf16})
+    for (int64_t batch : {0, 2}) {
+      const Case c{140, 24, dtype, -1.5f, batch};
+      Buffer a(shape_of(c, c.k), dtype), in_place(shape_of(c, c.m), dtype),
+          elsewhere(shape_of(c, c.m), dtype), addend(shape_of(c, c.m), dtype);
+      a.fill(1);
+      OnDevice on;
+      for (Buffer* b : {&in_place, &addend})
+        kernels::symmetric_product(on.queue, {.c = on(*b), .a = on(a), .alpha = 2});
+      kernels::symmetric_product(on.queue, {.c = on(in_place), .a = on(a), .alpha = 0.5f, .beta = c.beta});
+      kernels::symmetric_product(
+          on.queue, {.c = on(elsewhere), .a = on(a), .alpha = 0.5f, .beta = c.beta, .addend = on(addend)});
+      on.fetch();
+      EXPECT_TRUE(elsewhere.same_bits(in_place));
+      EXPECT_TRUE(elsewhere.guards_intact() && addend.guards_intact());
+    }
+}
+
 TEST(SymmetricProduct, TakesBatches) {
   for (float beta : {0.0f, -1.5f})
     for (DType dtype : {DType::f32, DType::bf16}) {

@@ -98,7 +98,7 @@ TEST(Laws, EveryPartOfTheModelTrains) {
 TEST(Laws, AMemoryPlanIsWhatARunUses) {
   const Recipe recipe = tiny_recipe({"train.precision=bf16"});
   const TinyResult run = tiny_run(recipe);
-  const std::vector<MemoryCategory> planned = plan_memory(recipe, 0, 1, 1);
+  const std::vector<MemoryCategory> planned = plan_memory(recipe, 0, 1, 1, test_device().kind);
   ASSERT_EQ(planned.size(), run.memory.size());
   for (size_t i = 0; i < planned.size(); ++i) {
     EXPECT_EQ(planned[i].name, run.memory[i].name);

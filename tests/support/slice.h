@@ -26,6 +26,7 @@ class Slice {
     return *this;
   }
   Tensor on(OnDevice& device) { return device(around_).columns(before_, before_ + cols_); }
+  Tensor on_host() const { return around_.tensor().columns(before_, before_ + cols_); }
   /// A matrix of one row as a vector.
   Tensor vector_on(OnDevice& device) { return on(device).view({cols_}); }
   void set(int64_t row, int64_t col, double value) { around_.set(row, before_ + col, value); }

@@ -73,7 +73,7 @@ struct Collect : StepHook {
 TinyResult run_rank(const Recipe& recipe, Communicator& world, int threads, int64_t distinct_steps,
                     const std::function<void(Session&, int64_t)>& on_step) {
   const kernels::OpenQueue open = kernels::open_queue(test_device(), threads);
-  Session session(recipe, world, open.queue, test_arena_bytes());
+  Session session(recipe, world, open.queue, {.activation_bytes = test_arena_bytes()});
   session.initialize();
   SyntheticSource source(recipe.model.vocab_size, world.rank(), world.size(), distinct_steps);
   TrainerParts parts = session.parts();
