@@ -188,7 +188,7 @@ struct KeyBlock {
   KeyShared<T, D>& shared;
   int sequence, kv_head, first_key_row, column;
   int warp, lane;
-  int first_tile, tiles;  // of queries that see any of these keys
+  int first_row, end_row;  // of the queries that see any of these keys
   Strip<columns> dk[strips], dv[strips];
 
   __device__ int group() const { return p.problem.heads / p.problem.kv_heads; }
@@ -201,8 +201,8 @@ struct KeyBlock {
     load_tile(shared.k, p.k, row, a.tokens - first_key_row, at, a.head_size);
     load_tile(shared.v, p.v, row, a.tokens - first_key_row, at, a.head_size);
     const int last = a.document_start ? last_query() : a.tokens - 1;
-    first_tile = first_key_row / queries;
-    tiles = last / queries + 1 - first_tile;
+    first_row = first_key_row / queries * queries;
+    end_row = last + 1;
 #pragma unroll
     for (int i = 0; i < strips; ++i) {
       dk[i].clear();
@@ -224,32 +224,41 @@ struct KeyBlock {
     return last;
   }
 
-  /// Step i: query tile i % tiles of head i / tiles of the group.
-  __device__ void load_queries(int i) {
+  /// A query tile of one head of the group.
+  struct Step {
+    int head, first;
+  };
+  __device__ Step next(Step at) const {
+    at.first += queries;
+    return at.first < end_row ? at : Step{at.head + 1, first_row};
+  }
+
+  __device__ void load_queries(Step at, int stage) {
     const AttentionProblem& a = p.problem;
-    const int stage = i % 2, head = kv_head * group() + i / tiles, first = (first_tile + i % tiles) * queries;
-    const int64_t row = first_token() + first;
-    load_tile(shared.q[stage], p.q, row, a.tokens - first, static_cast<int64_t>(head) * a.head_size,
+    const int64_t row = first_token() + at.first;
+    load_tile(shared.q[stage], p.q, row, a.tokens - at.first, static_cast<int64_t>(at.head) * a.head_size,
               a.head_size);
-    load_gradient(shared.dy[stage], p, row, a.tokens - first, head);
+    load_gradient(shared.dy[stage], p, row, a.tokens - at.first, at.head);
     copy_async_commit();
     if (static_cast<int>(threadIdx.x) < queries) {
-      const int r = static_cast<int>(threadIdx.x), t = first + r;
-      shared.log_sum[stage][r] = log_sum_of(p, sequence, head, t);
-      shared.term[stage][r] = t < a.tokens ? *row_term_of(p, sequence, head, t) : 0.0f;
+      const int r = static_cast<int>(threadIdx.x), t = at.first + r;
+      shared.log_sum[stage][r] = log_sum_of(p, sequence, at.head, t);
+      shared.term[stage][r] = t < a.tokens ? *row_term_of(p, sequence, at.head, t) : 0.0f;
       shared.start[stage][r] = first_key(a, sequence, t);
     }
   }
 
   __device__ void run() {
-    const int steps = tiles * group();
-    load_queries(0);
-    for (int i = 0; i < steps; ++i) {
+    const int end_head = (kv_head + 1) * group();
+    Step at{kv_head * group(), first_row};
+    load_queries(at, 0);
+    for (int stage = 0; at.head < end_head; stage = 1 - stage) {
       copy_async_wait<0>();
       __syncthreads();
-      if (i + 1 < steps) load_queries(i + 1);
-      const int first = (first_tile + i % tiles) * queries;
-      if (first + queries > warp_key() && warp_key() < p.problem.tokens) take(i % 2, first);
+      const Step after = next(at);
+      if (after.head < end_head) load_queries(after, 1 - stage);
+      if (at.first + queries > warp_key() && warp_key() < p.problem.tokens) take(stage, at.first);
+      at = after;
     }
   }
 
