@@ -9,6 +9,7 @@
 #include "framework/config/reader.h"
 #include "kernels/core/check.h"
 #include "launch/recipe.h"
+#include "launch/session.h"
 #include "tests/support/paths.h"
 #include "tests/support/temp_dir.h"
 
@@ -51,6 +52,18 @@ TEST(Recipes, EveryOneParsesAndItsDumpMeansTheSame) {
     std::ofstream(copy) << dump;
     EXPECT_EQ(dump_recipe(load_recipe(copy, {})), dump);
   }
+}
+
+TEST(Recipes, EveryOnePlansForGpus) {
+  for (const std::string& path : recipes())
+    for (int ranks : {1, 4}) {
+      SCOPED_TRACE(path);
+      const Recipe recipe = load_recipe(path, {});
+      if (recipe.train.global_batch_tokens % (recipe.train.micro_batch_size * recipe.data.sequence_len * ranks)) continue;
+      int64_t bytes = 0;
+      for (const MemoryCategory& c : plan_memory(recipe, 0, ranks, 1, DeviceKind::cuda)) bytes += c.bytes;
+      EXPECT_GT(bytes, 12 * 1000);
+    }
 }
 
 TEST(Recipes, EveryOneSaysAtItsTopWhatItShows) {
