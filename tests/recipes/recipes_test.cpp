@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <map>
 
 #include "framework/config/reader.h"
 #include "kernels/core/check.h"
@@ -60,9 +61,12 @@ TEST(Recipes, EveryOnePlansForGpus) {
       SCOPED_TRACE(path);
       const Recipe recipe = load_recipe(path, {});
       if (recipe.train.global_batch_tokens % (recipe.train.micro_batch_size * recipe.data.sequence_len * ranks)) continue;
-      int64_t bytes = 0;
-      for (const MemoryCategory& c : plan_memory(recipe, 0, ranks, 1, DeviceKind::cuda)) bytes += c.bytes;
-      EXPECT_GT(bytes, 12 * 1000);
+      std::map<std::string, int64_t> bytes;
+      for (const MemoryCategory& c : plan_memory(recipe, 0, ranks, 1, DeviceKind::cuda)) bytes[c.name] = c.bytes;
+      for (const char* category : {"parameters", "gradients", "optimizer state", "activations", "GPU workspace"})
+        EXPECT_GT(bytes[category], 0) << category;
+      EXPECT_EQ(bytes["packed weights"], 0) << "a GPU reads weights as they are";
+      EXPECT_EQ(bytes.contains("NCCL scratch"), ranks > 1);
     }
 }
 

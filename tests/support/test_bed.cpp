@@ -13,16 +13,17 @@ Device test_device() {
   const char* name = std::getenv("OSPREY_TEST_DEVICE");
   const std::string text = name ? name : "cpu";
   require(text == "cpu" || text == "cuda", "test", "OSPREY_TEST_DEVICE must be cpu or cuda, got {}", text);
-  return {text == "cuda" ? DeviceKind::cuda : DeviceKind::cpu, 0};
-}
-
-Queue queue_of(Device device, int threads) {
-  if (device.kind != DeviceKind::cuda) return {.device = device, .threads = threads};
+  if (text == "cpu") return {DeviceKind::cpu, 0};
   if (kernels::gpu_count() == 0) {  // the whole program is a test of the GPU then, and ctest shows it as skipped
     std::printf("SKIPPED: %s\n", kernels::why_no_gpu().c_str());
     std::fflush(nullptr);
     std::_Exit(77);
   }
+  return {DeviceKind::cuda, 0};
+}
+
+Queue queue_of(Device device, int threads) {
+  if (device.kind != DeviceKind::cuda) return {.device = device, .threads = threads};
   static const kernels::OpenQueue gpu = kernels::open_queue({DeviceKind::cuda, 0}, 1);
   return {.device = device, .threads = threads, .stream = gpu.stream.get()};
 }
