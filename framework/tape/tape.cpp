@@ -57,6 +57,12 @@ void Tape::release_grad(Slot& s) {
   s.grad = {};
 }
 
+void Tape::move_grad(Var from, Var to) {
+  Slot &source = slot(from), &target = slot(to);
+  target.buffer = std::exchange(source.buffer, -1);
+  target.grad = std::exchange(source.grad, Tensor{});
+}
+
 Accum Tape::grad(Var v) {
   if (!needs_grad(v)) return {};
   Slot& s = slot(v);
@@ -190,6 +196,7 @@ void Tape::replay(int index, Var x, RunBlock run, const void* block, const Tenso
   replaying_ = recording_ = true;
   op_mark_ = mark;
   const Var inner = new_slot(value(x), needs_grad(x));
+  move_grad(x, inner);  // what x has already is added to as without a replay, with the same roundings
   const Var out = run(block, *this, inner);
   Slot& s = slot(out);
   pool_.retain(dy_buffer);
@@ -197,12 +204,7 @@ void Tape::replay(int index, Var x, RunBlock run, const void* block, const Tenso
   s.grad = make_tensor(dy.data, s.value.shape, s.value.dtype, queue_.device);
   unwind(first);
   replaying_ = recording_ = false;
-  Slot& dx = slot(inner);
-  if (dx.buffer >= 0) {
-    running_buffer_ = dx.buffer;
-    pass_grad(x, dx.grad);
-    release_grad(dx);
-  }
+  move_grad(inner, x);
   running_buffer_ = dy_buffer;
   arena_.rewind(mark);
   slots_.resize(slots);

@@ -176,6 +176,7 @@ class Tape {
   const Slot& slot(Var v) const;
   void give_buffer(Slot& s, int buffer);
   void release_grad(Slot& s);
+  void move_grad(Var from, Var to);
   void unwind(size_t first_record);
 
   Queue queue_;

@@ -48,7 +48,7 @@ TEST_F(GpuRun, ReplaysStepsBitForBit) {
   EXPECT_EQ(replayed.replayed_steps, 4) << "of six steps the first two run as they are";
   EXPECT_EQ(eager.losses, replayed.losses);
   EXPECT_EQ(eager.grad_norms, replayed.grad_norms);
-  EXPECT_EQ(eager.parameters, replayed.parameters);
+  EXPECT_TRUE(eager.parameters == replayed.parameters);
 }
 
 TEST_F(GpuRun, RecordsAgainWhenOtherParametersAreTrained) {
@@ -61,7 +61,7 @@ TEST_F(GpuRun, RecordsAgainWhenOtherParametersAreTrained) {
   const TinyResult replayed = on_gpu(eight, freeze), eager = on_gpu({"train.steps=8", "train.cuda_graphs=off"}, freeze);
   EXPECT_EQ(replayed.replayed_steps, 4);
   EXPECT_EQ(replayed.losses, eager.losses);
-  EXPECT_EQ(replayed.parameters, eager.parameters);
+  EXPECT_TRUE(replayed.parameters == eager.parameters);
 }
 
 TEST_F(GpuRun, RecomputesWithoutChangingABit) {
@@ -70,7 +70,7 @@ TEST_F(GpuRun, RecomputesWithoutChangingABit) {
     const TinyResult again =
         on_gpu({"train.steps=3", "train.precision=bf16", fmt::format("train.recompute={}", recompute)});
     EXPECT_EQ(plain.losses, again.losses) << recompute;
-    EXPECT_EQ(plain.parameters, again.parameters) << recompute;
+    EXPECT_TRUE(plain.parameters == again.parameters) << recompute;
   }
 }
 
