@@ -57,5 +57,6 @@ void add_export(CLI::App& app);
 void add_report(CLI::App& app);
 void add_fields(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_devices(CLI::App& app);
 
 }  // namespace osprey

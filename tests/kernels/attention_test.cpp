@@ -646,7 +646,10 @@ struct DecodeTensors {
 
 TEST(Attention, DecodesOverCachesOfManyLengths) {
   std::vector<Case> cases = variants();
-  for (Case& c : cases) c.kv_heads = 1;
+  for (Case& c : cases) {
+    c.kv_heads = 1;
+    if (c.clip) c.clip->gamma = -0.001f;  // some of some hundred keys pass
+  }
   for (int64_t kv_heads : {2, 4}) {
     cases.push_back(cases[cases.size() - 1]);  // everything together
     cases.back().kv_heads = kv_heads;
@@ -659,8 +662,7 @@ TEST(Attention, DecodesOverCachesOfManyLengths) {
       SCOPED_TRACE(c.str());
       DecodeTensors t({c, {1, 255, 256, 257, 530}, 540});
       t.run();
-      // Of many keys a clip leaves little, which is a difference of larger numbers.
-      const double near = dtype == DType::bf16 ? 8e-3 : c.clip ? 1e-5 : 3e-6;
+      const double near = dtype == DType::bf16 ? 8e-3 : 5e-6;
       for (int64_t b = 0; b < t.batch(); ++b)
         EXPECT_LT(distance(values(t.o.tensor().row_range(b, b + 1)), t.expected(b)), near) << b;
       EXPECT_EQ(t.keys.get(4 * 540 + 529, 3), t.k.get(4, 3));

@@ -11,7 +11,7 @@
 
 namespace osprey::test {
 
-/// What OSPREY_TEST_DEVICE says: cpu (unless set) or cuda.
+/// What OSPREY_TEST_DEVICE says: cpu (unless set) or cuda. Ends the program as skipped where there is no GPU.
 Device test_device();
 /// A queue on that device. The stream is one for the whole process.
 Queue test_queue(int threads = 2);
