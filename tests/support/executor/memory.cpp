@@ -137,11 +137,21 @@ std::map<char*, Allocation>::iterator last_before(DeviceMemory& d, const void* a
   return it == d.live.begin() ? d.live.end() : std::prev(it);
 }
 
+/// Neighbours in one call; the page tables of what was freed between distant ones would be walked in vain.
 void protect_all(const DeviceMemory& d) {
-  if (d.live.empty()) return;
-  char* begin = d.live.begin()->first;
-  const auto& [p, a] = *d.live.rbegin();
-  mprotect(begin, static_cast<size_t>(p + a.mapped() - begin), protection(d));
+  constexpr std::ptrdiff_t far = 64 * page;
+  char *begin = nullptr, *end = nullptr;
+  const auto protect = [&] {
+    if (begin) mprotect(begin, static_cast<size_t>(end - begin), protection(d));
+  };
+  for (const auto& [p, a] : d.live) {
+    if (!begin || p - end > far) {
+      protect();
+      begin = p;
+    }
+    end = p + a.mapped();
+  }
+  protect();
 }
 
 int device_at(const Memory& m, const void* p) {
