@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <memory>
 #include <set>
 #include <thread>
 #include <vector>
@@ -273,6 +274,24 @@ TEST_F(Executor, RefusesPointersToHostMemoryAmongTheArguments) {
             "accepted");
   EXPECT_EQ(static_cast<float*>(locked)[3], 252.0f);
   cudaFreeHost(locked);
+}
+
+struct Padded {
+  float* p;
+  float v;  // and four bytes of nothing
+};
+__global__ void fill_padded(Padded a) { *a.p = a.v; }
+
+TEST_F(Executor, TakesNoPaddingForAPointer) {
+  const auto host = std::make_unique<char[]>(1 << 20);
+  const auto address = reinterpret_cast<uint64_t>(host.get() + 4096);
+  alignas(Padded) unsigned char bytes[sizeof(Padded)];
+  float* p = make<float>(1);
+  memcpy(bytes, &p, 8);
+  memcpy(bytes + 8, &address, 8);
+  Padded argument;
+  memcpy(&argument, bytes, sizeof argument);
+  EXPECT_EQ(refusal([&] { launch("padded", queue_, {1, 1}, fill_padded, argument); }), "accepted");
 }
 
 // Memory.

@@ -24,11 +24,13 @@ void launch(const char* op, const Queue& queue, const Grid& grid, void (*kernel)
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "kernel arguments are copied as bytes");
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "kernel arguments take 4096 bytes at most");
   if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;
-  const std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
+  std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
   std::apply(
-      [op](const Parameters&... value) {
+      [op](Parameters&... value) {
         int index = 0;
-        (executor::check_argument(op, index++, &value, sizeof(value)), ...);
+        // What lies between members may be half of an old pointer.
+        ((__builtin_clear_padding(&value), executor::check_argument(op, index++, &value, sizeof(value))),
+         ...);
       },
       values);
   executor::launch(stream_of(queue).handle(), {op, grid.blocks, grid.threads, grid.shared_bytes,
