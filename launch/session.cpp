@@ -41,7 +41,10 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const
   auto of = [this](const Parameter& p) -> const Optimizer& { return optimizers->of(p); };
   const std::vector<ShardParameter> sharded = shard_parameters(params, of);
   plan = make_shard_plan(sharded, params.buckets().size(), world.size(), recipe_.parallel);
-  updater = std::make_unique<Updater>(queue, params, plan, sharded, world.rank(), of);
+  updater = std::make_unique<Updater>(queue, params, plan, sharded, world.rank(), of,
+                                      recipe_.parallel.offload_optimizer ? Arena::Place::host : Arena::Place::device);
+  require(!recipe_.parallel.offload_optimizer || queue.target() == DeviceKind::cuda, "parallel.offload_optimizer",
+          "is for runs on GPUs, and this one is on the CPU; drop the key or set run.device: cuda");
   if (!queue.meta())
     reducer = std::make_unique<Reducer>(device_world_ ? *device_world_ : world, queue, plan, recipe_.parallel, reduce_buckets(params));
 }
@@ -84,7 +87,8 @@ std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
   std::vector<MemoryCategory> all{
       {"parameters", params.value_bytes()},
       {"gradients", params.gradient_bytes()},
-      {"optimizer state", updater->state_bytes()},
+      {"optimizer state", updater->state_bytes(),
+       recipe_.parallel.offload_optimizer ? MemoryCategory::Where::host : MemoryCategory::Where::device},
       {"optimizer workspace", updater->workspace_bytes()},
       {"activations", activations.high_water_bytes()},
       {"activation gradients", pool.high_water_bytes()},

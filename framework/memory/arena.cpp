@@ -13,9 +13,10 @@ static constexpr unsigned char guard_pattern = 0xa5;
 
 static int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-Arena::Arena(std::string category, Device device, int64_t capacity_bytes)
-    : category_(std::move(category)), device_(device), capacity_(round_up(capacity_bytes)) {
-  base_ = static_cast<char*>(kernels::allocate(device_, capacity_, category_));
+Arena::Arena(std::string category, Device device, int64_t capacity_bytes, Place place)
+    : category_(std::move(category)), device_(device), place_(place), capacity_(round_up(capacity_bytes)) {
+  base_ = static_cast<char*>(place_ == Place::device ? kernels::allocate(device_, capacity_, category_)
+                                                     : kernels::allocate_host(device_, capacity_, category_));
 }
 
 Tensor Arena::guard_zone(int64_t at) const {
@@ -34,7 +35,8 @@ void Arena::check_guards() const {
 }
 
 Arena::~Arena() {
-  kernels::release(device_, base_, capacity_);
+  place_ == Place::device ? kernels::release(device_, base_, capacity_)
+                          : kernels::release_host(device_, base_, capacity_);
 }
 
 Tensor Arena::alloc(const Shape& shape, DType dtype) {

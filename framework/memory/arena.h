@@ -17,7 +17,9 @@ namespace osprey {
 /// high-water mark is what the run really uses. On a GPU it is taken at once.
 class Arena {
  public:
-  Arena(std::string category, Device device, int64_t capacity_bytes);
+  /// Where an arena of a GPU lies. `host`: pinned host memory, which kernels reach over the bus.
+  enum class Place { device, host };
+  Arena(std::string category, Device device, int64_t capacity_bytes, Place place = Place::device);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -40,6 +42,7 @@ class Arena {
  private:
   std::string category_;
   Device device_;
+  Place place_;
   char* base_ = nullptr;
   int64_t capacity_ = 0, top_ = 0, high_water_ = 0;
   Tensor guard_zone(int64_t at) const;

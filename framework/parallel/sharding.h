@@ -18,6 +18,7 @@ struct ParallelSpec {
   int64_t zero = 1;
   DType reduce_dtype = DType::f32;
   double timeout_s = 600;
+  bool offload_optimizer = false;
   void fields(Fields& f) {
     f("zero", zero,
       "0: every rank keeps the optimizer state of all element-wise optimizers; 1: each rank keeps its share. "
@@ -25,6 +26,9 @@ struct ParallelSpec {
       between(0, 1));
     f.choice("reduce_dtype", reduce_dtype, {{"fp32", DType::f32}, {"bf16", DType::bf16}},
              "how gradients travel between ranks; they are added in fp32 in both");
+    f("offload_optimizer", offload_optimizer,
+      "keep master weights and optimizer state of a GPU run in pinned host memory, which updates reach over the bus: "
+      "slower steps, 8 to 12 bytes of GPU memory less for each parameter of a rank");
     f("timeout_s", timeout_s,
       "seconds after which a collective between GPUs that has not ended ends the job, naming rank and collective",
       positive());

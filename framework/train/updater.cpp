@@ -15,7 +15,7 @@ static Tensor flat_range(const Tensor& t, int64_t begin, int64_t end) {
 
 Updater::Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan,
                  std::span<const ShardParameter> sharded, int rank,
-                 const std::function<const Optimizer&(const Parameter&)>& optimizer_of)
+                 const std::function<const Optimizer&(const Parameter&)>& optimizer_of, Arena::Place place)
     : queue_(queue), params_(params) {
   for (const ShardParameter& s : sharded) by_index_.push_back(&params.at(s.name));
   for (const UpdateRange& range : plan.updates.at(static_cast<size_t>(rank))) {
@@ -31,7 +31,7 @@ Updater::Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan,
     for (const ParamPiece& p : g.pieces)
       state_bytes += (p.end - p.begin + 16) * 4 * static_cast<int64_t>(g.states.size() + 1);
   }
-  state_ = std::make_unique<Arena>("optimizer state", queue.device, state_bytes + 4096);
+  state_ = std::make_unique<Arena>("optimizer state", queue.device, state_bytes + 4096, place);
   workspace_ = std::make_unique<Arena>("optimizer workspace", queue.device, workspace_bytes + 64);
   for (Group& g : groups_) allocate(g);
   if (workspace_bytes > 0) scratch_ = workspace_->alloc({(workspace_bytes + 3) / 4}, DType::f32);

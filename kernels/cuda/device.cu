@@ -132,17 +132,18 @@ void* allocate_host(int64_t bytes, const std::string& what) {
 
 void release_host(void* memory) { cudaFreeHost(memory); }
 
-static void copy_rows(const Queue& queue, const RowCopy& c, cudaMemcpyKind kind) {
+/// The addresses say which way: what the rest of the house calls memory of a GPU may be pinned memory of the host.
+static void copy_rows(const Queue& queue, const RowCopy& c) {
   Stream& stream = stream_of(queue);
   check(cudaMemcpy2DAsync(c.to, static_cast<size_t>(c.to_stride_bytes), c.from,
                           static_cast<size_t>(c.from_stride_bytes), static_cast<size_t>(c.row_bytes),
-                          static_cast<size_t>(c.rows), kind, stream.handle()),
+                          static_cast<size_t>(c.rows), cudaMemcpyDefault, stream.handle()),
         "copying between host and GPU");
   check(cudaStreamSynchronize(stream.handle()), "copying between host and GPU");
 }
 
-static void copy_flat(const Queue& queue, void* to, const void* from, int64_t bytes, cudaMemcpyKind kind) {
-  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, stream_of(queue).handle()),
+static void copy_flat(const Queue& queue, void* to, const void* from, int64_t bytes) {
+  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_of(queue).handle()),
         "copying between host and GPU");
 }
 
@@ -152,23 +153,23 @@ static bool dense(const RowCopy& c) {
 }
 
 void upload(const Queue& queue, const RowCopy& c) {
-  if (!dense(c)) return copy_rows(queue, c, cudaMemcpyHostToDevice);
-  copy_flat(queue, c.to, c.from, c.row_bytes * c.rows, cudaMemcpyHostToDevice);
+  if (!dense(c)) return copy_rows(queue, c);
+  copy_flat(queue, c.to, c.from, c.row_bytes * c.rows);
   synchronize(queue);
 }
 
 void download(const Queue& queue, const RowCopy& c) {
-  if (!dense(c)) return copy_rows(queue, c, cudaMemcpyDeviceToHost);
-  copy_flat(queue, c.to, c.from, c.row_bytes * c.rows, cudaMemcpyDeviceToHost);
+  if (!dense(c)) return copy_rows(queue, c);
+  copy_flat(queue, c.to, c.from, c.row_bytes * c.rows);
   synchronize(queue);
 }
 
 void upload_async(const Queue& queue, void* to, const void* host, int64_t bytes) {
-  copy_flat(queue, to, host, bytes, cudaMemcpyHostToDevice);
+  copy_flat(queue, to, host, bytes);
 }
 
 void download_async(const Queue& queue, void* host, const void* from, int64_t bytes) {
-  copy_flat(queue, host, from, bytes, cudaMemcpyDeviceToHost);
+  copy_flat(queue, host, from, bytes);
 }
 
 void fill_bytes(const Queue& queue, void* to, unsigned char value, int64_t bytes) {

@@ -85,6 +85,15 @@ TEST_F(GpuRun, UsesTheMemoryThatWasPlanned) {
   }
 }
 
+TEST_F(GpuRun, KeepsItsOptimizerStateOnTheHostWithoutChangingABit) {
+  const TinyResult plain = on_gpu({"train.steps=4", "train.precision=bf16"}),
+                   offloaded = on_gpu({"train.steps=4", "train.precision=bf16", "parallel.offload_optimizer=true"});
+  EXPECT_EQ(plain.losses, offloaded.losses);
+  EXPECT_TRUE(plain.parameters == offloaded.parameters);
+  for (const MemoryCategory& c : offloaded.memory)
+    EXPECT_EQ(c.where == MemoryCategory::Where::host, c.name == "optimizer state" || c.name == "checkpoint copies");
+}
+
 TEST_F(GpuRun, SkipsAnUpdateWithoutAskingTheHost) {
   const TinyResult r = on_gpu({"train.steps=4"}, [](Session& s, int64_t step) {
     if (step == 2) write(s.params.at("layers.0.mlp.up.weight").value, Values(96 * 64, NAN));

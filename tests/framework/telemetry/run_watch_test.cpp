@@ -54,6 +54,7 @@ struct Bench {
   Tape tape{queue, arena, pool};
   ParamStore params;
   TappedModel model;
+  ShardPlan plan;  // of nothing
   std::unique_ptr<Trainer> trainer;
   int quiet[2];
 
@@ -64,7 +65,7 @@ struct Bench {
     spec.micro_batch_size = 2;
     TrainerParts parts;
     parts.queue = queue, parts.model = &model, parts.params = &params, parts.tape = &tape,
-    parts.world = world.get();
+    parts.world = world.get(), parts.device_world = world.get(), parts.plan = &plan;
     parts.sequence_len = 8;
     trainer = std::make_unique<Trainer>(spec, parts);
     const BatchView& batch = trainer->last_batch();

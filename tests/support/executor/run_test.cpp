@@ -13,14 +13,19 @@ namespace {
 
 using namespace test;
 
+/// So many GPUs while this lives.
+struct Gpus {
+  explicit Gpus(int count) { executor::set_device_count(count); }
+  ~Gpus() { executor::set_device_count(1); }
+};
+
 TEST(GpuRanks, LoseAsMuchAsOneRankOnTheCpu) {
   const auto changes = [](int ranks) {
     return tiny_recipe({"train.steps=3", fmt::format("train.micro_batch_size={}", 4 / ranks)}, ranks);
   };
   const TinyResult cpu = tiny_run(changes(1), 1, 1, 1 << 20, {}, DeviceKind::cpu);
-  executor::set_device_count(4);
+  const Gpus two(2);
   const TinyResult gpus = tiny_run(changes(2), 2, 1, 1 << 20, {}, DeviceKind::cuda);
-  executor::set_device_count(1);
   ASSERT_EQ(cpu.losses.size(), gpus.losses.size());
   for (size_t i = 0; i < cpu.losses.size(); ++i) EXPECT_NEAR(cpu.losses[i], gpus.losses[i], 1e-4) << i;
 }
@@ -30,9 +35,8 @@ TEST(GpuRanks, ReplayWhatTheySendEachOther) {
     return tiny_run(tiny_recipe({"train.steps=5", fmt::format("train.cuda_graphs={}", graphs)}, 2), 2, 1, 1 << 20, {},
                     DeviceKind::cuda);
   };
-  executor::set_device_count(4);
+  const Gpus two(2);
   const TinyResult eager = run("off"), replayed = run("on");
-  executor::set_device_count(1);
   EXPECT_EQ(replayed.replayed_steps, 3);
   EXPECT_EQ(eager.losses, replayed.losses);
   EXPECT_EQ(eager.parameters, replayed.parameters);
