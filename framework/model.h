@@ -11,9 +11,9 @@ namespace osprey {
 
 /// Where losses go: summed, not averaged, so sums over micro steps and ranks stay exact in meaning.
 struct LossArgs {
-  Tensor grad_scale;        // (1) f64: backward gives gradients of grad_scale * (summed loss); undefined: 1
-  Tensor sums;              // (2) f64: += [nats, counted targets]
-  Tensor token_losses = {}; // (B*T) f32: receives each token's loss, if defined
+  Tensor grad_scale;         // (1) f64: backward gives gradients of grad_scale * (summed loss); undefined: 1
+  Tensor sums;               // (2) f64: += [nats, counted targets]
+  Tensor token_losses = {};  // (B*T) f32: receives each token's loss, if defined
 };
 
 /// Keys and values of every layer, for generation one token at a time.

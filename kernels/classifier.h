@@ -7,14 +7,14 @@
 namespace osprey::kernels {
 
 /// logits = x W^T; loss = sum over counted rows of logsumexp(logits) - logits[target]; and at once
-/// d = (softmax(logits) - onehot(target)) * grad_scale, dx = d W, dweight (+)= d^T x. sums += [loss, counted rows].
-/// Shapes: x (N, C), weight (V, C), targets (N) i32 where -1 is not counted; dx like x, dweight (V, C) f32,
-/// each undefined when not wanted; grad_scale (1) f64, undefined: 1; sums (2) f64; loss (1) f32, = loss *
-/// grad_scale of this call, or undefined; token_losses (N) f32 or undefined (0 for rows that are not counted);
-/// scratch f32 (classifier_scratch(...)); packs as linear_pack() left them, or undefined.
-/// Numerics: logits and softmax in fp32, d rounded to x's dtype, row losses in double and summed in row
-/// order: the number of threads does not change a bit.
-/// Errors: a target outside [-1, V) throws on the CPU, before anything is written; a GPU makes the loss NaN.
+/// d = (softmax(logits) - onehot(target)) * grad_scale, dx = d W, dweight (+)= d^T x. sums += [loss, counted
+/// rows]. Shapes: x (N, C), weight (V, C), targets (N) i32 where -1 is not counted; dx like x, dweight (V, C)
+/// f32, each undefined when not wanted; grad_scale (1) f64, undefined: 1; sums (2) f64; loss (1) f32, = loss
+/// * grad_scale of this call, or undefined; token_losses (N) f32 or undefined (0 for rows that are not
+/// counted); scratch f32 (classifier_scratch(...)); packs as linear_pack() left them, or undefined. Numerics:
+/// logits and softmax in fp32, d rounded to x's dtype, row losses in double and summed in row order: the
+/// number of threads does not change a bit. Errors: a target outside [-1, V) throws on the CPU, before
+/// anything is written; a GPU makes the loss NaN.
 struct Classifier {
   Tensor x, weight, targets;
   Tensor grad_scale;

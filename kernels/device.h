@@ -47,8 +47,8 @@ struct OpenQueue {
 /// Errors: as open_stream().
 OpenQueue open_queue(Device device, int threads);
 
-/// Why cuDNN computes no attention on this queue's GPU, so that Osprey's own kernel does; empty when it does, and on
-/// other devices.
+/// Why cuDNN computes no attention on this queue's GPU, so that Osprey's own kernel does; empty when it does,
+/// and on other devices.
 std::string why_no_cudnn(const Queue& queue);
 
 /// Memory on a device, zeroed. On the CPU: address space whose pages become real when they are written.
@@ -122,8 +122,8 @@ class NamedRange {
   NamedRange& operator=(const NamedRange&) = delete;
 };
 
-/// A stretch of a queue's work that is recorded once and started again by one call: a CUDA graph. Kernels see the
-/// arguments they were recorded with, so all that changes from run to run must lie in memory.
+/// A stretch of a queue's work that is recorded once and started again by one call: a CUDA graph. Kernels see
+/// the arguments they were recorded with, so all that changes from run to run must lie in memory.
 class Graph {
  public:
   explicit Graph(Device device) : device_(device) {}
@@ -134,9 +134,9 @@ class Graph {
   bool recorded() const { return handle_ != nullptr; }
   /// Forgets what was recorded.
   void clear();
-  /// Runs `work`, which puts on the queue what is to be recorded; nothing of it is executed, and it may not wait for
-  /// the queue or allocate. Replaces what was recorded. Errors: throws on devices without graphs, and what CUDA
-  /// refuses to record.
+  /// Runs `work`, which puts on the queue what is to be recorded; nothing of it is executed, and it may not
+  /// wait for the queue or allocate. Replaces what was recorded. Errors: throws on devices without graphs,
+  /// and what CUDA refuses to record.
   void record(const Queue& queue, const std::function<void()>& work);
   /// Puts the recorded work on the queue.
   void launch(const Queue& queue) const;

@@ -1,7 +1,8 @@
 #pragma once
-// The scalars of one optimizer step. They lie on the device, so that the kernels of a step pass them on to each
-// other and the host neither waits for one nor has to be asked: it uploads three before the step and may read
-// all of them a step later. A captured step can be replayed, because nothing of it stands in kernel arguments.
+// The scalars of one optimizer step. They lie on the device, so that the kernels of a step pass them on to
+// each other and the host neither waits for one nor has to be asked: it uploads three before the step and may
+// read all of them a step later. A captured step can be replayed, because nothing of it stands in kernel
+// arguments.
 
 #include <optional>
 
@@ -12,7 +13,7 @@ namespace osprey::kernels {
 /// Places in the f64 tensor (step_scalars) that an optimizer step lives on.
 enum StepScalar : int {
   // From the host, before the step.
-  step_loss_scale,            // what losses are multiplied by before backward: 1 / targets of the global batch
+  step_loss_scale,  // what losses are multiplied by before backward: 1 / targets of the global batch
   step_learning_rate_factor,  // of the schedule
   step_number,                // 0-based
   // Added up by kernels; then summed over ranks.

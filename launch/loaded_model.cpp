@@ -50,9 +50,8 @@ LoadedModel::LoadedModel(const fs::path& given, int threads, Device device)
 }
 
 void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t sequence_len) {
-  const Queue meta{.device = {DeviceKind::meta, 0},
-                   .threads = loaded.queue.threads,
-                   .planned = loaded.queue.device.kind};
+  const Queue meta{
+      .device = {DeviceKind::meta, 0}, .threads = loaded.queue.threads, .planned = loaded.queue.device.kind};
   const auto model = make_llama(loaded.hub.spec(), sequence_len);
   ParamStore params;
   model->declare(params);
@@ -119,7 +118,7 @@ StagedBatch::StagedBatch(const Queue& queue, const ValidationLoader& data, int64
 
 const BatchView& StagedBatch::fill(ValidationLoader& data, int64_t first) {
   data.batch(first, host_);
-  for (Tensor BatchView::* t :
+  for (Tensor BatchView::*t :
        {&BatchView::tokens, &BatchView::targets, &BatchView::positions, &BatchView::document_start})
     if ((view_.*t).defined()) kernels::upload(queue_, view_.*t, (host_.*t).data);
   return view_;

@@ -21,7 +21,8 @@ std::filesystem::path checkpoint_of(const std::filesystem::path& checkpoint_or_r
 std::filesystem::path run_of(const std::filesystem::path& checkpoint);
 
 struct LoadedModel {
-  /// Errors: throws when files are damaged, the model is one that Osprey does not compute, or the device is not there.
+  /// Errors: throws when files are damaged, the model is one that Osprey does not compute, or the device is
+  /// not there.
   LoadedModel(const std::filesystem::path& checkpoint_or_run, int threads, Device device);
 
   std::filesystem::path path;

@@ -41,12 +41,15 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const
   auto of = [this](const Parameter& p) -> const Optimizer& { return optimizers->of(p); };
   const std::vector<ShardParameter> sharded = shard_parameters(params, of);
   plan = make_shard_plan(sharded, params.buckets().size(), world.size(), recipe_.parallel);
-  updater = std::make_unique<Updater>(queue, params, plan, sharded, world.rank(), of,
-                                      recipe_.parallel.offload_optimizer ? Arena::Place::host : Arena::Place::device);
-  require(!recipe_.parallel.offload_optimizer || queue.target() == DeviceKind::cuda, "parallel.offload_optimizer",
+  updater = std::make_unique<Updater>(
+      queue, params, plan, sharded, world.rank(), of,
+      recipe_.parallel.offload_optimizer ? Arena::Place::host : Arena::Place::device);
+  require(!recipe_.parallel.offload_optimizer || queue.target() == DeviceKind::cuda,
+          "parallel.offload_optimizer",
           "is for runs on GPUs, and this one is on the CPU; drop the key or set run.device: cuda");
   if (!queue.meta())
-    reducer = std::make_unique<Reducer>(device_world_ ? *device_world_ : world, queue, plan, recipe_.parallel, reduce_buckets(params));
+    reducer = std::make_unique<Reducer>(device_world_ ? *device_world_ : world, queue, plan, recipe_.parallel,
+                                        reduce_buckets(params));
 }
 
 void Session::initialize() {
@@ -155,9 +158,10 @@ Device device_for(const RunSpec& spec, Communicator& world) {
     const size_t with = static_cast<size_t>(std::count(counts.begin(), counts.end(), "some"));
     if (spec.device == Choice::automatic) {
       if (with == 0) return;
-      require(with == counts.size(), "run.device",
-              "{} of {} ranks see a GPU, the others none; set run.device to cpu or cuda, or start ranks where GPUs are",
-              with, counts.size());
+      require(
+          with == counts.size(), "run.device",
+          "{} of {} ranks see a GPU, the others none; set run.device to cpu or cuda, or start ranks where GPUs are",
+          with, counts.size());
     }
     require(gpus > 0, "run.device", "cuda is asked for, but {}", kernels::why_no_gpu());
     require(world.local_size() <= gpus, "run.device",
@@ -171,7 +175,8 @@ Device device_for(const RunSpec& spec, Communicator& world) {
 
 DeviceKind planned_device(const RunSpec& spec) {
   using Choice = RunSpec::DeviceChoice;
-  const bool gpu = spec.device == Choice::cuda || (spec.device == Choice::automatic && kernels::gpu_count() > 0);
+  const bool gpu =
+      spec.device == Choice::cuda || (spec.device == Choice::automatic && kernels::gpu_count() > 0);
   return gpu ? DeviceKind::cuda : DeviceKind::cpu;
 }
 
@@ -206,7 +211,8 @@ std::unique_ptr<Communicator> make_planning_comm(int rank, int size) {
   return std::make_unique<PlanningComm>(rank, size);
 }
 
-std::vector<MemoryCategory> plan_memory(const Recipe& recipe, int rank, int ranks, int threads, DeviceKind kind) {
+std::vector<MemoryCategory> plan_memory(const Recipe& recipe, int rank, int ranks, int threads,
+                                        DeviceKind kind) {
   const auto comm = make_planning_comm(rank, ranks);
   const Queue queue{.device = {DeviceKind::meta, 0}, .threads = threads, .planned = kind};
   Session session(recipe, *comm, queue, {});

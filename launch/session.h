@@ -64,8 +64,8 @@ class Session {
 /// ones. Collective.
 int threads_for_rank(const RunSpec& spec, Communicator& world);
 /// The device the recipe asks for: for each rank of a host a GPU of its own, or the CPU for all.
-/// Errors: throws when it is not in this build or machine, when there are more ranks than GPUs, and when `auto` would
-/// give hosts different kinds; never falls back. Collective.
+/// Errors: throws when it is not in this build or machine, when there are more ranks than GPUs, and when
+/// `auto` would give hosts different kinds; never falls back. Collective.
 Device device_for(const RunSpec& spec, Communicator& world);
 /// What a plan made on this machine is for.
 DeviceKind planned_device(const RunSpec& spec);
@@ -74,6 +74,7 @@ DeviceKind planned_device(const RunSpec& spec);
 std::unique_ptr<Communicator> make_planning_comm(int rank, int size);
 
 /// What one rank of a run of this size will hold, on a device of this kind.
-std::vector<MemoryCategory> plan_memory(const Recipe& recipe, int rank, int ranks, int threads, DeviceKind kind);
+std::vector<MemoryCategory> plan_memory(const Recipe& recipe, int rank, int ranks, int threads,
+                                        DeviceKind kind);
 
 }  // namespace osprey

@@ -1,5 +1,5 @@
-#include "framework/memory/staging.h"
 #include "framework/checkpoint/checkpoint.h"
+#include "framework/memory/staging.h"
 
 #include <algorithm>
 #include <charconv>

@@ -92,8 +92,8 @@ class Checkpointer {
   Checkpointer(const Checkpointer&) = delete;
   Checkpointer& operator=(const Checkpointer&) = delete;
 
-  /// Waits for the previous save, copies (`queue` reaches the memory), and returns; a thread writes. Only rank 0
-  /// needs `values`. Errors: what the previous save failed with.
+  /// Waits for the previous save, copies (`queue` reaches the memory), and returns; a thread writes. Only
+  /// rank 0 needs `values`. Errors: what the previous save failed with.
   void save(const Queue& queue, const CheckpointState& state, std::span<const NamedPiece> pieces,
             std::span<const NamedValue> values);
   /// Waits for the save in flight. Errors: what it failed with; the same on every rank.

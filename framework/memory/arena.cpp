@@ -69,7 +69,8 @@ void Arena::rewind(int64_t mark) {
   if (guards_on_) check_guards();
   while (!guards_.empty() && guards_.back() >= mark) guards_.pop_back();
 #ifdef OSPREY_POISON
-  if (base_ && device_.kind == DeviceKind::cpu) std::memset(base_ + mark, 0xff, static_cast<size_t>(top_ - mark));
+  if (base_ && device_.kind == DeviceKind::cpu)
+    std::memset(base_ + mark, 0xff, static_cast<size_t>(top_ - mark));
 #endif
   top_ = mark;
 }

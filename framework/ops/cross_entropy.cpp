@@ -21,7 +21,8 @@ Var cross_entropy(Tape& t, Var x, Parameter& weight, const Tensor& targets, cons
                                  .loss = loss,
                                  .dx = dx};
   if (wants_dw) classifier.dweight = t.grad(leaf);  // head gradients are formed here, not in backward
-  if (args.token_losses.defined()) classifier.token_losses = args.token_losses.view({args.token_losses.numel()});
+  if (args.token_losses.defined())
+    classifier.token_losses = args.token_losses.view({args.token_losses.numel()});
   classifier.pack_forward = packed_weights(queue, one, kernels::PackFor::forward);
   if (wants_dx) classifier.pack_dgrad = packed_weights(queue, one, kernels::PackFor::dgrad);
   const int64_t mark = t.arena().mark();

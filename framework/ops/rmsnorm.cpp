@@ -26,13 +26,9 @@ NormedSum add_rmsnorm(Tape& t, Var a, Var b, Var weight, float eps) {
   const Tensor left = t.value(a);  // (N, C)
   const Tensor sum = t.alloc(left.shape, left.dtype), y = t.alloc(left.shape, left.dtype);
   const Tensor rstd = t.alloc({left.rows()}, DType::f32);
-  kernels::add_rmsnorm_forward(t.queue(), {.sum = sum,
-                                           .y = y,
-                                           .rstd = rstd,
-                                           .a = left,
-                                           .b = t.value(b),
-                                           .weight = t.value(weight),
-                                           .eps = eps});
+  kernels::add_rmsnorm_forward(
+      t.queue(),
+      {.sum = sum, .y = y, .rstd = rstd, .a = left, .b = t.value(b), .weight = t.value(weight), .eps = eps});
   const Var total = t.second_output(sum, {a, b});
   const Var normed = t.record("add_rmsnorm", y, {a, b, weight}, [=, &t](Tensor dy) {
     const Tensor w = t.value(weight);

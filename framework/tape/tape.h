@@ -87,8 +87,9 @@ class Tape {
   /// be changed in place. Copies only if somebody else still reads it.
   /// Errors: throws when v has a gradient already; what was overwritten had no other reader.
   Tensor take_grad(Var v, const Tensor& d);
-  /// A second output of the op that is being recorded: like any Var, but its gradient is for that op's backward,
-  /// which writes to grad(v) as well and then hands it on. `inputs`: those that the gradient goes to.
+  /// A second output of the op that is being recorded: like any Var, but its gradient is for that op's
+  /// backward, which writes to grad(v) as well and then hands it on. `inputs`: those that the gradient goes
+  /// to.
   Var second_output(const Tensor& t, std::initializer_list<Var> inputs);
   /// Makes the gradient of a second output that of each of `to`, without a copy where possible.
   void hand_on(Var second_output, std::initializer_list<Var> to);

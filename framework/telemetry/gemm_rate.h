@@ -7,8 +7,8 @@
 
 namespace osprey {
 
-/// Square products by the device's library (oneDNN, cuBLASLt), bf16 in, fp32 out: of side 2048 on a CPU, where it
-/// holds 32 MiB, and 8192 on a GPU, 512 MiB.
+/// Square products by the device's library (oneDNN, cuBLASLt), bf16 in, fp32 out: of side 2048 on a CPU,
+/// where it holds 32 MiB, and 8192 on a GPU, 512 MiB.
 class GemmYardstick {
  public:
   const int64_t side;

@@ -4,9 +4,11 @@
 
 namespace osprey {
 
-StepTrace::StepTrace(const Queue& queue, std::filesystem::path directory, int rank, int64_t first, int64_t count)
+StepTrace::StepTrace(const Queue& queue, std::filesystem::path directory, int rank, int64_t first,
+                     int64_t count)
     : queue_(queue),
-      path_(std::move(directory) / (rank == 0 ? std::string("trace.json") : fmt::format("trace-rank-{}.json", rank))),
+      path_(std::move(directory) /
+            (rank == 0 ? std::string("trace.json") : fmt::format("trace-rank-{}.json", rank))),
       rank_(rank),
       first_(first),
       count_(count),

@@ -10,9 +10,10 @@
 
 namespace osprey {
 
-/// Watches steps [first, first + count) of this process and writes trace.json, or trace-rank-N.json on ranks but 0.
-/// While it watches, steps are not replayed from a recorded one (a graph has no ops), and each is waited for.
-/// An op's time runs from the end of the one before it, on the device. Units in the file: microseconds.
+/// Watches steps [first, first + count) of this process and writes trace.json, or trace-rank-N.json on ranks
+/// but 0. While it watches, steps are not replayed from a recorded one (a graph has no ops), and each is
+/// waited for. An op's time runs from the end of the one before it, on the device. Units in the file:
+/// microseconds.
 class StepTrace final : public StepHook, public Profiler {
  public:
   StepTrace(const Queue& queue, std::filesystem::path directory, int rank, int64_t first, int64_t count);

@@ -65,14 +65,15 @@ struct TrainSpec {
            "times global_batch_tokens is more than 4.6e18 tokens");
     f.choice("precision", precision, {{"bf16", DType::bf16}, {"fp32", DType::f32}},
              "bf16: activations and weights in bf16, master weights, gradients and optimizer state in fp32");
-    f.choice("recompute", recompute,
-             {{"none", Recompute::none}, {"attention", Recompute::attention}, {"block", Recompute::block}},
-             "block: keep only each block's input and compute the rest again during backward; attention: the same "
-             "for the attention half of each block only");
-    f.choice("cuda_graphs", cuda_graphs,
-             {{"auto", Graphs::automatic}, {"on", Graphs::on}, {"off", Graphs::off}},
-             "record a step on the GPU and replay it, which spares the host from launching its kernels one by one; "
-             "auto: with one rank");
+    f.choice(
+        "recompute", recompute,
+        {{"none", Recompute::none}, {"attention", Recompute::attention}, {"block", Recompute::block}},
+        "block: keep only each block's input and compute the rest again during backward; attention: the same "
+        "for the attention half of each block only");
+    f.choice(
+        "cuda_graphs", cuda_graphs, {{"auto", Graphs::automatic}, {"on", Graphs::on}, {"off", Graphs::off}},
+        "record a step on the GPU and replay it, which spares the host from launching its kernels one by one; "
+        "auto: with one rank");
     f("max_grad_norm", max_grad_norm,
       "global gradient norm above which gradients are scaled down; null: no clipping", positive());
     f("profile_steps", profile_steps,

@@ -41,8 +41,8 @@ void Trainer::allocate() {
   const Device device = parts_.queue.device;
   const Shape shape{spec_.micro_batch_size, parts_.sequence_len};
   const int views = parts_.documents == TrainerParts::Documents::apart ? 4 : 3;
-  const int64_t view_bytes = (shape.numel() * 4 + 63) / 64 * 64, batch_bytes = view_bytes * views * micro_steps_,
-                scalar_bytes = step_scalars * 8;
+  const int64_t view_bytes = (shape.numel() * 4 + 63) / 64 * 64,
+                batch_bytes = view_bytes * views * micro_steps_, scalar_bytes = step_scalars * 8;
   const auto views_of = [&](auto&& make) {
     std::vector<BatchView> batches;
     for (int64_t i = 0; i < micro_steps_; ++i) {
@@ -74,7 +74,7 @@ void Trainer::allocate() {
 
 void Trainer::upload(const BatchView& to, const BatchView& from) const {
   if (to.tokens.data == from.tokens.data) return;
-  for (Tensor BatchView::* view :
+  for (Tensor BatchView::*view :
        {&BatchView::tokens, &BatchView::targets, &BatchView::positions, &BatchView::document_start})
     if ((to.*view).defined()) upload_async(parts_.queue, to.*view, (from.*view).data);
 }
@@ -135,8 +135,8 @@ void Trainer::compute() {
   tape.lap("gather of values");
 }
 
-/// The first steps run as they are: buffers are made and libraries choose their algorithms. Then one is recorded,
-/// and again whenever other parameters are trained.
+/// The first steps run as they are: buffers are made and libraries choose their algorithms. Then one is
+/// recorded, and again whenever other parameters are trained.
 void Trainer::compute_or_replay() {
   if (parts_.graphs == TrainerParts::Graphs::off || parts_.tape->profiled()) return compute();
   const auto& params = parts_.params->all();
@@ -204,7 +204,8 @@ void Trainer::deliver(Flight& flight) {
 /// Must this step be over, and everybody have seen it, before the next begins?
 bool Trainer::must_settle(const Flight& flight) const {
   const int64_t finished = flight.step + 1;
-  if (parts_.queue.device.kind == DeviceKind::cpu || flight.stopping || finished == spec_.total_steps()) return true;
+  if (parts_.queue.device.kind == DeviceKind::cpu || flight.stopping || finished == spec_.total_steps())
+    return true;
   if (parts_.validation && finished % spec_.eval_every_steps == 0) return true;
   for (const StepHook* h : hooks_)
     if (h->reads_state(finished)) return true;

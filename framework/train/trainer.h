@@ -22,8 +22,8 @@ namespace osprey {
 class BatchSource {
  public:
   virtual ~BatchSource() = default;
-  /// Fills views of (B, T) in host memory with this rank's sequences of a micro step; rows past the end have no
-  /// targets. Returns how many targets are not -1.
+  /// Fills views of (B, T) in host memory with this rank's sequences of a micro step; rows past the end have
+  /// no targets. Returns how many targets are not -1.
   virtual int64_t fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) = 0;
 };
 
@@ -57,8 +57,8 @@ class StepHook {
   virtual ~StepHook() = default;
   virtual void on_start(Trainer&) {}
   virtual void before_step(Trainer&, int64_t /*step*/) {}
-  /// Does after_step() look at parameters, optimizer state or activations once `finished` steps are done? Where
-  /// nobody does, a GPU may have begun the next step when after_step() is called.
+  /// Does after_step() look at parameters, optimizer state or activations once `finished` steps are done?
+  /// Where nobody does, a GPU may have begun the next step when after_step() is called.
   virtual bool reads_state(int64_t /*finished*/) const { return true; }
   virtual void after_step(Trainer&, const StepResult&) {}
   virtual void after_eval(Trainer&, const EvalResult&) {}
@@ -77,8 +77,8 @@ struct TrainerParts {
   Reducer* reducer = nullptr;
   Updater* updater = nullptr;
   BatchSource* train = nullptr;
-  BatchSource* validation = nullptr;  // may be null
-  int64_t validation_sequences = 0;   // of one evaluation
+  BatchSource* validation = nullptr;        // may be null
+  int64_t validation_sequences = 0;         // of one evaluation
   std::function<double(int64_t)> schedule;  // learning-rate factor of a 0-based step
   int64_t sequence_len = 0;
   uint64_t seed = 0;
@@ -86,8 +86,8 @@ struct TrainerParts {
   enum class Graphs { off, on } graphs = Graphs::off;                    // record the step and replay it
 };
 
-/// An optimizer step is queued without waiting for the device: its batch and three scalars go up before it, and
-/// all scalars come down after it (kernels/step_control.h). run() reads them one step late, so the device
+/// An optimizer step is queued without waiting for the device: its batch and three scalars go up before it,
+/// and all scalars come down after it (kernels/step_control.h). run() reads them one step late, so the device
 /// never waits for the host; on the CPU queued work is done work, and nothing is late.
 class Trainer {
  public:

@@ -79,8 +79,8 @@ void classifier(const Queue& queue, const kernels::Classifier& args) {
     const int64_t end = std::min(n, begin + outer);
     for (int64_t r = begin; r < end; r += chunks.logit_rows) {
       const int64_t stop = std::min(end, r + chunks.logit_rows);
-      softmax_rows(queue, args, s, r, stop, static_cast<float>(grad_scale), gradients ? s.d.row_range(r - begin, stop - begin) : Tensor{},
-                   sum);
+      softmax_rows(queue, args, s, r, stop, static_cast<float>(grad_scale),
+                   gradients ? s.d.row_range(r - begin, stop - begin) : Tensor{}, sum);
     }
     if (!gradients) continue;
     const Tensor d = s.d.row_range(0, end - begin);

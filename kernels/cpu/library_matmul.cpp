@@ -186,14 +186,14 @@ kernels::Matmul block_of(const kernels::Matmul& m, int64_t index, int64_t length
   return part;
 }
 
-// With AMX oneDNN splits the inner dimension of large results as well, by the number of threads. There each thread takes
-// whole blocks, whose bounds follow from the shape alone.
+// With AMX oneDNN splits the inner dimension of large results as well, by the number of threads. There each
+// thread takes whole blocks, whose bounds follow from the shape alone.
 void run(const Queue& queue, const kernels::Matmul& m) {
   constexpr int64_t length = 256;
   static const bool cuts_inner = active_isa() == Isa::avx512_bf16 && has_amx();
   if (!cuts_inner) return run_whole(queue, m);
-  const int64_t blocks = m.c.shape.rank == 3 ? m.c.shape[0]
-                                             : (std::max(m.c.shape[-2], m.c.shape[-1]) + length - 1) / length;
+  const int64_t blocks =
+      m.c.shape.rank == 3 ? m.c.shape[0] : (std::max(m.c.shape[-2], m.c.shape[-1]) + length - 1) / length;
   Queue alone = queue;
   alone.threads = 1;
   parallel_for(queue, blocks, 1, [&](int64_t begin, int64_t end) {

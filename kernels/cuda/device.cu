@@ -132,7 +132,8 @@ void* allocate_host(int64_t bytes, const std::string& what) {
 
 void release_host(void* memory) { cudaFreeHost(memory); }
 
-/// The addresses say which way: what the rest of the house calls memory of a GPU may be pinned memory of the host.
+/// The addresses say which way: what the rest of the house calls memory of a GPU may be pinned memory of the
+/// host.
 static void copy_rows(const Queue& queue, const RowCopy& c) {
   Stream& stream = stream_of(queue);
   check(cudaMemcpy2DAsync(c.to, static_cast<size_t>(c.to_stride_bytes), c.from,
@@ -173,7 +174,8 @@ void download_async(const Queue& queue, void* host, const void* from, int64_t by
 }
 
 void fill_bytes(const Queue& queue, void* to, unsigned char value, int64_t bytes) {
-  check(cudaMemsetAsync(to, value, static_cast<size_t>(bytes), stream_of(queue).handle()), "filling GPU memory");
+  check(cudaMemsetAsync(to, value, static_cast<size_t>(bytes), stream_of(queue).handle()),
+        "filling GPU memory");
 }
 
 void synchronize(const Queue& queue) { check(cudaStreamSynchronize(stream_of(queue).handle()), "the GPU"); }
@@ -217,7 +219,8 @@ double seconds_between(void* from, void* to) {
 }
 
 void begin_recording(const Queue& queue) {
-  // Thread-local: what other threads ask of the device meanwhile (a watchdog, a save) is not part of the graph.
+  // Thread-local: what other threads ask of the device meanwhile (a watchdog, a save) is not part of the
+  // graph.
   check(cudaStreamBeginCapture(stream_of(queue).handle(), cudaStreamCaptureModeThreadLocal),
         "recording a step");
 }

@@ -23,7 +23,9 @@ struct Vector<float> {
     const float4 x = *reinterpret_cast<const float4*>(p);
     return {{x.x, x.y, x.z, x.w}};
   }
-  __device__ void store(float* p) const { *reinterpret_cast<float4*>(p) = make_float4(v[0], v[1], v[2], v[3]); }
+  __device__ void store(float* p) const {
+    *reinterpret_cast<float4*>(p) = make_float4(v[0], v[1], v[2], v[3]);
+  }
 };
 
 template <>
@@ -44,7 +46,8 @@ struct Vector<bf16> {
 /// May rows that start at `p` and lie `stride` elements apart be read as vectors, `cols` elements each?
 template <class T>
 __host__ __device__ inline bool vectorizable(const T* p, int64_t stride, int64_t cols) {
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride % vector_length<T> == 0 && cols % vector_length<T> == 0;
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride % vector_length<T> == 0 &&
+         cols % vector_length<T> == 0;
 }
 
 /// Sum over the 32 lanes, the same bits in all of them.
@@ -63,7 +66,8 @@ __device__ inline float warp_max(float v) {
 template <class T>
 __device__ inline T block_sum(T v, T* room) {
   v = warp_sum(v);
-  const int warps = static_cast<int>(blockDim.x) / warp_size, warp = static_cast<int>(threadIdx.x) / warp_size;
+  const int warps = static_cast<int>(blockDim.x) / warp_size,
+            warp = static_cast<int>(threadIdx.x) / warp_size;
   if (threadIdx.x % warp_size == 0) room[warp] = v;
   __syncthreads();
   T total = T(0);

@@ -47,7 +47,8 @@ void* Stream::scratch(int64_t bytes) {
 std::string why_no_cudnn(const Queue& queue) { return stream_of(queue).cudnn().absent(); }
 
 Stream& stream_of(const Queue& queue) {
-  require(queue.stream != nullptr, "cuda", "a queue on a GPU needs a stream; see open_stream in kernels/device.h");
+  require(queue.stream != nullptr, "cuda",
+          "a queue on a GPU needs a stream; see open_stream in kernels/device.h");
   return *queue.stream;
 }
 

@@ -33,7 +33,8 @@ class Stream {
   /// finds in it is undefined. Errors: throws when an op asks for more than scratch_bytes,
   /// or for any on a transfer stream.
   void* scratch(int64_t bytes);
-  /// cuDNN's deterministic backward on Hopper writes 2 bytes a score: this is a sequence of 2048 with 16 heads, twice.
+  /// cuDNN's deterministic backward on Hopper writes 2 bytes a score: this is a sequence of 2048 with 16
+  /// heads, twice.
   static constexpr int64_t scratch_bytes = int64_t{256} << 20;
   /// For GEMM libraries.
   void* gemm_workspace() const { return workspace_ + scratch_bytes; }

@@ -20,7 +20,8 @@ namespace osprey::bench {
 
 namespace {
 
-/// What is multiplied: the 34M bench model on a CPU; on a GPU OSP 1.4B, whose tensors do not fit into its caches.
+/// What is multiplied: the 34M bench model on a CPU; on a GPU OSP 1.4B, whose tensors do not fit into its
+/// caches.
 struct Shapes {
   int64_t rows, width, ffn, vocabulary, heads, sequence;
   const char* words;
@@ -30,7 +31,9 @@ struct Shapes {
   }
 };
 
-const char* library(const Queue& queue) { return queue.device.kind == DeviceKind::cuda ? "cuBLASLt" : "oneDNN"; }
+const char* library(const Queue& queue) {
+  return queue.device.kind == DeviceKind::cuda ? "cuBLASLt" : "oneDNN";
+}
 
 std::string device_name(const Queue& queue) {
   return queue.device.kind == DeviceKind::cuda
@@ -139,7 +142,9 @@ class OpBench {
     params_.materialize(queue_.device, DType::bf16, ParamStore::Gradients::on);
     params_.initialize(queue_, 1);
   }
-  Tensor activation(int64_t columns) { return random_tensor(queue_, inputs_, {shapes_.rows, columns}, DType::bf16, 1); }
+  Tensor activation(int64_t columns) {
+    return random_tensor(queue_, inputs_, {shapes_.rows, columns}, DType::bf16, 1);
+  }
   Tensor indices(int64_t below) {
     const Tensor t = inputs_.alloc({shapes_.rows}, DType::i32);
     write_from_host(queue_, t, [&](const Tensor& host) {
@@ -203,16 +208,15 @@ static double gemm_rate(const Queue& queue) {
 
 void bench_gemm(const Queue& queue) {
   const Shapes s = Shapes::of(queue);
-  fmt::print("bench gemm: {} rows of {}, {}; {}'s large bf16 product: {:.0f} GFLOP/s; best of 10, in turn\n", s.rows,
-             s.words, device_name(queue), library(queue), gemm_rate(queue) / 1e9);
+  fmt::print("bench gemm: {} rows of {}, {}; {}'s large bf16 product: {:.0f} GFLOP/s; best of 10, in turn\n",
+             s.rows, s.words, device_name(queue), library(queue), gemm_rate(queue) / 1e9);
   if (queue.device.kind == DeviceKind::cpu && !kernels::bf16_gemm_is_native())
     fmt::print("  this CPU multiplies bf16 in fp32\n");
-  fmt::print("  {:<10}{:<9}{:>14}{:>10}{:>10}{:>8}\n", "layer", "product", "out x in", "linear", library(queue),
-             "ratio");
-  for (const GemmCase& c :
-       {GemmCase{"qkv", 3 * s.width, s.width}, GemmCase{"o", s.width, s.width},
-        GemmCase{"gate_up", 2 * s.ffn, s.width}, GemmCase{"down", s.width, s.ffn},
-        GemmCase{"head", s.vocabulary, s.width}})
+  fmt::print("  {:<10}{:<9}{:>14}{:>10}{:>10}{:>8}\n", "layer", "product", "out x in", "linear",
+             library(queue), "ratio");
+  for (const GemmCase& c : {GemmCase{"qkv", 3 * s.width, s.width}, GemmCase{"o", s.width, s.width},
+                            GemmCase{"gate_up", 2 * s.ffn, s.width}, GemmCase{"down", s.width, s.ffn},
+                            GemmCase{"head", s.vocabulary, s.width}})
     bench_layer(queue, s.rows, c);
 }
 
@@ -235,8 +239,9 @@ void bench_ops(const Queue& queue) {
   const Tensor x = b.activation(s.width), other = b.activation(s.width), wide = b.activation(3 * s.width),
                pair = b.activation(2 * s.ffn), half = b.activation(s.ffn);
   const Tensor tokens = b.indices(s.vocabulary), positions = b.indices(s.sequence);
-  const double n = static_cast<double>(s.rows), width = static_cast<double>(s.width), ffn = static_cast<double>(s.ffn),
-               vocabulary = static_cast<double>(s.vocabulary), row = 2 * n * width;  // bytes of a bf16 activation
+  const double n = static_cast<double>(s.rows), width = static_cast<double>(s.width),
+               ffn = static_cast<double>(s.ffn), vocabulary = static_cast<double>(s.vocabulary),
+               row = 2 * n * width;  // bytes of a bf16 activation
   const int64_t head_size = s.width / s.heads;
   b.run("rmsnorm", {.bytes = 5 * row}, [&](Tape& t) { return rmsnorm(t, t.source(x), t.leaf(norm), 1e-6f); });
   b.run("add + rmsnorm", {.bytes = 4 * row + 3 * row},
@@ -247,17 +252,21 @@ void bench_ops(const Queue& queue) {
   b.run("swiglu", {.bytes = 2 * n * ffn * (3 + 5)}, [&](Tape& t) { return swiglu(t, t.source(pair)); });
   b.run("rope", {.bytes = 4 * row + 4 * row}, [&](Tape& t) {
     return rope(t, t.source(wide),
-                {.heads = s.heads, .kv_heads = s.heads, .head_size = head_size, .positions = positions}, {}, {});
+                {.heads = s.heads, .kv_heads = s.heads, .head_size = head_size, .positions = positions}, {},
+                {});
   });
   b.run("attention, causal", {.flops = 6 * n * static_cast<double>(s.sequence) * width}, [&](Tape& t) {
     return attention(
         t, t.source(wide),
-        {.batch = s.rows / s.sequence, .heads = s.heads, .kv_heads = s.heads, .head_size = head_size}, {}, {});
+        {.batch = s.rows / s.sequence, .heads = s.heads, .kv_heads = s.heads, .head_size = head_size}, {},
+        {});
   });
-  b.run("linear qkv", {.flops = 6 * n * width * 3 * width}, [&](Tape& t) { return linear(t, t.source(x), qkv); });
+  b.run("linear qkv", {.flops = 6 * n * width * 3 * width},
+        [&](Tape& t) { return linear(t, t.source(x), qkv); });
   b.run("linear gate_up", {.flops = 6 * n * width * 2 * ffn},
         [&](Tape& t) { return linear(t, t.source(x), gate_up); });
-  b.run("linear down", {.flops = 6 * n * width * ffn}, [&](Tape& t) { return linear(t, t.source(half), down); });
+  b.run("linear down", {.flops = 6 * n * width * ffn},
+        [&](Tape& t) { return linear(t, t.source(half), down); });
   const Tensor sums = b.loss_sums();
   b.run("cross_entropy (in forward)", {.flops = 6 * n * width * vocabulary}, [&](Tape& t) {
     return cross_entropy(t, t.source(x), embed, tokens, {.grad_scale = {}, .sums = sums});

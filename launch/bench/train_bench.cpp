@@ -33,7 +33,8 @@ class OpTimes final : public Profiler {
   /// Adds what was seen since start() to the rows.
   void collect() {
     const std::vector<double> seconds = timeline_.take_seconds();
-    for (size_t i = 0; i < marks_.size(); ++i) row(marks_[i].op).*marks_[i].direction += seconds[i + 1] - seconds[i];
+    for (size_t i = 0; i < marks_.size(); ++i)
+      row(marks_[i].op).*marks_[i].direction += seconds[i + 1] - seconds[i];
     marks_.clear();
     ++steps_;
   }
@@ -98,7 +99,8 @@ BenchModelInfo model_of(BenchModel model) {
     case BenchModel::gpt2_124m:
       s.layers = 12, s.hidden_size = 768, s.heads = 12, s.ffn_size = 2048, s.vocab_size = 50304;
       s.tie_embeddings = true;
-      return {s, 2048, 16, "llama of GPT-2's size, 12 layers, width 768, 12 heads, ffn 2048, vocabulary 50304, tied"};
+      return {s, 2048, 16,
+              "llama of GPT-2's size, 12 layers, width 768, 12 heads, ffn 2048, vocabulary 50304, tied"};
     case BenchModel::osp_1b4:
       s.layers = 24, s.hidden_size = 2048, s.heads = 16, s.ffn_size = 5504, s.vocab_size = 49152;
       s.norm = NormKind::ssnorm;
@@ -207,22 +209,23 @@ TrainBenchResult bench_train(const TrainBenchOptions& options) {
              options.optimizer == BenchOptimizer::adamw ? "adamw" : "muon + adamw",
              gpu ? kernels::gpu_info(queue.device.index).name
                  : fmt::format("{} thread{}", queue.threads, queue.threads == 1 ? "" : "s"));
-  fmt::print("  step                {:>9.2f} ms   median of {}, one micro batch of {} tokens{}\n", result.step_ms,
-             options.steps, step_tokens, gpu ? fmt::format(", {} replayed", trainer.replayed_steps()) : "");
+  fmt::print("  step                {:>9.2f} ms   median of {}, one micro batch of {} tokens{}\n",
+             result.step_ms, options.steps, step_tokens,
+             gpu ? fmt::format(", {} replayed", trainer.replayed_steps()) : "");
   fmt::print("  tokens/s            {:>9.0f}\n", result.tokens_per_second);
   fmt::print(
       "  training            {:>9.1f} GFLOP/s   6 N (head included, embedding not) + 6 L T C of causal "
       "attention\n",
       result.flops / 1e9);
   fmt::print("  {:<20}{:>9.1f} GFLOP/s   {} x {} x {}, median, measured in turn\n",
-             gpu ? "cuBLASLt bf16 GEMM" : "oneDNN bf16 GEMM", result.gemm_flops / 1e9, yardstick.side, yardstick.side,
-             yardstick.side);
+             gpu ? "cuBLASLt bf16 GEMM" : "oneDNN bf16 GEMM", result.gemm_flops / 1e9, yardstick.side,
+             yardstick.side, yardstick.side);
   fmt::print("  fraction            {:>9.3f}\n", result.fraction());
   fmt::print("  optimizer           {:>9.2f} ms   {:.2f}% of a step of {:.0f} tokens\n", result.optimizer_ms,
              optimizer_share(result.optimizer_ms, result.step_ms, result.micro_batches),
              result.micro_batches * step_tokens);
-  fmt::print("  heap allocations    {:>9}   operator new, in {} steps after the first four\n", result.allocations,
-             options.steps);
+  fmt::print("  heap allocations    {:>9}   operator new, in {} steps after the first four\n",
+             result.allocations, options.steps);
   print_profile(times, result.step_ms);
   std::fflush(stdout);
   return result;

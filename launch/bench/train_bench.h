@@ -24,17 +24,19 @@ struct TrainBenchOptions {
 
 struct TrainBenchResult {
   double tokens_per_second = 0;
-  double flops = 0;          // training FLOP/s: 6 N (head included, embedding not) + causal attention
-  double gemm_flops = 0;     // the library's bf16 GEMM, measured in turn
-  double step_ms = 0;        // median
-  double optimizer_ms = 0;   // of which the optimizer
-  double micro_batches = 0;  // in the step that the optimizer's share is given of: 131,072 tokens, 524,288 on a GPU
-  int64_t allocations = 0;   // calls of operator new in the measured steps
+  double flops = 0;         // training FLOP/s: 6 N (head included, embedding not) + causal attention
+  double gemm_flops = 0;    // the library's bf16 GEMM, measured in turn
+  double step_ms = 0;       // median
+  double optimizer_ms = 0;  // of which the optimizer
+  double micro_batches =
+      0;  // in the step that the optimizer's share is given of: 131,072 tokens, 524,288 on a GPU
+  int64_t allocations = 0;  // calls of operator new in the measured steps
   double fraction() const { return gemm_flops > 0 ? flops / gemm_flops : 0; }
 };
 
-/// The trainer's own steps on random tokens, one micro batch each: forward, backward, gradient norm, optimizer. Prints a
-/// report with a profile by op; on a GPU the measured steps are replays and the profile is of others.
+/// The trainer's own steps on random tokens, one micro batch each: forward, backward, gradient norm,
+/// optimizer. Prints a report with a profile by op; on a GPU the measured steps are replays and the profile
+/// is of others.
 TrainBenchResult bench_train(const TrainBenchOptions& options);
 
 }  // namespace osprey::bench

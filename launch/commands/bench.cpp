@@ -42,7 +42,8 @@ void run_train(const BenchOptions& options) {
   // Forward and backward are the same program in both runs: only the optimizers' own times are compared.
   const double work = adamw.micro_batches * (adamw.step_ms - adamw.optimizer_ms);
   fmt::print("\nwith {:.0f} micro batches a step, a step with muon takes {:.2f}% longer than with adamw\n",
-             adamw.micro_batches, 100 * (muon.optimizer_ms - adamw.optimizer_ms) / (work + adamw.optimizer_ms));
+             adamw.micro_batches,
+             100 * (muon.optimizer_ms - adamw.optimizer_ms) / (work + adamw.optimizer_ms));
 }
 
 }  // namespace
@@ -69,16 +70,17 @@ void add_bench(CLI::App& app) {
   add("ops", "each op alone, forward and backward", "ops --threads 2")->callback([options] {
     bench::bench_ops(options->open().queue);
   });
-  CLI::App* train = add("train", "whole training steps, with a profile",
-                        "train --threads 2 --optimizer adamw");
+  CLI::App* train =
+      add("train", "whole training steps, with a profile", "train --threads 2 --optimizer adamw");
   using bench::BenchModel;
   train
       ->add_option("--model", options->train.model,
                    "34m, or for GPUs: 124m (GPT-2's size), 1b4 (recipes/pretrain/osp_1b4.yaml)")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, BenchModel>{
-              {"34m", BenchModel::llama_34m}, {"124m", BenchModel::gpt2_124m}, {"1b4", BenchModel::osp_1b4}}));
-  train->add_option("--micro-batch", options->train.micro_batch, "sequences at a time, instead of the model's own")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, BenchModel>{
+          {"34m", BenchModel::llama_34m}, {"124m", BenchModel::gpt2_124m}, {"1b4", BenchModel::osp_1b4}}));
+  train
+      ->add_option("--micro-batch", options->train.micro_batch,
+                   "sequences at a time, instead of the model's own")
       ->check(CLI::Range(1, 1 << 16));
   train->add_option("--recompute", options->train.recompute, "none, attention or block")
       ->transform(CLI::CheckedTransformer(std::map<std::string, Recompute>{

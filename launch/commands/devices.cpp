@@ -14,8 +14,9 @@ static void print_devices() {
   if (count == 0) fmt::print("cuda  none: {}\n", kernels::why_no_gpu());
   for (int i = 0; i < count; ++i) {
     const kernels::GpuInfo gpu = kernels::gpu_info(i);
-    fmt::print("cuda  {}: {}, sm_{}, {} multiprocessors, {:.1f} of {:.1f} GiB free, driver for CUDA {}\n", i, gpu.name,
-               gpu.compute_capability, gpu.multiprocessors, static_cast<double>(gpu.free_bytes) / (1 << 30),
+    fmt::print("cuda  {}: {}, sm_{}, {} multiprocessors, {:.1f} of {:.1f} GiB free, driver for CUDA {}\n", i,
+               gpu.name, gpu.compute_capability, gpu.multiprocessors,
+               static_cast<double>(gpu.free_bytes) / (1 << 30),
                static_cast<double>(gpu.total_bytes) / (1 << 30), gpu.driver);
     try {
       kernels::open_stream({DeviceKind::cuda, i});

@@ -53,8 +53,7 @@ Result evaluate(LoadedModel& m, ValidationLoader& data, StagedBatch& batch) {
     m.tape.reset();
     const Tensor& targets = batch.host().targets;
     for (int64_t i = 0; i < targets.numel(); ++i)
-      if (const int32_t target = targets.as<int32_t>()[i]; target >= 0)
-        ++counts[static_cast<size_t>(target)];
+      if (const int32_t target = targets.as<int32_t>()[i]; target >= 0) ++counts[static_cast<size_t>(target)];
   }
   double total[2];
   kernels::download(m.queue, total, sums);

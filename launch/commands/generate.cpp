@@ -69,7 +69,8 @@ void generate(LoadedModel& m, const Options& o, uint64_t sample, const std::vect
     const Tensor logits = m.model->decode(m.tape, token, position, cache);
     if (i + 1 >= static_cast<int64_t>(prompt.size())) {
       const HostCopy host(m.queue, logits);
-      const std::span<const float> row(host.tensor().as<float>(), static_cast<size_t>(m.tokenizer->vocab_size()));
+      const std::span<const float> row(host.tensor().as<float>(),
+                                       static_cast<size_t>(m.tokenizer->vocab_size()));
       const int32_t next = sampler.sample(row, sample, static_cast<uint64_t>(i));
       if (next == m.tokenizer->eos_id()) break;
       text.push_back(next);

@@ -30,8 +30,8 @@ void print_weights(const Queue& queue, const ParamStore& params) {
     std::vector<double> column(static_cast<size_t>(cols));
     double largest = 0, sum = 0, square = 0, fourth = 0;
     for (int64_t i = 0; i < p->shape.numel(); ++i) {
-      const double v = std::abs(static_cast<double>(
-          value.dtype == DType::bf16 ? to_float(value.as<bf16>()[i]) : value.as<float>()[i]));
+      const double v = std::abs(static_cast<double>(value.dtype == DType::bf16 ? to_float(value.as<bf16>()[i])
+                                                                               : value.as<float>()[i]));
       largest = std::max(largest, v);
       sum += v;
       square += v * v;
@@ -70,9 +70,8 @@ void add_inspect(CLI::App& app) {
     const int64_t batch = std::min<int64_t>(data->rows(), 8);
     StagedBatch buffers(m.queue, *data, batch);
     fmt::print("{}\n\n", m.path.string());
-    print_outliers(
-        measure_outliers_of(m, *data, buffers, data->rows() / batch * batch),
-        OutlierDetail::every_layer);
+    print_outliers(measure_outliers_of(m, *data, buffers, data->rows() / batch * batch),
+                   OutlierDetail::every_layer);
     print_weights(m.queue, m.params);
   });
 }

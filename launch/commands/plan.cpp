@@ -57,7 +57,10 @@ void print_plan(const Recipe& recipe, int ranks, int threads, DeviceKind kind) {
   const bool gpu = kind == DeviceKind::cuda;
   for (const Where where : {Where::device, Where::host}) {
     if (!gpu && where == Where::host) break;  // on the CPU all of it is host memory
-    fmt::print("{:<22}{:>14} {:>14}\n", !gpu ? "memory by category" : where == Where::device ? "GPU memory" : "host memory",
+    fmt::print("{:<22}{:>14} {:>14}\n",
+               !gpu                     ? "memory by category"
+               : where == Where::device ? "GPU memory"
+                                        : "host memory",
                "rank 0", ranks > 1 ? fmt::format("rank {}", ranks - 1) : "");
     int64_t totals[2] = {0, 0};
     for (size_t i = 0; i < first.size(); ++i) {
@@ -88,8 +91,9 @@ void add_plan(CLI::App& app) {
   command->add_option("--ranks", options->ranks, "number of ranks")->check(CLI::Range(1, 65536));
   command->add_option("--threads", options->threads, "threads of a rank")->check(CLI::Range(1, 1024));
   command
-      ->add_option("--device", options->device,
-                   "what is planned for: cpu, cuda (also where there is no GPU), or what the recipe says here")
+      ->add_option(
+          "--device", options->device,
+          "what is planned for: cpu, cuda (also where there is no GPU), or what the recipe says here")
       ->check(CLI::IsMember({"recipe", "cpu", "cuda"}));
   command->footer("Example:\n  osprey plan recipes/pretrain/osp_1b4.yaml --ranks 8 --device cuda");
   command->callback([options] {

@@ -173,7 +173,7 @@ void Llama::declare_block(ParamStore& params, int layer) {
   const AttentionSpec& variant = spec_.attention;
   if (variant.kind == AttentionSpec::Kind::clipped_softmax)
     a.clip = kernels::Clip{.zeta = static_cast<float>(variant.zeta),
-                      .gamma = static_cast<float>(variant.clip_gamma(sequence_len_))};
+                           .gamma = static_cast<float>(variant.clip_gamma(sequence_len_))};
   if (variant.kind == AttentionSpec::Kind::gated) {
     const int64_t gates = variant.gate == AttentionSpec::Gate::headwise ? spec_.heads : heads;
     a.gate_weight = &params.add(at + "attn.gate.weight", layer, {gates, width}, normal);

@@ -20,7 +20,8 @@ class GpuRun : public testing::Test {
   }
 };
 
-TinyResult on_gpu(const std::vector<std::string>& overrides, const std::function<void(Session&, int64_t)>& on_step = {}) {
+TinyResult on_gpu(const std::vector<std::string>& overrides,
+                  const std::function<void(Session&, int64_t)>& on_step = {}) {
   return tiny_run(tiny_recipe(overrides), 1, 1, 1 << 20, on_step, DeviceKind::cuda);
 }
 
@@ -36,7 +37,8 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
 TEST_F(GpuRun, LosesAsMuchAsOnTheCpu) {
   for (const auto& [precision, tolerance] : {std::pair{"fp32", 1e-4}, {"bf16", 2e-2}}) {
     const std::vector<std::string> changes = {"train.steps=4", fmt::format("train.precision={}", precision)};
-    const TinyResult cpu = tiny_run(tiny_recipe(changes), 1, 1, 1 << 20, {}, DeviceKind::cpu), gpu = on_gpu(changes);
+    const TinyResult cpu = tiny_run(tiny_recipe(changes), 1, 1, 1 << 20, {}, DeviceKind::cpu),
+                     gpu = on_gpu(changes);
     EXPECT_LT(largest_difference(cpu.losses, gpu.losses), tolerance) << precision;
     EXPECT_LT(largest_difference(cpu.grad_norms, gpu.grad_norms), tolerance * cpu.grad_norms[0]) << precision;
   }
@@ -58,7 +60,8 @@ TEST_F(GpuRun, RecordsAgainWhenOtherParametersAreTrained) {
       if (p->layer == 0 && step == 4) p->trainable = false;
   };
   const std::vector<std::string> eight = {"train.steps=8"};
-  const TinyResult replayed = on_gpu(eight, freeze), eager = on_gpu({"train.steps=8", "train.cuda_graphs=off"}, freeze);
+  const TinyResult replayed = on_gpu(eight, freeze),
+                   eager = on_gpu({"train.steps=8", "train.cuda_graphs=off"}, freeze);
   EXPECT_EQ(replayed.replayed_steps, 4);
   EXPECT_EQ(replayed.losses, eager.losses);
   EXPECT_TRUE(replayed.parameters == eager.parameters);
@@ -77,7 +80,8 @@ TEST_F(GpuRun, RecomputesWithoutChangingABit) {
 TEST_F(GpuRun, UsesTheMemoryThatWasPlanned) {
   const std::vector<std::string> changes = {"train.steps=3", "train.precision=bf16"};
   const Recipe recipe = tiny_recipe(changes);
-  const std::vector<MemoryCategory> planned = plan_memory(recipe, 0, 1, 1, DeviceKind::cuda), used = on_gpu(changes).memory;
+  const std::vector<MemoryCategory> planned = plan_memory(recipe, 0, 1, 1, DeviceKind::cuda),
+                                    used = on_gpu(changes).memory;
   ASSERT_EQ(planned.size(), used.size());
   for (size_t i = 0; i < planned.size(); ++i) {
     EXPECT_EQ(planned[i].name, used[i].name);
@@ -87,11 +91,13 @@ TEST_F(GpuRun, UsesTheMemoryThatWasPlanned) {
 
 TEST_F(GpuRun, KeepsItsOptimizerStateOnTheHostWithoutChangingABit) {
   const TinyResult plain = on_gpu({"train.steps=4", "train.precision=bf16"}),
-                   offloaded = on_gpu({"train.steps=4", "train.precision=bf16", "parallel.offload_optimizer=true"});
+                   offloaded =
+                       on_gpu({"train.steps=4", "train.precision=bf16", "parallel.offload_optimizer=true"});
   EXPECT_EQ(plain.losses, offloaded.losses);
   EXPECT_TRUE(plain.parameters == offloaded.parameters);
   for (const MemoryCategory& c : offloaded.memory)
-    EXPECT_EQ(c.where == MemoryCategory::Where::host, c.name == "optimizer state" || c.name == "checkpoint copies");
+    EXPECT_EQ(c.where == MemoryCategory::Where::host,
+              c.name == "optimizer state" || c.name == "checkpoint copies");
 }
 
 TEST_F(GpuRun, SkipsAnUpdateWithoutAskingTheHost) {

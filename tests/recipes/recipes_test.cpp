@@ -60,10 +60,14 @@ TEST(Recipes, EveryOnePlansForGpus) {
     for (int ranks : {1, 4}) {
       SCOPED_TRACE(path);
       const Recipe recipe = load_recipe(path, {});
-      if (recipe.train.global_batch_tokens % (recipe.train.micro_batch_size * recipe.data.sequence_len * ranks)) continue;
+      if (recipe.train.global_batch_tokens %
+          (recipe.train.micro_batch_size * recipe.data.sequence_len * ranks))
+        continue;
       std::map<std::string, int64_t> bytes;
-      for (const MemoryCategory& c : plan_memory(recipe, 0, ranks, 1, DeviceKind::cuda)) bytes[c.name] = c.bytes;
-      for (const char* category : {"parameters", "gradients", "optimizer state", "activations", "GPU workspace"})
+      for (const MemoryCategory& c : plan_memory(recipe, 0, ranks, 1, DeviceKind::cuda))
+        bytes[c.name] = c.bytes;
+      for (const char* category :
+           {"parameters", "gradients", "optimizer state", "activations", "GPU workspace"})
         EXPECT_GT(bytes[category], 0) << category;
       EXPECT_EQ(bytes["packed weights"], 0) << "a GPU reads weights as they are";
       EXPECT_EQ(bytes.contains("NCCL scratch"), ranks > 1);

@@ -14,7 +14,8 @@ Device test_device() {
   const std::string text = name ? name : "cpu";
   require(text == "cpu" || text == "cuda", "test", "OSPREY_TEST_DEVICE must be cpu or cuda, got {}", text);
   if (text == "cpu") return {DeviceKind::cpu, 0};
-  if (kernels::gpu_count() == 0) {  // the whole program is a test of the GPU then, and ctest shows it as skipped
+  if (kernels::gpu_count() ==
+      0) {  // the whole program is a test of the GPU then, and ctest shows it as skipped
     std::printf("SKIPPED: %s\n", kernels::why_no_gpu().c_str());
     std::fflush(nullptr);
     std::_Exit(77);

@@ -72,7 +72,8 @@ struct Collect : StepHook {
 
 TinyResult run_rank(const Recipe& recipe, Communicator& world, int threads, int64_t distinct_steps,
                     const std::function<void(Session&, int64_t)>& on_step, DeviceKind kind) {
-  const kernels::OpenQueue open = kernels::open_queue({kind, kind == DeviceKind::cuda ? world.local_rank() : 0}, threads);
+  const kernels::OpenQueue open =
+      kernels::open_queue({kind, kind == DeviceKind::cuda ? world.local_rank() : 0}, threads);
   Session session(recipe, world, open.queue,
                   SessionMemory::of(plan_memory(recipe, world.rank(), world.size(), threads, kind)));
   session.initialize();
@@ -97,7 +98,8 @@ TinyResult tiny_run(const Recipe& recipe, int ranks, int threads, int64_t distin
   if (ranks == 1) return run_rank(recipe, *make_self_comm(), threads, distinct_steps, on_step, kind);
   std::vector<TinyResult> results(static_cast<size_t>(ranks));
   run_thread_ranks(ranks, [&](Communicator& world) {
-    results[static_cast<size_t>(world.rank())] = run_rank(recipe, world, threads, distinct_steps, on_step, kind);
+    results[static_cast<size_t>(world.rank())] =
+        run_rank(recipe, world, threads, distinct_steps, on_step, kind);
   });
   return results[0];
 }

@@ -199,8 +199,8 @@ TEST(Checkpoint, KilledWhileSavingTheNewestCheckpointLoads) {
   TempDir dir;
   const auto start = std::chrono::steady_clock::now();
   save_on(1, dir.path(), {1});
-  // Kills fall anywhere in the first saves of a process, later and later: on a busy machine a save may take much
-  // longer than the first one did.
+  // Kills fall anywhere in the first saves of a process, later and later: on a busy machine a save may take
+  // much longer than the first one did.
   const auto three =
       3 * std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start);
   int64_t newest = 1, finished = 0;
@@ -215,8 +215,8 @@ TEST(Checkpoint, KilledWhileSavingTheNewestCheckpointLoads) {
         saver.save({}, at_step(step, 1), toy.pieces(), toy.values());
       }
     }
-    std::this_thread::sleep_for(
-        std::chrono::microseconds(test::FuzzDraws(round).below(static_cast<size_t>(three.count()) * (1 + round / 4))));
+    std::this_thread::sleep_for(std::chrono::microseconds(
+        test::FuzzDraws(round).below(static_cast<size_t>(three.count()) * (1 + round / 4))));
     ::kill(pid, SIGKILL);
     int status = 0;
     ::waitpid(pid, &status, 0);

@@ -56,8 +56,8 @@ Outcome run(const Problem& p, float scale, int threads, int passes = 1, Frozen f
   for (int pass = 0; pass < passes; ++pass) {
     const Tensor sums = bed.zeros(2), grad_scale = make(bed.inputs, {1}, DType::f64, {scale});
     const Var in = frozen == Frozen::everything ? bed.tape.input(x) : bed.tape.source(x);
-    const Var loss = cross_entropy(
-        bed.tape, in, w, targets, {.grad_scale = grad_scale, .sums = sums, .token_losses = losses});
+    const Var loss = cross_entropy(bed.tape, in, w, targets,
+                                   {.grad_scale = grad_scale, .sums = sums, .token_losses = losses});
     o.loss = read(bed.tape.value(loss))[0];
     o.sum = {read(sums)[0], read(sums)[1]};
     EXPECT_EQ(bed.tape.needs_grad(loss), frozen != Frozen::everything);
@@ -146,7 +146,8 @@ TEST(CrossEntropy, RefusesATargetOutsideTheVocabulary) {
   for (int bad : {-2, 5}) {
     Problem p = problem(4, 8, 5, DType::f32);
     p.targets[2] = bad;
-    if (test_device().kind == DeviceKind::cuda) {  // a GPU does not look; its loss says that something is wrong
+    if (test_device().kind ==
+        DeviceKind::cuda) {  // a GPU does not look; its loss says that something is wrong
       EXPECT_TRUE(std::isnan(run(p, 1, 1).sum.loss));
       continue;
     }

@@ -71,7 +71,8 @@ struct Outcome {
 /// What one rank does: resumes from `dir` if it holds something, goes on to `last`, saves.
 Outcome train_to(int64_t last, const Recipe& base, const fs::path& dir, Communicator& world) {
   Recipe recipe = base;
-  Session session(recipe, world, Queue{}, {.activation_bytes = int64_t{64} << 20, .activation_gradient_bytes = 0});
+  Session session(recipe, world, Queue{},
+                  {.activation_bytes = int64_t{64} << 20, .activation_gradient_bytes = 0});
   session.initialize();
   Counting source(world);
   TrainerParts parts = session.parts();

@@ -32,8 +32,8 @@ TEST(GpuRanks, LoseAsMuchAsOneRankOnTheCpu) {
 
 TEST(GpuRanks, ReplayWhatTheySendEachOther) {
   const auto run = [](const char* graphs) {
-    return tiny_run(tiny_recipe({"train.steps=5", fmt::format("train.cuda_graphs={}", graphs)}, 2), 2, 1, 1 << 20, {},
-                    DeviceKind::cuda);
+    return tiny_run(tiny_recipe({"train.steps=5", fmt::format("train.cuda_graphs={}", graphs)}, 2), 2, 1,
+                    1 << 20, {}, DeviceKind::cuda);
   };
   const Gpus two(2);
   const TinyResult eager = run("off"), replayed = run("on");
@@ -41,7 +41,6 @@ TEST(GpuRanks, ReplayWhatTheySendEachOther) {
   EXPECT_EQ(eager.losses, replayed.losses);
   EXPECT_EQ(eager.parameters, replayed.parameters);
 }
-
 
 TEST(GpuRanks, AreAtMostAsManyAsGpus) {
   RunSpec spec;
