@@ -101,8 +101,7 @@ std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
   if (trainer) all.push_back({"token buffers", trainer->batch_bytes()});
   if (queue.target() == DeviceKind::cuda)
     all.push_back({"GPU workspace", kernels::stream_workspace_bytes(DeviceKind::cuda)});
-  // Two communicators: one for gradients, one for the scalars of a step.
-  if (several_gpus()) all.push_back({"NCCL scratch", 2 * NcclOptions{}.scratch_bytes});
+  if (several_gpus()) all.push_back({"NCCL scratch", NcclOptions{}.scratch_bytes});
   return all;
 }
 

@@ -21,6 +21,7 @@ namespace osprey {
 struct RunWatchOptions {
   std::filesystem::path directory;  // of the run
   std::string name, version, isa;
+  std::string gpu = {};  // what computes, if it is no CPU
   TelemetrySpec telemetry;
   std::optional<int64_t> resumed_step;          // of the checkpoint the run goes on from
   double learning_rate = 1;                     // of the first optimizer group, at a schedule factor of 1

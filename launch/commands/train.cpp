@@ -54,6 +54,8 @@ std::unique_ptr<RunWatch> watch_run(const Recipe& recipe, const Session& session
   options.name = recipe.run.name;
   options.version = OSPREY_VERSION;
   options.isa = cpu::name(cpu::active_isa());
+  if (session.queue.device.kind == DeviceKind::cuda)
+    options.gpu = kernels::gpu_info(session.queue.device.index).name;
   options.telemetry = recipe.telemetry;
   options.resumed_step = resumed;
   options.learning_rate = recipe.optim.front().learning_rate;

@@ -25,13 +25,6 @@ TinyResult on_gpu(const std::vector<std::string>& overrides,
   return tiny_run(tiny_recipe(overrides), 1, 1, 1 << 20, on_step, DeviceKind::cuda);
 }
 
-double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double d = 0;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) d = std::max(d, std::abs(a[i] - b[i]));
-  return d;
-}
-
 }  // namespace
 
 TEST_F(GpuRun, LosesAsMuchAsOnTheCpu) {

@@ -10,17 +10,6 @@
 using namespace osprey;
 using namespace osprey::test;
 
-namespace {
-
-double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double d = 0;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) d = std::max(d, std::abs(a[i] - b[i]));
-  return d;
-}
-
-}  // namespace
-
 TEST(Laws, TheFirstLossIsTheEntropyOfTheVocabulary) {
   for (const char* precision : {"fp32", "bf16"}) {
     const TinyResult r =

@@ -1,5 +1,6 @@
 #include "tests/support/tiny_run.h"
 
+#include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -102,6 +103,13 @@ TinyResult tiny_run(const Recipe& recipe, int ranks, int threads, int64_t distin
         run_rank(recipe, world, threads, distinct_steps, on_step, kind);
   });
   return results[0];
+}
+
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double d = 0;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) d = std::max(d, std::abs(a[i] - b[i]));
+  return d;
 }
 
 }  // namespace osprey::test

@@ -38,4 +38,7 @@ TinyResult tiny_run(const Recipe& recipe, int ranks = 1, int threads = 1, int64_
                     const std::function<void(Session&, int64_t)>& on_step = {},
                     DeviceKind kind = test_device().kind);
 
+/// Between elements of the same place. Lists of different lengths fail the test.
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b);
+
 }  // namespace osprey::test
