@@ -110,6 +110,7 @@ void* allocate(int index, int64_t bytes, const std::string& what) {
   }
   check(code, "cudaMalloc");
   check(cudaMemset(p, 0, static_cast<size_t>(bytes)), "cudaMemset");
+  check(cudaDeviceSynchronize(), "cudaMemset");  // our streams do not wait for the one it runs on
   return p;
 }
 
