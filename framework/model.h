@@ -9,10 +9,11 @@
 
 namespace osprey {
 
-/// Summed, not averaged: sums over micro steps and ranks stay exact in meaning.
-struct LossSum {
-  double loss = 0;     // nats
-  int64_t tokens = 0;  // counted targets
+/// Where losses go: summed, not averaged, so sums over micro steps and ranks stay exact in meaning.
+struct LossArgs {
+  Tensor grad_scale;         // (1) f64: backward gives gradients of grad_scale * (summed loss); undefined: 1
+  Tensor sums;               // (2) f64: += [nats, counted targets]
+  Tensor token_losses = {};  // (B*T) f32: receives each token's loss, if defined
 };
 
 /// Keys and values of every layer, for generation one token at a time.
@@ -29,10 +30,8 @@ class LanguageModel {
   virtual void declare(ParamStore& params) = 0;
   /// Hidden states that the head sees. -> (B*T, C)
   virtual Var hidden(Tape& t, const BatchView& batch) = 0;
-  /// Adds this batch's loss to `sum`; the Var's backward gives gradients of grad_scale * (summed loss).
-  /// `token_losses` (B*T) f32, if defined, receives each token's loss.
-  virtual Var loss(Tape& t, const BatchView& batch, float grad_scale, LossSum& sum,
-                   const Tensor& token_losses) = 0;
+  /// This batch's loss, to where `args` says. -> (1) f32, grad_scale * (summed loss)
+  virtual Var loss(Tape& t, const BatchView& batch, const LossArgs& args) = 0;
   /// Feeds one token per sequence, appends to the cache. tokens, positions (B) i32 -> logits (B, V) f32.
   virtual Tensor decode(Tape& t, const Tensor& tokens, const Tensor& positions, DecodeCache& cache) = 0;
   /// Cache tensors for B sequences of up to `capacity` tokens, out of `arena`.

@@ -38,9 +38,7 @@ struct ParamPiece {
 };
 
 struct StepInfo {
-  int64_t step = 0;          // 0-based
-  double learning_rate = 0;  // after the schedule
-  double grad_scale = 1;     // multiplied into gradients (global-norm clipping)
+  Tensor control;  // the step's number, learning-rate factor and gradient scale, see kernels/step_control.h
   uint64_t seed = 0;
   Tensor workspace{};  // f32 (workspace_bytes / 4), shared by all optimizers of a rank
 };

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/core/random.h"
+#include "kernels/device.h"
 
 namespace osprey {
 
@@ -128,16 +129,18 @@ void ParamStore::initial_value(const Queue& queue, const Parameter& p, uint64_t 
 void ParamStore::initialize(const Queue& queue, uint64_t seed) {
   if (queue.meta()) return;
   std::vector<float> scratch;
+  std::vector<bf16> rounded;
   for (const auto& p : params_) {
     ++p->version;
-    if (dtype_ == DType::f32) {
-      initial_value(queue, *p, seed, p->value.as<float>());
-      continue;
-    }
     scratch.resize(static_cast<size_t>(p->shape.numel()));
     initial_value(queue, *p, seed, scratch.data());
-    bf16* out = p->value.as<bf16>();
-    for (size_t i = 0; i < scratch.size(); ++i) out[i] = to_bf16(scratch[i]);
+    if (dtype_ == DType::f32) {
+      kernels::upload(queue, p->value, scratch.data());
+      continue;
+    }
+    rounded.resize(scratch.size());
+    for (size_t i = 0; i < scratch.size(); ++i) rounded[i] = to_bf16(scratch[i]);
+    kernels::upload(queue, p->value, rounded.data());
   }
 }
 

@@ -67,6 +67,8 @@ struct AttentionBackward {
 /// Numerics: as forward; dS is rounded to bf16 when q is bf16. With a clip, the row term
 /// sum(p * clip'(p) * dP) takes a sweep of its own over the tiles, in fp32; that costs a tenth of
 /// the arithmetic and needs no second saved output. The number of threads does not change a bit.
+/// Errors: as forward; and on a GPU, when one sequence has more than 8 Mi rows of heads (H * T), whose
+/// row terms would not fit the stream's scratch.
 void attention_backward(const Queue& queue, const AttentionBackward& args);
 
 struct AttentionDecode {
@@ -86,7 +88,9 @@ struct AttentionDecode {
 
 /// One row of attention for each sequence over its cache, after k and v went to entry lengths - 1.
 /// Numerics: all sums in fp32.
-/// Errors: throws when shapes do not fit or a length is outside [1, capacity].
+/// Errors: throws when shapes do not fit; on a GPU also when partial results of one sequence would not fit
+/// the stream's scratch (64 heads of 128 may have caches of 250,000 tokens). A length outside [1, capacity]
+/// throws on the CPU; on a GPU, which cannot tell the host, that sequence's row of o becomes NaN.
 void attention_decode(const Queue& queue, const AttentionDecode& args);
 
 }  // namespace osprey::kernels

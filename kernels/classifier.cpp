@@ -1,11 +1,13 @@
 #include "kernels/classifier.h"
 
-#include "kernels/cpu/classifier_chunks.h"
+#include "kernels/core/dispatch.h"
 
 namespace osprey::kernels {
 
-int64_t classifier_scratch(int64_t rows, int64_t vocabulary, DType dtype, Gradients gradients) {
-  return cpu::ClassifierChunks::of(rows, vocabulary, dtype, gradients == Gradients::wanted).scratch_floats();
+int64_t classifier_scratch(const Queue& queue, int64_t rows, int64_t vocabulary, DType dtype,
+                           Gradients gradients) {
+  return queue.target() == DeviceKind::cuda ? cuda::classifier_scratch(rows, vocabulary, dtype, gradients)
+                                            : cpu::classifier_scratch(rows, vocabulary, dtype, gradients);
 }
 
 static void check(const Queue& queue, const Classifier& a) {
@@ -25,26 +27,24 @@ static void check(const Queue& queue, const Classifier& a) {
   if (a.token_losses.defined())
     require(a.token_losses.numel() == n && a.token_losses.dtype == DType::f32 && a.token_losses.contiguous(),
             "cross_entropy", "token_losses must be f32 ({}), got {}", n, a.token_losses);
+  const auto scalars = [&](const char* what, const Tensor& t, int64_t count, DType dtype) {
+    require(t.numel() == count && t.dtype == dtype && t.contiguous() && here(t), "cross_entropy",
+            "{} must be {} ({}) on the queue's device, got {}", what, name(dtype), count, t);
+  };
+  scalars("sums", a.sums, 2, DType::f64);
+  if (a.grad_scale.defined()) scalars("grad_scale", a.grad_scale, 1, DType::f64);
+  if (a.loss.defined()) scalars("loss", a.loss, 1, DType::f32);
   const Gradients gradients = a.dx.defined() || a.dweight ? Gradients::wanted : Gradients::none;
-  require(a.scratch.numel() >= classifier_scratch(n, v, a.x.dtype, gradients) &&
-              a.scratch.dtype == DType::f32 && a.scratch.contiguous(),
-          "cross_entropy", "scratch must be f32 ({}), got {}", classifier_scratch(n, v, a.x.dtype, gradients),
-          a.scratch);
+  const int64_t scratch = classifier_scratch(queue, n, v, a.x.dtype, gradients);
+  require(a.scratch.numel() >= scratch && a.scratch.dtype == DType::f32 && a.scratch.contiguous(),
+          "cross_entropy", "scratch must be f32 ({}), got {}", scratch, a.scratch);
   require(here(a.x) && here(a.weight) && here(a.targets) && here(a.scratch), "cross_entropy",
           "operands must be on the queue's device, {}", name(queue.device.kind));
 }
 
-ClassifierLoss classifier(const Queue& queue, const Classifier& args) {
+void classifier(const Queue& queue, const Classifier& args) {
   check(queue, args);
-  switch (queue.device.kind) {
-    case DeviceKind::cpu:
-      return cpu::classifier(queue, args);
-    case DeviceKind::cuda:
-      return cuda::classifier(queue, args);
-    case DeviceKind::meta:
-      break;
-  }
-  return {};
+  dispatch(queue, args, cpu::classifier, cuda::classifier);
 }
 
 }  // namespace osprey::kernels

@@ -7,16 +7,19 @@
 namespace osprey::kernels {
 
 /// logits = x W^T; loss = sum over counted rows of logsumexp(logits) - logits[target]; and at once
-/// d = (softmax(logits) - onehot(target)) * grad_scale, dx = d W, dweight (+)= d^T x.
-/// Shapes: x (N, C), weight (V, C), targets (N) i32 where -1 is not counted; dx like x, dweight (V, C) f32,
-/// each undefined when not wanted; token_losses (N) f32 or undefined (0 for rows that are not counted);
-/// scratch f32 (classifier_scratch(...)); packs as linear_pack() left them, or undefined.
-/// Numerics: logits and softmax in fp32, d rounded to x's dtype, row losses in double and summed in row
-/// order: the number of threads does not change a bit.
-/// Errors: throws when a target is outside [-1, V), before anything is written.
+/// d = (softmax(logits) - onehot(target)) * grad_scale, dx = d W, dweight (+)= d^T x. sums += [loss, counted
+/// rows]. Shapes: x (N, C), weight (V, C), targets (N) i32 where -1 is not counted; dx like x, dweight (V, C)
+/// f32, each undefined when not wanted; grad_scale (1) f64, undefined: 1; sums (2) f64; loss (1) f32, = loss
+/// * grad_scale of this call, or undefined; token_losses (N) f32 or undefined (0 for rows that are not
+/// counted); scratch f32 (classifier_scratch(...)); packs as linear_pack() left them, or undefined. Numerics:
+/// logits and softmax in fp32, d rounded to x's dtype, row losses in double and summed in row order: the
+/// number of threads does not change a bit. Errors: a target outside [-1, V) throws on the CPU, before
+/// anything is written; a GPU makes the loss NaN.
 struct Classifier {
   Tensor x, weight, targets;
-  float grad_scale = 1.0f;
+  Tensor grad_scale;
+  Tensor sums;
+  Tensor loss;
   Tensor dx;
   Accum dweight;
   Tensor token_losses;
@@ -24,23 +27,20 @@ struct Classifier {
   Tensor pack_forward, pack_dgrad;
 };
 
-struct ClassifierLoss {
-  double loss = 0;     // nats, summed
-  int64_t tokens = 0;  // counted rows
-};
-
-/// On meta: zero. Reads `targets` on the host.
-ClassifierLoss classifier(const Queue& queue, const Classifier& args);
+void classifier(const Queue& queue, const Classifier& args);
 
 enum class Gradients : uint8_t { none, wanted };
 /// Scratch in floats.
-int64_t classifier_scratch(int64_t rows, int64_t vocabulary, DType dtype, Gradients gradients);
+int64_t classifier_scratch(const Queue& queue, int64_t rows, int64_t vocabulary, DType dtype,
+                           Gradients gradients);
 
 }  // namespace osprey::kernels
 
 namespace osprey::cpu {
-kernels::ClassifierLoss classifier(const Queue& queue, const kernels::Classifier& args);
-}
+void classifier(const Queue& queue, const kernels::Classifier& args);
+int64_t classifier_scratch(int64_t rows, int64_t vocabulary, DType dtype, kernels::Gradients gradients);
+}  // namespace osprey::cpu
 namespace osprey::cuda {
-kernels::ClassifierLoss classifier(const Queue& queue, const kernels::Classifier& args);
-}
+void classifier(const Queue& queue, const kernels::Classifier& args);
+int64_t classifier_scratch(int64_t rows, int64_t vocabulary, DType dtype, kernels::Gradients gradients);
+}  // namespace osprey::cuda

@@ -39,8 +39,8 @@ void check_pack(const Queue& queue, const Tensor& pack, Weights weights, PackFor
 
 int64_t linear_pack_bytes(const Queue& queue, Weights weights, PackFor use) {
   check_weights(queue, weights);
-  return queue.device.kind == DeviceKind::cuda ? cuda::linear_pack_bytes(weights, use)
-                                               : cpu::linear_pack_bytes(weights, use);
+  return queue.target() == DeviceKind::cuda ? cuda::linear_pack_bytes(weights, use)
+                                            : cpu::linear_pack_bytes(weights, use);
 }
 
 void linear_pack(const Queue& queue, const LinearPack& args) {

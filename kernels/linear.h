@@ -14,7 +14,7 @@ using Weights = std::span<const Tensor>;
 
 enum class PackFor : uint8_t { forward, dgrad };
 
-/// Size of the packed form of `weights`; 0 where this machine or dtype has no use for one.
+/// Size of the packed form of `weights`; 0 where this device or dtype has no use for one.
 int64_t linear_pack_bytes(const Queue& queue, Weights weights, PackFor use);
 
 /// Rearranges weights into the layout the product reads fastest. Valid until a weight changes.

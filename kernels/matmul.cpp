@@ -20,6 +20,8 @@ static void check(const Queue& queue, const Matmul& args) {
   require(a.dtype == b.dtype && (a.dtype == DType::f32 || a.dtype == DType::bf16), "matmul",
           "a and b must both be f32 or both bf16, got {} and {}", a, b);
   require(c.dtype == DType::f32 || c.dtype == DType::bf16, "matmul", "c must be f32 or bf16, got {}", c);
+  require(!args.addend.defined() || (args.addend.shape == c.shape && args.addend.dtype == c.dtype), "matmul",
+          "the addend must be like c, {}, got {}", c, args.addend);
   require(a.device == queue.device && b.device == queue.device && c.device == queue.device, "matmul",
           "operands must be on the queue's device, {}", name(queue.device.kind));
 }

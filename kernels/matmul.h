@@ -15,15 +15,17 @@ struct Matmul {
   Op op_a = Op::none;
   Op op_b = Op::none;
   float alpha = 1.0f;
-  float beta = 0.0f;  // 0 overwrites: c is not read and may hold NaN
+  float beta = 0.0f;   // 0 overwrites: the addend is not read and may hold NaN
+  Tensor addend = {};  // undefined: c itself
 };
 
-/// c = alpha op(a) op(b) + beta c.
-/// Shapes: op(a) (M, K), op(b) (K, N), c (M, N); or all three with one leading batch dimension.
-/// Rows may be strided. Aliasing: c overlaps neither a nor b. Numerics: a and b are both bf16 or
-/// both f32, c is either; sums are kept in fp32. Where bf16_gemm_is_native() is false, bf16 inputs
-/// are widened and multiplied in fp32: same products, same rounding of the result. The number of
-/// threads does not change the result. Errors: throws when shapes, dtypes or devices do not fit.
+/// c = alpha op(a) op(b) + beta addend.
+/// Shapes: op(a) (M, K), op(b) (K, N), c and addend (M, N); or all with one leading batch dimension.
+/// Rows may be strided. Aliasing: c overlaps neither a nor b, nor an addend that is not c itself. Numerics: a
+/// and b are both bf16 or both f32, c is either, the addend like c; sums are kept in fp32. Where
+/// bf16_gemm_is_native() is false, bf16 inputs are widened and multiplied in fp32: same products, same
+/// rounding of the result. The number of threads does not change the result. Errors: throws when shapes,
+/// dtypes or devices do not fit.
 void matmul(const Queue& queue, const Matmul& args);
 
 /// The same by the device's own library (oneDNN on the CPU), even where ours is taken: the yardstick that

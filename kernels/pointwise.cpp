@@ -17,6 +17,11 @@ void copy(const Queue& queue, const Copy& c) {
   dispatch(queue, c, cpu::copy, cuda::copy);
 }
 
+void fill(const Queue& queue, const Fill& f) {
+  require(f.y.dtype != DType::i32, "fill", "y must be f32, bf16 or f64, got {}", f.y);
+  dispatch(queue, f, cpu::fill, cuda::fill);
+}
+
 void add(const Queue& queue, const Add& a) {
   same("add", "b", a.b, a.a);
   same("add", "y", a.y, a.a);

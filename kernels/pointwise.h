@@ -13,6 +13,13 @@ struct Copy {
 };
 void copy(const Queue& queue, const Copy& args);
 
+/// y = value in every element. Shapes: y f32, bf16 or f64, rows may be strided.
+struct Fill {
+  Tensor y;
+  double value = 0;
+};
+void fill(const Queue& queue, const Fill& args);
+
 /// y = a + b. Shapes: all (N, C), one dtype. Aliasing: y may be a or b.
 struct Add {
   Tensor y, a, b;
@@ -25,7 +32,8 @@ struct AddBias {
 };
 void add_bias(const Queue& queue, const AddBias& args);
 
-/// dbias = sum of dy over rows. Shapes: dbias (C) f32, dy (N, C). Numerics: fp32, in the order of rows.
+/// dbias = sum of dy over rows. Shapes: dbias (C) f32, dy (N, C). Numerics: fp32; the CPU adds in the order
+/// of rows, a GPU over chunks of rows that the shape fixes.
 struct BiasBackward {
   Accum dbias;
   Tensor dy;
@@ -47,14 +55,14 @@ struct SwigluBackward {
 void swiglu_backward(const Queue& queue, const SwigluBackward& args);
 
 /// y[n] = weight[tokens[n]]. Shapes: y (N, C), tokens (N) i32, weight (V, C).
-/// Errors: throws when a token is outside [0, V).
+/// Errors: a token outside [0, V) throws on the CPU; a GPU makes its row NaN.
 struct EmbeddingForward {
   Tensor y, tokens, weight;
 };
 void embedding_forward(const Queue& queue, const EmbeddingForward& args);
 
 /// dweight[tokens[n]] += dy[n], in the order of n, so the sum does not depend on threads.
-/// Shapes: dweight (V, C) f32, dy (N, C).
+/// Shapes: dweight (V, C) f32, dy (N, C). Errors: a token outside [0, V) is passed over: forward told.
 struct EmbeddingBackward {
   Accum dweight;
   Tensor dy, tokens;
@@ -65,6 +73,7 @@ void embedding_backward(const Queue& queue, const EmbeddingBackward& args);
 
 namespace osprey::cpu {
 void copy(const Queue& queue, const kernels::Copy& args);
+void fill(const Queue& queue, const kernels::Fill& args);
 void add(const Queue& queue, const kernels::Add& args);
 void add_bias(const Queue& queue, const kernels::AddBias& args);
 void bias_backward(const Queue& queue, const kernels::BiasBackward& args);
@@ -75,6 +84,7 @@ void embedding_backward(const Queue& queue, const kernels::EmbeddingBackward& ar
 }  // namespace osprey::cpu
 namespace osprey::cuda {
 void copy(const Queue& queue, const kernels::Copy& args);
+void fill(const Queue& queue, const kernels::Fill& args);
 void add(const Queue& queue, const kernels::Add& args);
 void add_bias(const Queue& queue, const kernels::AddBias& args);
 void bias_backward(const Queue& queue, const kernels::BiasBackward& args);

@@ -43,7 +43,10 @@ Check check(const char* where, const Queue& queue, const Tensor& q, const Tensor
 
 }  // namespace
 
-int64_t rope_partials(int64_t rows) { return std::min<int64_t>(64, std::max<int64_t>(1, rows / 16)); }
+int64_t rope_partials(const Queue& queue, int64_t rows) {
+  const int64_t most = queue.target() == DeviceKind::cuda ? 264 : 64;
+  return std::min<int64_t>(most, std::max<int64_t>(1, rows / 16));
+}
 
 void rope_forward(const Queue& queue, const RopeForward& a) {
   const Check c = check("rope", queue, a.q, a.k, a.positions, a.head_size, a.theta);
@@ -65,7 +68,7 @@ void rope_backward(const Queue& queue, const RopeBackward& a) {
   if (a.dk_weight) c.tensor("dk_weight", a.dk_weight.tensor, {a.head_size}, DType::f32);
   if (a.q_weight.defined() || a.k_weight.defined()) {
     c.tensor("saved", a.saved, {c.rows, a.dy_q.cols() + a.dy_k.cols()}, c.dtype);
-    c.tensor("partial", a.partial, {rope_partials(c.rows), 2 * a.head_size}, DType::f32);
+    c.tensor("partial", a.partial, {rope_partials(queue, c.rows), 2 * a.head_size}, DType::f32);
   }
   dispatch(queue, a, cpu::rope_backward, cuda::rope_backward);
 }

@@ -23,8 +23,9 @@ struct RopeForward {
 /// x = x * rsqrt(mean(x^2) + eps) * weight for each head that has a weight, then each pair
 /// (x[i], x[i + D/2]) turns by the angle position * theta^(-2i/D).
 /// Shapes: D a multiple of 8 up to 256. Rows of q and k may be strided.
-/// Numerics: fp32 in one pass with a single rounding; cosines and sines are computed in fp64 once.
-/// Errors: throws when shapes do not fit or a position is negative.
+/// Numerics: fp32 in one pass with a single rounding; cosines and sines are computed in fp64 once, on a GPU
+/// as turn_by() of kernels/numerics/rope.h does.
+/// Errors: throws when shapes do not fit; a negative position throws on the CPU, a GPU makes its row NaN.
 /// Reference: Su et al., "RoFormer" (2021); half-split pairs as in Hugging Face's Llama.
 void rope_forward(const Queue& queue, const RopeForward& args);
 
@@ -38,7 +39,7 @@ struct RopeBackward {
   Tensor q_weight = {}, k_weight = {};
   float eps = 1e-6f;
   Tensor saved = {};    // as forward left it; needed with weights only
-  Tensor partial = {};  // (rope_partials(N), 2*D) f32 working memory; needed with weights only
+  Tensor partial = {};  // (rope_partials(queue, N), 2*D) f32 working memory; needed with weights only
 };
 
 /// Turns gradients back by the same angles, then through the norms.
@@ -47,7 +48,7 @@ struct RopeBackward {
 void rope_backward(const Queue& queue, const RopeBackward& args);
 
 /// Rows of `partial` for N tokens.
-int64_t rope_partials(int64_t rows);
+int64_t rope_partials(const Queue& queue, int64_t rows);
 
 }  // namespace osprey::kernels
 

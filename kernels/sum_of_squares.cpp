@@ -5,9 +5,11 @@
 namespace osprey::kernels {
 
 void sum_of_squares(const Queue& queue, const SumOfSquares& args) {
-  require(args.x.dtype == DType::f32 && args.x.contiguous(), "sum_of_squares",
-          "x must be contiguous f32, got {}", args.x);
-  require(args.sum != nullptr, "sum_of_squares", "sum must point to a double");
+  for (const Tensor& x : args.xs)
+    require(x.dtype == DType::f32 && x.contiguous() && x.device == queue.device, "sum_of_squares",
+            "xs must be contiguous f32 on the queue's device, got {}", x);
+  require(args.sum.numel() == 1 && args.sum.dtype == DType::f64, "sum_of_squares",
+          "sum must be f64 (1), got {}", args.sum);
   dispatch(queue, args, cpu::sum_of_squares, cuda::sum_of_squares);
 }
 

@@ -5,9 +5,9 @@
 
 namespace osprey::kernels {
 
-/// c = alpha a a^T + beta c, for a c that is symmetric before (or beta = 0).
-/// Shapes: a (M, K), c (M, M), both bf16 or both f32, contiguous.
-/// Aliasing: c does not overlap a.
+/// c = alpha a a^T + beta addend, for an addend that is symmetric (or beta = 0).
+/// Shapes: a (M, K), c and addend (M, M), all bf16 or all f32, contiguous; or all with one leading batch
+/// dimension. Aliasing: c overlaps neither a nor an addend that is not c itself.
 /// Numerics: blocks on and right of the diagonal are computed with sums in fp32 and rounded once; the others
 /// are their mirror images, so c is exactly symmetric outside the diagonal blocks, which are at most 128
 /// wide. The number of threads does not change the result.
@@ -16,6 +16,7 @@ struct SymmetricProduct {
   Tensor a;
   float alpha = 1.0f;
   float beta = 0.0f;
+  Tensor addend = {};  // undefined: c itself
 };
 void symmetric_product(const Queue& queue, const SymmetricProduct& args);
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# Shared by launch/quickstart and launch/test; sourced, not run. Expects the repository root as the folder.
+# Shared by launch/quickstart, test, gpu-deps and gpu-check; sourced, not run. Expects the repository root as the folder.
 
 build_packages=(g++ cmake ninja-build pkg-config libopenmpi-dev openmpi-bin libyaml-cpp-dev libdnnl-dev
   libcli11-dev nlohmann-json3-dev libfmt-dev libsentencepiece-dev zlib1g-dev libzstd-dev)
@@ -44,14 +44,38 @@ build_jobs() {
   echo $((cores < by_memory ? cores : by_memory))
 }
 
-# configure PRESET [cmake options]: uses ccache where it is installed.
+# configure PRESET [cmake options]: uses ccache where it is installed; says what of CUDA was found.
 configure() {
   local preset=$1 launcher=()
   shift
-  command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+  command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
   cmake --preset "$preset" "${launcher[@]}" "$@" >"build/configure-$preset.log" 2>&1 ||
     { tail -n 20 "build/configure-$preset.log" >&2; stop "cmake --preset $preset failed (build/configure-$preset.log)"; }
+  sed -n 's/^-- \(CUDA: \)/\1/p' "build/configure-$preset.log"
 }
+
+# fetch_cudnn_frontend FOLDER: the headers through which Osprey speaks to cuDNN, from the PyPI wheel of that name, as
+# FOLDER/include. Without pip or a network the build does without them, and its own kernel computes all attention.
+fetch_cudnn_frontend() {
+  local folder=$1
+  [[ -f $folder/include/cudnn_frontend.h ]] && return 0
+  rm -rf "$folder" && mkdir -p "$folder"
+  if python3 -m pip download --quiet --no-deps --dest "$folder" nvidia-cudnn-frontend >build/cudnn-frontend.log 2>&1 &&
+    python3 - "$folder" >>build/cudnn-frontend.log 2>&1 <<'END'
+import glob, os, sys, zipfile
+folder = sys.argv[1]
+for wheel in glob.glob(folder + "/*.whl"):
+    with zipfile.ZipFile(wheel) as z:
+        z.extractall(folder, [n for n in z.namelist() if n.startswith("include/") or "dist-info/licenses/" in n])
+    os.remove(wheel)
+END
+  then return 0; fi
+  rm -rf "$folder"
+  echo "no headers of cudnn-frontend (pip cannot fetch nvidia-cudnn-frontend; build/cudnn-frontend.log says why)"
+}
+
+# Is there a compiler for GPUs? Where cuda.cmake looks.
+has_nvcc() { [[ -n ${CUDACXX:-} || -x /usr/local/cuda/bin/nvcc ]] || command -v nvcc >/dev/null; }
 
 # compile PRESET [targets]: quiet unless it fails.
 compile() {

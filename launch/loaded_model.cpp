@@ -8,7 +8,10 @@ namespace osprey {
 
 namespace fs = std::filesystem;
 
-static constexpr int64_t activation_capacity_bytes = int64_t{64} << 30;  // virtual
+/// On the CPU address space; on a GPU memory, of which parameters and caches need some as well.
+static int64_t activation_capacity(Device device) {
+  return device.kind == DeviceKind::cuda ? kernels::gpu_info(device.index).free_bytes / 2 : int64_t{64} << 30;
+}
 
 fs::path checkpoint_of(const fs::path& given) {
   require(fs::is_directory(given), "checkpoint",
@@ -28,10 +31,12 @@ fs::path run_of(const fs::path& checkpoint) {
   return checkpoints.filename() == "checkpoints" && fs::exists(run / "metrics.jsonl") ? run : fs::path();
 }
 
-LoadedModel::LoadedModel(const fs::path& given, int threads)
+LoadedModel::LoadedModel(const fs::path& given, int threads, Device device)
     : path(checkpoint_of(given)),
       hub(path),
-      queue{.device = {}, .threads = threads},
+      open(kernels::open_queue(device, threads)),
+      queue(open.queue),
+      activation_capacity_bytes(activation_capacity(device)),
       activations("activations", queue.device, activation_capacity_bytes),
       pool("activation gradients", queue.device),
       tape(queue, activations, pool) {
@@ -39,13 +44,14 @@ LoadedModel::LoadedModel(const fs::path& given, int threads)
   model = make_llama(hub.spec(), std::max<int64_t>(1, hub.context().sequence_len));
   model->declare(params);
   params.materialize(queue.device, hub.context().dtype, ParamStore::Gradients::off);
-  hub.load(params);
+  hub.load(queue, params);
   tape.set_mode(Tape::Mode::evaluate);
   tokenizer = load_tokenizer(path.string());
 }
 
 void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t sequence_len) {
-  const Queue meta{.device = {DeviceKind::meta, 0}, .threads = loaded.queue.threads};
+  const Queue meta{
+      .device = {DeviceKind::meta, 0}, .threads = loaded.queue.threads, .planned = loaded.queue.device.kind};
   const auto model = make_llama(loaded.hub.spec(), sequence_len);
   ParamStore params;
   model->declare(params);
@@ -54,12 +60,13 @@ void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t 
   Pool pool("activation gradients", meta.device);
   Tape tape(meta, activations, pool);
   tape.set_mode(Tape::Mode::evaluate);
-  LossSum sum;
   auto make = [&] { return tokens.alloc({rows, sequence_len}, DType::i32); };
   const BatchView batch{.tokens = make(), .targets = make(), .positions = make(), .document_start = make()};
-  model->loss(tape, batch, 1.0f, sum, {});
+  model->loss(tape, batch, {.grad_scale = {}, .sums = tokens.alloc({2}, DType::f64)});
   const int64_t needed = activations.high_water_bytes() + tokens.high_water_bytes(),
-                available = std::min(available_memory_bytes(), activation_capacity_bytes);
+                available = loaded.queue.device.kind == DeviceKind::cuda
+                                ? loaded.activation_capacity_bytes
+                                : std::min(available_memory_bytes(), loaded.activation_capacity_bytes);
   require(needed <= available, "memory",
           "{} sequences of {} tokens at a time take {:.2f} GiB of activations, there are {:.2f} GiB; "
           "evaluate fewer sequences at a time or shorter ones",
@@ -95,11 +102,26 @@ std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,
                                             max_tokens);
 }
 
-BatchView make_batch(Arena& arena, const ValidationLoader& data, int64_t rows) {
-  auto make = [&] { return arena.alloc({rows, data.spec().sequence_len}, DType::i32); };
-  BatchView view{.tokens = make(), .targets = make(), .positions = make(), .document_start = {}};
-  if (!data.spec().attention_across_documents) view.document_start = make();
-  return view;
+StagedBatch::StagedBatch(const Queue& queue, const ValidationLoader& data, int64_t rows)
+    : queue_(queue),
+      host_memory_("token buffers", {}, 4 * rows * (data.spec().sequence_len * 4 + 64)),
+      memory_("token buffers", queue.device, 4 * rows * (data.spec().sequence_len * 4 + 64)) {
+  const auto make = [&](Arena& arena) {
+    const auto one = [&] { return arena.alloc({rows, data.spec().sequence_len}, DType::i32); };
+    BatchView view{.tokens = one(), .targets = one(), .positions = one(), .document_start = {}};
+    if (!data.spec().attention_across_documents) view.document_start = one();
+    return view;
+  };
+  host_ = make(host_memory_);
+  view_ = make(memory_);
+}
+
+const BatchView& StagedBatch::fill(ValidationLoader& data, int64_t first) {
+  data.batch(first, host_);
+  for (Tensor BatchView::*t :
+       {&BatchView::tokens, &BatchView::targets, &BatchView::positions, &BatchView::document_start})
+    if ((view_.*t).defined()) kernels::upload(queue_, view_.*t, (host_.*t).data);
+  return view_;
 }
 
 }  // namespace osprey

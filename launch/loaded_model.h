@@ -8,6 +8,7 @@
 #include "framework/data/loader.h"
 #include "framework/data/tokenizer.h"
 #include "framework/model.h"
+#include "kernels/device.h"
 #include "launch/recipe.h"
 #include "models/llama/hf.h"
 
@@ -20,12 +21,15 @@ std::filesystem::path checkpoint_of(const std::filesystem::path& checkpoint_or_r
 std::filesystem::path run_of(const std::filesystem::path& checkpoint);
 
 struct LoadedModel {
-  /// Errors: throws when files are damaged or the model is one that Osprey does not compute.
-  LoadedModel(const std::filesystem::path& checkpoint_or_run, int threads);
+  /// Errors: throws when files are damaged, the model is one that Osprey does not compute, or the device is
+  /// not there.
+  LoadedModel(const std::filesystem::path& checkpoint_or_run, int threads, Device device);
 
   std::filesystem::path path;
   HubModel hub;
+  kernels::OpenQueue open;
   Queue queue;
+  int64_t activation_capacity_bytes;
   std::unique_ptr<LanguageModel> model;
   ParamStore params;
   Arena activations;
@@ -34,7 +38,7 @@ struct LoadedModel {
   std::unique_ptr<Tokenizer> tokenizer;
 };
 
-/// Throws unless a batch of this size can be evaluated in the memory that this machine has to spare.
+/// Throws unless a batch of this size can be evaluated in the memory that the device has to spare.
 void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t sequence_len);
 
 /// The first `max_tokens` of the validation data of the checkpoint's recipe, or of the shards that `data`
@@ -43,7 +47,18 @@ std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,
                                                   const std::vector<std::string>& data, int64_t sequence_len,
                                                   int64_t max_tokens);
 
-/// Buffers for `rows` sequences of this data.
-BatchView make_batch(Arena& arena, const ValidationLoader& data, int64_t rows);
+/// Buffers for `rows` sequences of this data: in host memory, where loaders write, and where the model reads.
+class StagedBatch {
+ public:
+  StagedBatch(const Queue& queue, const ValidationLoader& data, int64_t rows);
+  /// Rows `first` and on of the data. Returns the batch as the model reads it.
+  const BatchView& fill(ValidationLoader& data, int64_t first);
+  const BatchView& host() const { return host_; }
+
+ private:
+  Queue queue_;
+  Arena host_memory_, memory_;
+  BatchView host_, view_;
+};
 
 }  // namespace osprey

@@ -95,6 +95,7 @@ int main(int argc, char** argv) {
   osprey::add_report(app);
   osprey::add_fields(app);
   osprey::add_bench(app);
+  osprey::add_devices(app);
   try {
     return run(app, argc, argv);
   } catch (const osprey::Reported&) {

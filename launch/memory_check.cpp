@@ -80,7 +80,30 @@ std::string memory_problem(const std::vector<MemoryCategory>& categories, int64_
       largest->name, gib(largest->bytes), keys_of(largest->name));
 }
 
-void require_memory(const std::vector<MemoryCategory>& categories, Communicator& world) {
+static std::vector<MemoryCategory> part(const std::vector<MemoryCategory>& all, MemoryCategory::Where where) {
+  std::vector<MemoryCategory> some;
+  std::copy_if(all.begin(), all.end(), std::back_inserter(some),
+               [&](const MemoryCategory& c) { return c.where == where; });
+  return some;
+}
+
+std::string gpu_memory_problem(const std::vector<MemoryCategory>& categories, const kernels::GpuInfo& gpu) {
+  const std::vector<MemoryCategory> own = part(categories, MemoryCategory::Where::device);
+  const int64_t available = gpu.free_bytes - gpu_reserve_bytes, wanted = total(own);
+  if (wanted <= available || own.empty()) return "";
+  const auto largest =
+      std::max_element(own.begin(), own.end(),
+                       [](const MemoryCategory& a, const MemoryCategory& b) { return a.bytes < b.bytes; });
+  return fmt::format(
+      "this run takes {} of the GPU's memory ({}, {} of {} free, {} of it kept for the driver and libraries); most of it "
+      "are {} ({}): lower {}. osprey plan --device cuda shows all categories",
+      gib(wanted), gpu.name, gib(gpu.free_bytes), gib(gpu.total_bytes), gib(gpu_reserve_bytes), largest->name,
+      gib(largest->bytes), keys_of(largest->name));
+}
+
+void require_memory(const std::vector<MemoryCategory>& all, Device device, Communicator& world) {
+  const bool gpu = device.kind == DeviceKind::cuda;
+  const std::vector<MemoryCategory> categories = gpu ? part(all, MemoryCategory::Where::host) : all;
   char host[256] = {};
   ::gethostname(host, sizeof host - 1);
   // Read before the gathering, so before any peer allocates.
@@ -98,6 +121,9 @@ void require_memory(const std::vector<MemoryCategory>& categories, Communicator&
   together(world, [&] {
     const std::string problem = memory_problem(categories, bytes, ranks, available);
     require(problem.empty(), "memory", "{}", problem);
+    if (!gpu) return;
+    const std::string gpu_problem = gpu_memory_problem(all, kernels::gpu_info(device.index));
+    require(gpu_problem.empty(), "memory", "{}", gpu_problem);
   });
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "framework/parallel/communicator.h"
+#include "kernels/device.h"
 #include "launch/session.h"
 
 namespace osprey {
@@ -19,8 +20,14 @@ int64_t available_memory_bytes();
 std::string memory_problem(const std::vector<MemoryCategory>& categories, int64_t host_bytes, int ranks,
                            int64_t available_bytes);
 
-/// Throws on the ranks of every host that cannot hold its ranks. Gathers, so it comes before any of them
-/// allocates. Errors: names the largest category and the keys to change; see memory_problem. Collective.
-void require_memory(const std::vector<MemoryCategory>& categories, Communicator& world);
+/// Why a GPU with this much free memory does not hold the device's part of `categories`; empty when it does.
+/// The driver, cuDNN and NCCL take some themselves: gpu_reserve_bytes is kept for them.
+std::string gpu_memory_problem(const std::vector<MemoryCategory>& categories, const kernels::GpuInfo& gpu);
+inline constexpr int64_t gpu_reserve_bytes = int64_t{1} << 30;
+
+/// Throws on the ranks of every host that cannot hold its ranks, or whose GPU cannot hold one. Gathers, so it
+/// comes before any of them allocates. Errors: names the largest category and the keys to change; see
+/// memory_problem. Collective.
+void require_memory(const std::vector<MemoryCategory>& categories, Device device, Communicator& world);
 
 }  // namespace osprey

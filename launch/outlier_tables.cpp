@@ -2,11 +2,11 @@
 
 namespace osprey {
 
-std::vector<OutlierRow> measure_outliers_of(LoadedModel& m, ValidationLoader& data, const BatchView& view,
+std::vector<OutlierRow> measure_outliers_of(LoadedModel& m, ValidationLoader& data, StagedBatch& batch,
                                             int64_t rows) {
   OutlierObserver observer(TelemetrySpec{}, m.queue);
-  for (int64_t first = 0; first < rows; first += view.batch()) {
-    data.batch(first, view);
+  for (int64_t first = 0; first < rows; first += batch.host().batch()) {
+    const BatchView& view = batch.fill(data, first);
     observe_both_protocols(observer, *m.model, m.tape, view, view.tokens.numel());
   }
   return observer.result();

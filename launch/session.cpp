@@ -3,28 +3,53 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "framework/checkpoint/checkpoint.h"
 #include "framework/ops/pack_cache.h"
+#include "framework/parallel/nccl_comm.h"
+#include "launch/together.h"
 
 namespace osprey {
 
-Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, int64_t activation_bytes)
+/// Evaluation and outlier measurements need a little that a training step does not.
+static constexpr int64_t spare_bytes = int64_t{64} << 20;
+
+SessionMemory SessionMemory::of(const std::vector<MemoryCategory>& planned) {
+  SessionMemory memory;
+  for (const MemoryCategory& c : planned) {
+    if (c.name == "activations") memory.activation_bytes = c.bytes + spare_bytes;
+    if (c.name == "activation gradients") memory.activation_gradient_bytes = c.bytes;
+  }
+  return memory;
+}
+
+Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const SessionMemory& memory)
     : queue(q),
       world(comm),
       model(make_llama(recipe.model, recipe.data.sequence_len)),
-      activations("activations", q.device, activation_bytes),
+      activations("activations", q.device, memory.activation_bytes),
       pool("activation gradients", q.device),
       tape(q, activations, pool),
       recipe_(recipe) {
+  if (queue.device.kind == DeviceKind::cuda) pool.reserve(memory.activation_gradient_bytes);
+  if (!queue.meta() && several_gpus())
+    device_world_ = make_nccl_comm(world, queue.device, {.timeout_s = recipe_.parallel.timeout_s});
   model->declare(params);
   optimizers = std::make_unique<OptimizerGroups>(recipe_.optim, params);
   params.materialize(queue.device, recipe_.train.precision, ParamStore::Gradients::on);
   auto of = [this](const Parameter& p) -> const Optimizer& { return optimizers->of(p); };
   const std::vector<ShardParameter> sharded = shard_parameters(params, of);
   plan = make_shard_plan(sharded, params.buckets().size(), world.size(), recipe_.parallel);
-  updater = std::make_unique<Updater>(queue, params, plan, sharded, world.rank(), of);
+  updater = std::make_unique<Updater>(
+      queue, params, plan, sharded, world.rank(), of,
+      recipe_.parallel.offload_optimizer ? Arena::Place::host : Arena::Place::device);
+  require(!recipe_.parallel.offload_optimizer || queue.target() == DeviceKind::cuda,
+          "parallel.offload_optimizer",
+          "is for runs on GPUs, and this one is on the CPU; drop the key or set run.device: cuda");
   if (!queue.meta())
-    reducer = std::make_unique<Reducer>(world, plan, recipe_.parallel, reduce_buckets(params));
+    reducer = std::make_unique<Reducer>(device_world_ ? *device_world_ : world, queue, plan, recipe_.parallel,
+                                        reduce_buckets(params));
 }
 
 void Session::initialize() {
@@ -41,8 +66,8 @@ void Session::trace() {
   if (!recipe_.data.attention_across_documents) batch.document_start = tokens();
   tape.set_mode(Tape::Mode::train);
   tape.set_recompute(recipe_.train.recompute);
-  LossSum sum;
-  tape.backward(model->loss(tape, batch, 1.0f, sum, {}));
+  const Tensor sums = make_tensor(nullptr, {2}, DType::f64, queue.device);
+  tape.backward(model->loss(tape, batch, {.grad_scale = {}, .sums = sums}));
   tape.reset();
 }
 
@@ -65,14 +90,18 @@ std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
   std::vector<MemoryCategory> all{
       {"parameters", params.value_bytes()},
       {"gradients", params.gradient_bytes()},
-      {"optimizer state", updater->state_bytes()},
+      {"optimizer state", updater->state_bytes(),
+       recipe_.parallel.offload_optimizer ? MemoryCategory::Where::host : MemoryCategory::Where::device},
       {"optimizer workspace", updater->workspace_bytes()},
       {"activations", activations.high_water_bytes()},
       {"activation gradients", pool.high_water_bytes()},
       {"packed weights", packed_bytes(params)},
-      {"checkpoint copies", checkpoint_bytes(recipe_, *this)},
+      {"checkpoint copies", checkpoint_bytes(recipe_, *this), MemoryCategory::Where::host},
   };
   if (trainer) all.push_back({"token buffers", trainer->batch_bytes()});
+  if (queue.target() == DeviceKind::cuda)
+    all.push_back({"GPU workspace", kernels::stream_workspace_bytes(DeviceKind::cuda)});
+  if (several_gpus()) all.push_back({"NCCL scratch", NcclOptions{}.scratch_bytes});
   return all;
 }
 
@@ -83,6 +112,13 @@ TrainerParts Session::parts() {
   p.params = &params;
   p.tape = &tape;
   p.world = &world;
+  p.device_world = device_world_ ? device_world_.get() : &world;
+  using Graphs = TrainSpec::Graphs;
+  const bool gpu = queue.target() == DeviceKind::cuda, graphs = recipe_.train.cuda_graphs != Graphs::off;
+  require(gpu || recipe_.train.cuda_graphs != Graphs::on, "train.cuda_graphs",
+          "there are no CUDA graphs on the CPU; drop the key or set run.device: cuda");
+  if (gpu && graphs && (world.size() == 1 || recipe_.train.cuda_graphs == Graphs::on))
+    p.graphs = TrainerParts::Graphs::on;
   p.plan = &plan;
   p.reducer = reducer.get();
   p.updater = updater.get();
@@ -111,10 +147,36 @@ int threads_for_rank(const RunSpec& spec, Communicator& world) {
   return std::max(1, CPU_COUNT(&set) / std::max(1, sharing));
 }
 
-Device device_for(const RunSpec& spec) {
-  require(spec.device != RunSpec::DeviceChoice::cuda, "run.device",
-          "this build has no CUDA; set run.device: cpu");
-  return {DeviceKind::cpu, 0};
+Device device_for(const RunSpec& spec, Communicator& world) {
+  using Choice = RunSpec::DeviceChoice;
+  if (spec.device == Choice::cpu) return {DeviceKind::cpu, 0};
+  const int gpus = kernels::gpu_count();
+  const auto counts = world.gather_strings(gpus > 0 ? "some" : "none");
+  Device device{DeviceKind::cpu, 0};
+  together(world, [&] {
+    const size_t with = static_cast<size_t>(std::count(counts.begin(), counts.end(), "some"));
+    if (spec.device == Choice::automatic) {
+      if (with == 0) return;
+      require(
+          with == counts.size(), "run.device",
+          "{} of {} ranks see a GPU, the others none; set run.device to cpu or cuda, or start ranks where GPUs are",
+          with, counts.size());
+    }
+    require(gpus > 0, "run.device", "cuda is asked for, but {}", kernels::why_no_gpu());
+    require(world.local_size() <= gpus, "run.device",
+            "{} ranks on this host share {} GPU{}; start at most one rank a GPU (mpirun -np {}), or set "
+            "CUDA_VISIBLE_DEVICES to more of them",
+            world.local_size(), gpus, gpus == 1 ? "" : "s", gpus);
+    device = {DeviceKind::cuda, world.local_rank()};
+  });
+  return device;
+}
+
+DeviceKind planned_device(const RunSpec& spec) {
+  using Choice = RunSpec::DeviceChoice;
+  const bool gpu =
+      spec.device == Choice::cuda || (spec.device == Choice::automatic && kernels::gpu_count() > 0);
+  return gpu ? DeviceKind::cuda : DeviceKind::cpu;
 }
 
 namespace {
@@ -148,10 +210,11 @@ std::unique_ptr<Communicator> make_planning_comm(int rank, int size) {
   return std::make_unique<PlanningComm>(rank, size);
 }
 
-std::vector<MemoryCategory> plan_memory(const Recipe& recipe, int rank, int ranks, int threads) {
+std::vector<MemoryCategory> plan_memory(const Recipe& recipe, int rank, int ranks, int threads,
+                                        DeviceKind kind) {
   const auto comm = make_planning_comm(rank, ranks);
-  const Queue queue{.device = {DeviceKind::meta, 0}, .threads = threads};
-  Session session(recipe, *comm, queue, 0);
+  const Queue queue{.device = {DeviceKind::meta, 0}, .threads = threads, .planned = kind};
+  Session session(recipe, *comm, queue, {});
   session.trace();
   TrainerParts parts = session.parts();
   const Trainer trainer(recipe.train, parts);

@@ -17,14 +17,21 @@ namespace osprey {
 struct MemoryCategory {
   std::string name;
   int64_t bytes;
+  enum class Where { device, host } where = Where::device;  // for a rank on the CPU they are one
+};
+
+/// Capacities of what grows while a model runs, from a plan.
+struct SessionMemory {
+  int64_t activation_bytes = 0;
+  int64_t activation_gradient_bytes = 0;
+  static SessionMemory of(const std::vector<MemoryCategory>& planned);
 };
 
 /// Model, optimizers, sharding, memory: all of a run but its data, its hooks and its directory.
 class Session {
  public:
-  /// On meta nothing is allocated and nothing runs; the shapes of one step are worked through.
-  /// `activation_bytes`: capacity of the activation arena (virtual), from a meta session.
-  Session(const Recipe& recipe, Communicator& world, const Queue& queue, int64_t activation_bytes);
+  /// On meta nothing is allocated and nothing runs; the shapes of one step are worked through. Collective.
+  Session(const Recipe& recipe, Communicator& world, const Queue& queue, const SessionMemory& memory);
 
   /// Fills parameters and masters with their initial values.
   void initialize();
@@ -36,7 +43,7 @@ class Session {
   TrainerParts parts();
 
   Queue queue;
-  Communicator& world;
+  Communicator& world;  // of the hosts
   std::unique_ptr<LanguageModel> model;
   ParamStore params;
   Arena activations;
@@ -48,20 +55,26 @@ class Session {
   std::unique_ptr<Updater> updater;
 
  private:
+  bool several_gpus() const { return queue.target() == DeviceKind::cuda && world.size() > 1; }
   Recipe recipe_;
+  std::unique_ptr<Communicator> device_world_;  // between GPUs; null where `world` serves
 };
 
 /// Threads for this rank: what the recipe says, or its bound cores shared among the ranks bound to the same
 /// ones. Collective.
 int threads_for_rank(const RunSpec& spec, Communicator& world);
-/// The device the recipe asks for.
-/// Errors: throws when it is not in this build or machine; never falls back.
-Device device_for(const RunSpec& spec);
+/// The device the recipe asks for: for each rank of a host a GPU of its own, or the CPU for all.
+/// Errors: throws when it is not in this build or machine, when there are more ranks than GPUs, and when
+/// `auto` would give hosts different kinds; never falls back. Collective.
+Device device_for(const RunSpec& spec, Communicator& world);
+/// What a plan made on this machine is for.
+DeviceKind planned_device(const RunSpec& spec);
 
 /// A world in which nothing is ever sent: rank and size for planning.
 std::unique_ptr<Communicator> make_planning_comm(int rank, int size);
 
-/// What one rank of a run of this size will hold.
-std::vector<MemoryCategory> plan_memory(const Recipe& recipe, int rank, int ranks, int threads);
+/// What one rank of a run of this size will hold, on a device of this kind.
+std::vector<MemoryCategory> plan_memory(const Recipe& recipe, int rank, int ranks, int threads,
+                                        DeviceKind kind);
 
 }  // namespace osprey

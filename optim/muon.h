@@ -22,8 +22,9 @@ double muon_scale(MuonScale rule, int64_t out, int64_t in);
 /// the same U up to the factor 1 - mu, which the norm removes: there is one form here. Numerics: momentum and
 /// norm in fp32 (sums in double) before the cast; Newton-Schulz in the dtype of `value`, on the smaller Gram
 /// side. |U| below 1e-30 counts as zero and moves nothing but the decay. Every matrix is updated from its own
-/// data alone, so results do not depend on threads, ranks or neighbours. Reference: Jordan et al., "Muon"
-/// (2024); Liu et al., "Muon is scalable" (arXiv 2502.16982) for match_rms_adamw.
+/// data alone, so results do not depend on threads, ranks or neighbours (on a GPU: as far as its library
+/// computes a product alike in batches of all sizes). Async: nothing waits for the device. Reference: Jordan
+/// et al., "Muon" (2024); Liu et al., "Muon is scalable" (arXiv 2502.16982) for match_rms_adamw.
 class Muon final : public Optimizer {
  public:
   struct Settings {
@@ -42,14 +43,19 @@ class Muon final : public Optimizer {
   Granularity granularity() const override { return Granularity::matrix; }
   std::vector<StateSpec> states() const override;
   double learning_rate() const override { return settings_.learning_rate; }
-  /// One set of Newton-Schulz buffers a thread, or one in all when there are fewer matrices than threads.
+  /// On a CPU one set of Newton-Schulz buffers a thread, or one in all when there are fewer matrices than
+  /// threads. On a GPU one for as many matrices of a shape as are orthogonalised together: up to 1 GiB.
   int64_t workspace_bytes(const Queue& queue, std::span<const ParamPiece> pieces) const override;
   double cost(const Shape& full_shape) const override;
   /// Errors: throws when a parameter is not a matrix or the workspace is too small for one of them.
   void step(const Queue& queue, std::span<const ParamPiece> pieces, const StepInfo& info) const override;
 
  private:
-  void update(const Queue& queue, const ParamPiece& piece, const StepInfo& info, void* memory) const;
+  void step_on_cpu(const Queue& queue, std::span<const ParamPiece> pieces, const StepInfo& info) const;
+  void step_on_gpu(const Queue& queue, std::span<const ParamPiece> pieces, const StepInfo& info) const;
+  /// Pieces of one shape, up to transposition, and one dtype.
+  void update(const Queue& queue, std::span<const ParamPiece> pieces, const StepInfo& info,
+              void* memory) const;
 
   Settings settings_;
 };

@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "kernels/matmul.h"
-#include "kernels/pointwise.h"
 #include "kernels/symmetric_product.h"
 
 namespace osprey {
@@ -34,13 +33,16 @@ Quintic newton_schulz_step(NewtonSchulz method, int index) {
 
 double newton_schulz_safety(NewtonSchulz method) { return method == NewtonSchulz::keller ? 1.0 : 1.02; }
 
-int64_t NewtonSchulzBuffers::elements(int64_t m, int64_t n) { return 2 * align(m * n) + 2 * align(m * m); }
+int64_t NewtonSchulzBuffers::elements(int64_t batch, int64_t m, int64_t n) {
+  return 2 * align(batch * m * n) + 2 * align(batch * m * m);
+}
 
-NewtonSchulzBuffers NewtonSchulzBuffers::cut(void* memory, int64_t m, int64_t n, DType dtype, Device device) {
+NewtonSchulzBuffers NewtonSchulzBuffers::cut(void* memory, int64_t batch, int64_t m, int64_t n, DType dtype,
+                                             Device device) {
   char* at = static_cast<char*>(memory);
   const auto take = [&](int64_t rows, int64_t cols) {
-    Tensor t = make_tensor(at, {rows, cols}, dtype, device);
-    if (at) at += align(rows * cols) * size_bytes(dtype);
+    Tensor t = make_tensor(at, {batch, rows, cols}, dtype, device);
+    if (at) at += align(batch * rows * cols) * size_bytes(dtype);
     return t;
   };
   NewtonSchulzBuffers b;
@@ -53,16 +55,16 @@ NewtonSchulzBuffers NewtonSchulzBuffers::cut(void* memory, int64_t m, int64_t n,
 
 Tensor newton_schulz(const Queue& queue, const NewtonSchulzBuffers& buffers, NewtonSchulz method, int steps) {
   Tensor x = buffers.x, y = buffers.y;
-  if (x.shape.rank != 2 || x.shape[0] > x.shape[1])
-    fail("newton_schulz", "x must have at most as many rows as columns, got {}; transpose it", x.str());
+  if (x.shape.rank != 3 || x.shape[1] > x.shape[2])
+    fail("newton_schulz", "x must hold matrices of at most as many rows as columns, got {}; transpose them",
+         x.str());
   for (int i = 0; i < steps; ++i) {
     const Quintic q = newton_schulz_step(method, i);
     const float a = static_cast<float>(q.a), b = static_cast<float>(q.b), c = static_cast<float>(q.c);
     kernels::symmetric_product(queue, {.c = buffers.gram, .a = x});
-    kernels::copy(queue, {.y = buffers.polynomial, .x = buffers.gram});
-    kernels::symmetric_product(queue, {.c = buffers.polynomial, .a = buffers.gram, .alpha = c, .beta = b});
-    kernels::copy(queue, {.y = y, .x = x});
-    kernels::matmul(queue, {.c = y, .a = buffers.polynomial, .b = x, .beta = a});
+    kernels::symmetric_product(
+        queue, {.c = buffers.polynomial, .a = buffers.gram, .alpha = c, .beta = b, .addend = buffers.gram});
+    kernels::matmul(queue, {.c = y, .a = buffers.polynomial, .b = x, .beta = a, .addend = x});
     std::swap(x, y);
   }
   return x;

@@ -30,21 +30,22 @@ Quintic newton_schulz_step(NewtonSchulz method, int index);
 /// value out of the schedule's interval.
 double newton_schulz_safety(NewtonSchulz method);
 
-/// What newton_schulz works in. x holds the input (M, N), M <= N, with Frobenius norm <= 1.
+/// What newton_schulz works in. x holds B inputs (M, N), M <= N, each with Frobenius norm <= 1.
 struct NewtonSchulzBuffers {
-  Tensor x, y;              // (M, N), bf16 or f32
-  Tensor gram, polynomial;  // (M, M), the same dtype
+  Tensor x, y;              // (B, M, N), bf16 or f32
+  Tensor gram, polynomial;  // (B, M, M), the same dtype
 
   /// Elements of all four together, each starting at a multiple of 32 elements.
-  static int64_t elements(int64_t m, int64_t n);
+  static int64_t elements(int64_t batch, int64_t m, int64_t n);
   /// Cuts the four from memory of at least elements() * size_bytes(dtype) bytes, 64-byte aligned.
-  static NewtonSchulzBuffers cut(void* memory, int64_t m, int64_t n, DType dtype, Device device);
+  static NewtonSchulzBuffers cut(void* memory, int64_t batch, int64_t m, int64_t n, DType dtype,
+                                 Device device);
 };
 
-/// Runs `steps` iterations and returns the one of x, y that holds the result; the other buffers are
+/// Runs `steps` iterations and returns the one of x, y that holds the results; the other buffers are
 /// overwritten. Numerics: products with fp32 sums, one rounding to the buffers' dtype each; 3 M^2 N + M^3
-/// products a step (the symmetric ones once). The result does not depend on the number of threads. A zero
-/// matrix stays zero.
+/// products a step (the symmetric ones once). On a CPU the result depends neither on the number of threads
+/// nor on B; on a GPU as little on B as its library's choice of algorithm does. A zero matrix stays zero.
 Tensor newton_schulz(const Queue& queue, const NewtonSchulzBuffers& buffers, NewtonSchulz method, int steps);
 
 /// Floating-point operations of newton_schulz on an (m, n) or (n, m) matrix.

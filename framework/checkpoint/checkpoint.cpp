@@ -1,4 +1,5 @@
 #include "framework/checkpoint/checkpoint.h"
+#include "framework/memory/staging.h"
 
 #include <algorithm>
 #include <charconv>
@@ -135,7 +136,8 @@ std::vector<NamedPiece> pieces_to_save(Communicator& comm, std::span<const Named
   return mine;
 }
 
-void load_pieces(const fs::path& checkpoint, Communicator& comm, std::span<const NamedPiece> pieces) {
+void load_pieces(const fs::path& checkpoint, Communicator& comm, const Queue& queue,
+                 std::span<const NamedPiece> pieces) {
   const auto descriptions = agree(comm, [&] {
     verify_files(checkpoint, read_manifest(checkpoint), comm.rank(), comm.size());
     return describe(pieces);
@@ -143,7 +145,11 @@ void load_pieces(const fs::path& checkpoint, Communicator& comm, std::span<const
   agree(comm, [&] {
     const ShardIndex index(checkpoint);
     index.require_same(parse_descriptions(descriptions));
-    for (const NamedPiece& p : pieces) index.read(p);
+    for (NamedPiece p : pieces)
+      write_from_host(queue, p.data, [&](const Tensor& host) {
+        p.data = host;
+        index.read(p);
+      });
     return std::string();
   });
 }
@@ -170,7 +176,7 @@ int64_t Checkpointer::snapshot_bytes(std::span<const NamedPiece> pieces, std::sp
   return total;
 }
 
-void Checkpointer::save(const CheckpointState& state, std::span<const NamedPiece> pieces,
+void Checkpointer::save(const Queue& queue, const CheckpointState& state, std::span<const NamedPiece> pieces,
                         std::span<const NamedValue> values) {
   const double start = now_s();
   wait();
@@ -183,8 +189,8 @@ void Checkpointer::save(const CheckpointState& state, std::span<const NamedPiece
   std::byte* at = snapshot_.memory.data();
   const auto copy = [&](Tensor& t) {
     require(t.contiguous(), "checkpoint", "cannot save {}: it is not contiguous", t.str());
-    if (t.bytes() > 0) std::memcpy(at, t.data, static_cast<size_t>(t.bytes()));
-    t.data = at;
+    kernels::download(queue, at, t);
+    t = make_tensor(at, t.shape, t.dtype);
     at += padded(t.bytes());
   };
   for (auto& p : snapshot_.pieces) copy(p.data);

@@ -63,8 +63,8 @@ std::optional<std::filesystem::path> find_checkpoint(const std::string& resume,
 std::vector<NamedPiece> pieces_to_save(Communicator& comm, std::span<const NamedPiece> pieces);
 
 /// Fills the pieces of this rank from a checkpoint that any number of ranks wrote. Collective.
-/// Errors: AgreedError: damaged files, another model, other optimizers.
-void load_pieces(const std::filesystem::path& checkpoint, Communicator& comm,
+/// `queue` reaches the pieces' memory. Errors: AgreedError: damaged files, another model, other optimizers.
+void load_pieces(const std::filesystem::path& checkpoint, Communicator& comm, const Queue& queue,
                  std::span<const NamedPiece> pieces);
 
 /// A parameter as the forward pass sees it.
@@ -92,9 +92,9 @@ class Checkpointer {
   Checkpointer(const Checkpointer&) = delete;
   Checkpointer& operator=(const Checkpointer&) = delete;
 
-  /// Waits for the previous save, copies, and returns; a thread writes. Only rank 0 needs `values`.
-  /// Errors: what the previous save failed with.
-  void save(const CheckpointState& state, std::span<const NamedPiece> pieces,
+  /// Waits for the previous save, copies (`queue` reaches the memory), and returns; a thread writes. Only
+  /// rank 0 needs `values`. Errors: what the previous save failed with.
+  void save(const Queue& queue, const CheckpointState& state, std::span<const NamedPiece> pieces,
             std::span<const NamedValue> values);
   /// Waits for the save in flight. Errors: what it failed with; the same on every rank.
   void wait();

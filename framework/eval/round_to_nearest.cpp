@@ -1,8 +1,9 @@
 #include "framework/eval/round_to_nearest.h"
 
-#include <cstring>
+#include <cstdio>
 
 #include "framework/config/glob.h"
+#include "kernels/device.h"
 
 namespace osprey {
 
@@ -30,8 +31,8 @@ QuantizedScope::QuantizedScope(Tape& tape, ParamStore& params, const IntegerForm
     : tape_(tape), format_(format) {
   for (const auto& p : params.all()) {
     if (!format_.weight_bits || !is_block_linear(p->name)) continue;
-    const char* bytes = static_cast<const char*>(p->value.data);
-    saved_.emplace_back(p.get(), std::vector<char>(bytes, bytes + p->value.bytes()));
+    saved_.emplace_back(p.get(), std::vector<char>(static_cast<size_t>(p->value.bytes())));
+    kernels::download(tape.queue(), saved_.back().second.data(), p->value);
     kernels::round_to_nearest(tape.queue(), {.y = p->value,
                                              .x = p->value,
                                              .bits = *format_.weight_bits,
@@ -45,7 +46,7 @@ QuantizedScope::QuantizedScope(Tape& tape, ParamStore& params, const IntegerForm
 QuantizedScope::~QuantizedScope() {
   if (format_.activation_bits) tape_.set_linear_input(nullptr);
   for (auto& [parameter, bytes] : saved_) {
-    std::memcpy(parameter->value.data, bytes.data(), bytes.size());
+    kernels::upload(tape_.queue(), parameter->value, bytes.data());
     ++parameter->version;
   }
 }

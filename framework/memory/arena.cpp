@@ -1,9 +1,10 @@
 #include "framework/memory/arena.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
+#include <array>
 #include <cstring>
+
+#include "kernels/device.h"
 
 namespace osprey {
 
@@ -12,26 +13,30 @@ static constexpr unsigned char guard_pattern = 0xa5;
 
 static int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-Arena::Arena(std::string category, Device device, int64_t capacity_bytes)
-    : category_(std::move(category)), device_(device), capacity_(round_up(capacity_bytes)) {
-  if (device_.kind == DeviceKind::meta || capacity_ == 0) return;
-  require(device_.kind == DeviceKind::cpu, "arena", "no {} memory in this build", name(device_.kind));
-  void* p = mmap(nullptr, static_cast<size_t>(capacity_), PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  require(p != MAP_FAILED, "arena", "cannot reserve {} bytes of address space for {}", capacity_, category_);
-  madvise(p, static_cast<size_t>(capacity_), MADV_HUGEPAGE);
-  base_ = static_cast<char*>(p);
+Arena::Arena(std::string category, Device device, int64_t capacity_bytes, Place place)
+    : category_(std::move(category)), device_(device), place_(place), capacity_(round_up(capacity_bytes)) {
+  base_ = static_cast<char*>(place_ == Place::device ? kernels::allocate(device_, capacity_, category_)
+                                                     : kernels::allocate_host(device_, capacity_, category_));
+}
+
+Tensor Arena::guard_zone(int64_t at) const {
+  // In whole f64, so that any tensor type behind it is covered without a type for bytes.
+  return make_tensor(base_ + at, {guard_bytes / 8}, DType::f64, device_);
 }
 
 void Arena::check_guards() const {
-  for (int64_t zone : guards_)
+  for (int64_t zone : guards_) {
+    std::array<unsigned char, guard_bytes> found;
+    kernels::download(queue_, found.data(), guard_zone(zone));
     for (int64_t i = 0; i < guard_bytes; ++i)
-      require(static_cast<unsigned char>(base_[zone + i]) == guard_pattern, "arena",
+      require(found[static_cast<size_t>(i)] == guard_pattern, "arena",
               "{}: byte {} behind a tensor was overwritten", category_, i);
+  }
 }
 
 Arena::~Arena() {
-  if (base_) munmap(base_, static_cast<size_t>(capacity_));
+  place_ == Place::device ? kernels::release(device_, base_, capacity_)
+                          : kernels::release_host(device_, base_, capacity_);
 }
 
 Tensor Arena::alloc(const Shape& shape, DType dtype) {
@@ -53,7 +58,7 @@ Tensor Arena::alloc(const Shape& shape, DType dtype) {
     guards_.push_back(top_ - bytes + shape.numel() * size_bytes(dtype));
     top_ = round_up(guards_.back() + guard_bytes);
     require(top_ <= capacity_, "arena", "{} has no room for guard zones", category_);
-    std::memset(base_ + guards_.back(), guard_pattern, guard_bytes);
+    kernels::fill_bytes(queue_, guard_zone(guards_.back()), guard_pattern);
   }
   high_water_ = std::max(high_water_, top_);
   return t;
@@ -64,14 +69,22 @@ void Arena::rewind(int64_t mark) {
   if (guards_on_) check_guards();
   while (!guards_.empty() && guards_.back() >= mark) guards_.pop_back();
 #ifdef OSPREY_POISON
-  if (base_) std::memset(base_ + mark, 0xff, static_cast<size_t>(top_ - mark));
+  if (base_ && device_.kind == DeviceKind::cpu)
+    std::memset(base_ + mark, 0xff, static_cast<size_t>(top_ - mark));
 #endif
   top_ = mark;
 }
 
 Pool::~Pool() {
   for (const Buffer& b : buffers_)
-    if (b.data) munmap(b.data, static_cast<size_t>(b.bytes));
+    if (!b.reserved) kernels::release(device_, b.data, b.bytes);
+  kernels::release(device_, reserved_, reserved_bytes_);
+}
+
+void Pool::reserve(int64_t bytes) {
+  require(buffers_.empty() && !reserved_, "pool", "{} are reserved too late", category_);
+  reserved_ = static_cast<char*>(kernels::allocate(device_, bytes, category_));
+  reserved_bytes_ = bytes;
 }
 
 int Pool::acquire(int64_t bytes) {
@@ -83,14 +96,10 @@ int Pool::acquire(int64_t bytes) {
     buffers_[static_cast<size_t>(index)].references = 1;
     return index;
   }
-  void* p = nullptr;
-  if (device_.kind == DeviceKind::cpu) {
-    p = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    require(p != MAP_FAILED, "pool", "cannot allocate {} bytes for {}", bytes, category_);
-    madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);
-  }
   require(total_ < INT64_MAX / 2 - bytes, "pool", "{} need more bytes than 64 bits count", category_);
-  buffers_.push_back({p, bytes, 1});
+  const bool reserved = reserved_ && total_ + bytes <= reserved_bytes_;
+  void* p = reserved ? reserved_ + total_ : kernels::allocate(device_, bytes, category_);
+  buffers_.push_back({p, bytes, 1, reserved});
   free_[bytes].reserve(buffers_.size());
   total_ += bytes;
   return static_cast<int>(buffers_.size()) - 1;
@@ -101,7 +110,7 @@ void Pool::release(int buffer) {
   require(b.references > 0, "pool", "buffer {} of {} released twice", buffer, category_);
   if (--b.references > 0) return;
 #ifdef OSPREY_POISON
-  if (b.data) std::memset(b.data, 0xff, static_cast<size_t>(b.bytes));
+  if (b.data && device_.kind == DeviceKind::cpu) std::memset(b.data, 0xff, static_cast<size_t>(b.bytes));
 #endif
   free_[b.bytes].push_back(buffer);
 }

@@ -11,7 +11,7 @@ Var rmsnorm(Tape& t, Var x, Var weight, float eps) {
   kernels::rmsnorm_forward(t.queue(), {.y = y, .rstd = rstd, .x = in, .weight = t.value(weight), .eps = eps});
   return t.record("rmsnorm", y, {x, weight}, [=, &t](Tensor dy) {
     const Tensor w = t.value(weight);
-    const Tensor partial = t.temp({kernels::norm_partials(dy.rows()), w.numel()}, DType::f32);
+    const Tensor partial = t.temp({kernels::norm_partials(t.queue(), dy.rows()), w.numel()}, DType::f32);
     kernels::rmsnorm_backward(t.queue(), {.dx = t.grad(x),
                                           .dweight = t.grad(weight),
                                           .dy = dy,
@@ -22,6 +22,29 @@ Var rmsnorm(Tape& t, Var x, Var weight, float eps) {
   });
 }
 
+NormedSum add_rmsnorm(Tape& t, Var a, Var b, Var weight, float eps) {
+  const Tensor left = t.value(a);  // (N, C)
+  const Tensor sum = t.alloc(left.shape, left.dtype), y = t.alloc(left.shape, left.dtype);
+  const Tensor rstd = t.alloc({left.rows()}, DType::f32);
+  kernels::add_rmsnorm_forward(
+      t.queue(),
+      {.sum = sum, .y = y, .rstd = rstd, .a = left, .b = t.value(b), .weight = t.value(weight), .eps = eps});
+  const Var total = t.second_output(sum, {a, b});
+  const Var normed = t.record("add_rmsnorm", y, {a, b, weight}, [=, &t](Tensor dy) {
+    const Tensor w = t.value(weight);
+    const Tensor partial = t.temp({kernels::norm_partials(t.queue(), dy.rows()), w.numel()}, DType::f32);
+    kernels::rmsnorm_backward(t.queue(), {.dx = t.grad(total),
+                                          .dweight = t.grad(weight),
+                                          .dy = dy,
+                                          .x = sum,
+                                          .weight = w,
+                                          .rstd = rstd,
+                                          .partial = partial});
+    t.hand_on(total, {a, b});
+  });
+  return {total, normed};
+}
+
 Var layernorm(Tape& t, Var x, Var weight, Var bias, float eps) {
   const Tensor in = t.value(x);  // (N, C)
   const Tensor y = t.alloc(in.shape, in.dtype);
@@ -30,7 +53,7 @@ Var layernorm(Tape& t, Var x, Var weight, Var bias, float eps) {
       t.queue(),
       {.y = y, .stats = stats, .x = in, .weight = t.value(weight), .bias = t.value(bias), .eps = eps});
   return t.record("layernorm", y, {x, weight, bias}, [=, &t](Tensor dy) {
-    const Tensor partial = t.temp({kernels::norm_partials(dy.rows()), 2 * dy.cols()}, DType::f32);
+    const Tensor partial = t.temp({kernels::norm_partials(t.queue(), dy.rows()), 2 * dy.cols()}, DType::f32);
     kernels::layernorm_backward(t.queue(), {.dx = t.grad(x),
                                             .dweight = t.grad(weight),
                                             .dbias = t.grad(bias),

@@ -44,7 +44,8 @@ Var rope(Tape& t, Var qkv, const RopeArgs& args, Var q_norm, Var k_norm) {
     // place.
     const Heads out = t.needs_grad(qkv) ? split(t.take_grad(qkv, dy), args) : Heads{};
     const Tensor partial =
-        norms ? t.temp({kernels::rope_partials(dy.rows()), 2 * args.head_size}, DType::f32) : Tensor{};
+        norms ? t.temp({kernels::rope_partials(t.queue(), dy.rows()), 2 * args.head_size}, DType::f32)
+              : Tensor{};
     kernels::rope_backward(t.queue(), {.dx_q = out.q,
                                        .dx_k = out.k,
                                        .dq_weight = t.grad(q_norm),

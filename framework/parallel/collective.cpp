@@ -24,34 +24,38 @@ const char* name(Collective collective) {
       return "gather_strings";
     case Collective::duplicate:
       return "duplicate";
+    case Collective::finish_before:
+      return "finish_before";
+    case Collective::connect:
+      return "connect";
   }
   return "?";
 }
 
-static void require_data(const char* where, const Tensor& t) {
-  require(t.contiguous(), where, "needs contiguous data, got {} with gaps", t.str());
-  require(t.device.kind == DeviceKind::cpu, where, "needs data in host memory, got {} on {}", t.str(),
+static void require_data(const char* where, const Tensor& t, DeviceKind memory) {
+  require(t.contiguous(), where, "needs contiguous data, got {} with gaps", t);
+  require(t.device.kind == memory, where, "needs data in memory of {}, got {} on {}", name(memory), t,
           name(t.device.kind));
-  require(t.data != nullptr || t.numel() == 0, where, "got {} without memory", t.str());
+  require(t.data != nullptr || t.numel() == 0, where, "got {} without memory", t);
 }
 
 static void require_wire(const char* where, const Tensor& t, DType wire) {
-  const bool ok =
-      (t.dtype == DType::f32 && wire != DType::i32) || (t.dtype == DType::i32 && wire == DType::i32);
-  require(ok, where, "sums f32 data sent as f32 or bf16, or i32 data sent as i32; got {} sent as {}", t.str(),
+  const bool ok = (t.dtype == wire && wire != DType::bf16) || (t.dtype == DType::f32 && wire == DType::bf16);
+  require(ok, where,
+          "sums f32 data sent as f32 or bf16, or i32 and f64 data sent as they are; got {} sent as {}", t,
           name(wire));
 }
 
-Call reduce_call(Collective collective, const Tensor& data, DType wire) {
-  require_data(name(collective), data);
+Call reduce_call(Collective collective, const Tensor& data, DType wire, DeviceKind memory) {
+  require_data(name(collective), data, memory);
   require_wire(name(collective), data, wire);
   return {.count = data.numel(), .collective = collective, .dtype = data.dtype, .wire = wire};
 }
 
 Call pieces_call(Collective collective, const Tensor& flat, std::span<const Piece> pieces, DType wire,
-                 int size) {
+                 int size, DeviceKind memory) {
   const char* where = name(collective);
-  require_data(where, flat);
+  require_data(where, flat, memory);
   if (collective == Collective::reduce_scatter) require_wire(where, flat, wire);
   uint64_t layout = 1469598103934665603ull;
   const auto mix = [&](int64_t v) { layout = (layout ^ static_cast<uint64_t>(v)) * 1099511628211ull; };
@@ -68,8 +72,8 @@ Call pieces_call(Collective collective, const Tensor& flat, std::span<const Piec
       .count = flat.numel(), .layout = layout, .collective = collective, .dtype = flat.dtype, .wire = wire};
 }
 
-Call broadcast_call(const Tensor& data, int root, int size) {
-  require_data("broadcast", data);
+Call broadcast_call(const Tensor& data, int root, int size, DeviceKind memory) {
+  require_data("broadcast", data, memory);
   require(0 <= root && root < size, "broadcast", "root must be below {}, got {}", size, root);
   return {.count = data.numel(),
           .layout = static_cast<uint64_t>(root),
@@ -78,7 +82,7 @@ Call broadcast_call(const Tensor& data, int root, int size) {
           .wire = data.dtype};
 }
 
-static std::string describe(const Call& c) {
+std::string describe(const Call& c) {
   std::string text =
       fmt::format("call {}: {} of {} {}", c.number, name(c.collective), c.count, name(c.dtype));
   if (c.wire != c.dtype) text += fmt::format(" as {}", name(c.wire));
@@ -124,18 +128,21 @@ void take_next(float* acc, const Part& part, int64_t at, int64_t n, DType wire) 
   }
 }
 
-void sum_integers(int32_t* out, std::span<const Part> parts, int64_t n) {
+/// Integers as unsigned ones, which wrap.
+template <class T>
+void sum_unrounded(T* out, std::span<const Part> parts, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    uint32_t acc = 0;
-    for (const Part& part : parts) acc += static_cast<uint32_t>(static_cast<const int32_t*>(part.data)[i]);
-    out[i] = static_cast<int32_t>(acc);
+    T acc = static_cast<const T*>(parts[0].data)[i];
+    for (const Part& part : parts.subspan(1)) acc += static_cast<const T*>(part.data)[i];
+    out[i] = acc;
   }
 }
 
 }  // namespace
 
 void sum_parts(void* out, DType dtype, std::span<const Part> parts, int64_t n, DType wire) {
-  if (dtype == DType::i32) return sum_integers(static_cast<int32_t*>(out), parts, n);
+  if (dtype == DType::i32) return sum_unrounded(static_cast<uint32_t*>(out), parts, n);
+  if (dtype == DType::f64) return sum_unrounded(static_cast<double*>(out), parts, n);
   alignas(64) float acc[kBlock];
   for (int64_t at = 0; at < n; at += kBlock) {
     const int64_t len = std::min(kBlock, n - at);
@@ -147,6 +154,18 @@ void sum_parts(void* out, DType dtype, std::span<const Part> parts, int64_t n, D
 
 void pack_bf16(bf16* out, const float* in, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = to_bf16(in[i]);
+}
+
+Owned::Segment Owned::next(int64_t limit) {
+  for (; index_ < pieces_.size(); ++index_, offset_ = 0) {
+    const Piece& p = pieces_[index_];
+    const int64_t begin = p.begin + offset_;
+    if (p.owner != owner_ || begin >= p.end) continue;
+    const int64_t end = std::min(p.end, begin + limit);
+    offset_ = end - p.begin;
+    return {begin, end};
+  }
+  return {0, 0};
 }
 
 Piece even_piece(int64_t n, int rank, int size) {

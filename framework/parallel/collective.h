@@ -17,7 +17,9 @@ enum class Collective : int32_t {
   max,
   sum,
   gather_strings,
-  duplicate
+  duplicate,
+  finish_before,
+  connect
 };
 const char* name(Collective collective);
 
@@ -34,27 +36,47 @@ struct Call {
 };
 
 /// Describes a call and checks what this rank alone can check (contiguous, known dtypes, pieces inside the
-/// buffer, ordered and not overlapping for one owner).
-Call reduce_call(Collective collective, const Tensor& data, DType wire);
+/// buffer, ordered and not overlapping for one owner; in the memory that this communicator moves).
+Call reduce_call(Collective collective, const Tensor& data, DType wire, DeviceKind memory = DeviceKind::cpu);
 Call pieces_call(Collective collective, const Tensor& flat, std::span<const Piece> pieces, DType wire,
-                 int size);
-Call broadcast_call(const Tensor& data, int root, int size);
+                 int size, DeviceKind memory = DeviceKind::cpu);
+Call broadcast_call(const Tensor& data, int root, int size, DeviceKind memory = DeviceKind::cpu);
 
+/// "call 7: all_reduce of 12 f32 as bf16"
+std::string describe(const Call& call);
 /// Throws the same Error on every rank unless all calls (one for each rank) are equal.
 void require_same_calls(std::span<const Call> calls);
 
-/// One rank's contribution, stored as f32, bf16 or i32.
+/// One rank's contribution, stored as f32, bf16, i32 or f64.
 struct Part {
   const void* data = nullptr;
   DType dtype = DType::f32;
 };
 
-/// out = parts[0] + parts[1] + ... in this order, in fp32 (i32 data: wrapping integers). f32 parts are
-/// rounded to `wire` first. Aliasing: out may be one of the parts.
+/// out = parts[0] + parts[1] + ... in this order, in fp32 (i32 data: wrapping integers; f64: in double).
+/// f32 parts are rounded to `wire` first.
+/// Aliasing: out may be one of the parts.
 void sum_parts(void* out, DType dtype, std::span<const Part> parts, int64_t n, DType wire);
 
 /// Rounds n floats to bf16.
 void pack_bf16(bf16* out, const float* in, int64_t n);
+
+/// Walks the elements that one rank owns, in segments of a limited number of elements.
+class Owned {
+ public:
+  struct Segment {
+    int64_t begin, end;
+  };
+  Owned(std::span<const Piece> pieces, int owner) : pieces_(pieces), owner_(owner) {}
+  /// The next segment, at most `limit` long; empty at the end.
+  Segment next(int64_t limit);
+
+ private:
+  std::span<const Piece> pieces_;
+  int owner_;
+  size_t index_ = 0;
+  int64_t offset_ = 0;
+};
 
 /// Rank r's part of an even split of n elements: boundaries are multiples of 16 elements.
 Piece even_piece(int64_t n, int rank, int size);

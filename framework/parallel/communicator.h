@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/core/tensor.h"
+#include "kernels/core/queue.h"
 
 namespace osprey {
 
@@ -18,23 +18,39 @@ struct Piece {
   bool operator==(const Piece&) const = default;
 };
 
-/// Every collective is correct at size 1. All ranks call the same collectives in the same order with
-/// equal shapes, one thread of a rank at a time. Blocking: on return the buffer holds the result.
+/// Every collective is correct at size 1. All ranks call the same collectives in the same order with equal
+/// shapes, one thread of a rank at a time.
+/// Async: on return the buffer holds the result, unless it is device memory and the communicator is
+/// asynchronous(): then the collective is queued on a stream of its own, ordered with other work by
+/// start_after() and finish_before().
 /// Numerics: contributions are rounded to `wire`, then summed in fp32 in rank order 0, 1, 2, ...; the sum
-/// is not rounded again. So results do not depend on timing, on who owns which piece or on the algorithm
-/// below, and every rank holds the same bits. At size 1 nothing is rounded.
+/// is not rounded again (i32 wraps, f64 is summed in double). So results do not depend on timing, on who
+/// owns which piece or on the algorithm below, and every rank holds the same bits. At size 1 nothing is
+/// rounded.
 /// Errors: every collective first compares (number of the call, collective, count, dtype, pieces) over all
 /// ranks; a difference throws the same Error on all of them, naming the rank, both collectives and both
-/// counts. A peer that is gone or a failed transport throws or ends the job, never hangs it.
+/// counts. A peer that is gone or a failed transport throws or ends the job, never hangs it. Tensors lie
+/// where the communicator can move them: host memory, for NcclComm also that of its GPU.
 /// Memory: scratch is kept for the next call; a call like an earlier one allocates nothing.
 class Communicator {
  public:
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  virtual std::string kind() const = 0;  // "self", "thread", "mpi"
+  virtual std::string kind() const = 0;  // "self", "thread", "mpi", "nccl"
+  /// Which of the ranks on this host this one is, and how many there are: each takes a GPU of its own.
+  virtual int local_rank() const { return rank(); }
+  virtual int local_size() const { return size(); }
 
-  /// Sum over ranks; f32 or i32, contiguous. wire is data's dtype, or bf16 for f32 data.
+  /// Whether collectives on device memory are queued. start_after(): those called from now on begin after
+  /// what `queue` holds now. finish_before(): what is put on `queue` from now on begins after those called so
+  /// far; all ranks call it between the same collectives. Neither waits for the device, and communicators
+  /// that block need neither.
+  virtual bool asynchronous() const { return false; }
+  virtual void start_after(const Queue& /*queue*/) {}
+  virtual void finish_before(const Queue& /*queue*/) {}
+
+  /// Sum over ranks; f32, i32 or f64, contiguous. wire is data's dtype, or bf16 for f32 data.
   virtual void all_reduce(Tensor data, DType wire) = 0;
   /// After it, rank r's pieces hold the sum over ranks; other elements of `flat` are unspecified.
   virtual void reduce_scatter(Tensor flat, std::span<const Piece> pieces, DType wire) = 0;

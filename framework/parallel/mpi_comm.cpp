@@ -71,34 +71,6 @@ struct Session {
   }
 };
 
-/// Walks the elements that one rank owns, in windows of a limited number of elements.
-class Owned {
- public:
-  struct Segment {
-    int64_t begin, end;
-  };
-  Owned(std::span<const Piece> pieces, int owner) : pieces_(pieces), owner_(owner) {}
-
-  /// The next part, at most `limit` long; empty at the end.
-  Segment next(int64_t limit) {
-    for (; index_ < pieces_.size(); ++index_, offset_ = 0) {
-      const Piece& p = pieces_[index_];
-      const int64_t begin = p.begin + offset_;
-      if (p.owner != owner_ || begin >= p.end) continue;
-      const int64_t end = std::min(p.end, begin + limit);
-      offset_ = end - p.begin;
-      return {begin, end};
-    }
-    return {0, 0};
-  }
-
- private:
-  std::span<const Piece> pieces_;
-  int owner_;
-  size_t index_ = 0;
-  int64_t offset_ = 0;
-};
-
 class MpiComm final : public Communicator {
  public:
   /// Takes ownership of `comm`.
@@ -106,6 +78,7 @@ class MpiComm final : public Communicator {
     check(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
     check(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
     check(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
+    find_local_ranks();
     calls_.resize(n());
     parts_.resize(n());
     for (int r = 0; r < size_; ++r) {
@@ -127,6 +100,8 @@ class MpiComm final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   std::string kind() const override { return "mpi"; }
+  int local_rank() const override { return local_rank_; }
+  int local_size() const override { return local_size_; }
 
   void all_reduce(Tensor data, DType wire) override {
     enter(reduce_call(Collective::all_reduce, data, wire));
@@ -203,6 +178,15 @@ class MpiComm final : public Communicator {
  private:
   static size_t at(int r) { return static_cast<size_t>(r); }
   size_t n() const { return static_cast<size_t>(size_); }
+
+  void find_local_ranks() {
+    MPI_Comm host;
+    check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &host),
+          "MPI_Comm_split_type");
+    check(MPI_Comm_rank(host, &local_rank_), "MPI_Comm_rank");
+    check(MPI_Comm_size(host, &local_size_), "MPI_Comm_size");
+    check(MPI_Comm_free(&host), "MPI_Comm_free");
+  }
 
   /// Tells all ranks what comes next, and compares.
   void enter(const Call& call) {
@@ -388,7 +372,7 @@ class MpiComm final : public Communicator {
 
   std::shared_ptr<Session> session_;
   MPI_Comm comm_;
-  int rank_ = 0, size_ = 1;
+  int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
   int64_t number_ = 0;
   Call mine_;
   std::vector<Call> calls_;

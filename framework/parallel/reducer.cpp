@@ -1,8 +1,7 @@
 #include "framework/parallel/reducer.h"
 
-#include <cstring>
-
 #include "framework/clock.h"
+#include "kernels/device.h"
 
 namespace osprey {
 
@@ -12,16 +11,21 @@ std::vector<ReduceBucket> reduce_buckets(ParamStore& store) {
   return all;
 }
 
-Reducer::Reducer(Communicator& world, const ShardPlan& plan, const ParallelSpec& spec,
+Reducer::Reducer(Communicator& world, const Queue& queue, const ShardPlan& plan, const ParallelSpec& spec,
                  std::vector<ReduceBucket> buckets)
-    : plan_(plan), wire_(spec.reduce_dtype), buckets_(std::move(buckets)) {
+    : queue_(queue), plan_(plan), wire_(spec.reduce_dtype), buckets_(std::move(buckets)) {
   require(plan.ranks == world.size(), "reducer", "the plan is for {} ranks, there are {}", plan.ranks,
           world.size());
   require(plan.buckets.size() == buckets_.size(), "reducer", "the plan has {} buckets, got {}",
           plan.buckets.size(), buckets_.size());
   if (world.size() == 1) return;
-  comm_ = world.duplicate();
-  queue_.reserve(4 * buckets_.size());
+  if (world.asynchronous()) {
+    comm_ = &world;
+    return;
+  }
+  own_ = world.duplicate();
+  comm_ = own_.get();
+  jobs_.reserve(4 * buckets_.size());
   thread_ = std::thread([this] { loop(); });
 }
 
@@ -46,27 +50,32 @@ void Reducer::after_backward(int layer) {
 void Reducer::reduce(size_t bucket) {
   for (Parameter* p : buckets_.at(bucket).params) {
     if (!p->trainable || p->grad_written) continue;
-    std::memset(p->grad.data, 0, static_cast<size_t>(p->grad.bytes()));
+    kernels::fill_bytes(queue_, p->grad, 0);
     p->grad_written = true;
   }
-  enqueue({Kind::reduce, bucket});
+  submit({Kind::reduce, bucket});
 }
 
 void Reducer::gather(size_t bucket) {
   for (Parameter* p : buckets_.at(bucket).params)
     if (p->trainable) ++p->version;  // whoever reads the value does so after wait_all()
-  enqueue({Kind::gather, bucket});
+  submit({Kind::gather, bucket});
 }
 
 void Reducer::gather_all() {
   for (size_t b = 0; b < buckets_.size(); ++b) gather(b);
 }
 
-void Reducer::enqueue(Job job) {
+void Reducer::submit(const Job& job) {
   if (!comm_) return;
+  if (comm_->asynchronous()) {
+    comm_->start_after(queue_);
+    run(job);
+    return;
+  }
   {
     const std::lock_guard lock(mutex_);
-    queue_.push_back(job);
+    jobs_.push_back(job);
   }
   changed_.notify_all();
 }
@@ -74,12 +83,13 @@ void Reducer::enqueue(Job job) {
 void Reducer::wait_all() {
   armed_ = false;
   if (!comm_) return;
+  if (comm_->asynchronous()) return comm_->finish_before(queue_);
   const double start = now_s();
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return done_ == queue_.size() || error_; });
+  changed_.wait(lock, [&] { return done_ == jobs_.size() || error_; });
   times_.exposed_ms += (now_s() - start) * 1e3;
   if (error_) std::rethrow_exception(error_);
-  queue_.clear();
+  jobs_.clear();
   done_ = 0;
 }
 
@@ -91,9 +101,9 @@ Reducer::Times Reducer::times() const {
 void Reducer::loop() {
   std::unique_lock lock(mutex_);
   while (true) {
-    changed_.wait(lock, [&] { return stop_ || done_ < queue_.size(); });
+    changed_.wait(lock, [&] { return stop_ || done_ < jobs_.size(); });
     if (stop_) return;
-    const Job job = queue_[done_];
+    const Job job = jobs_[done_];
     lock.unlock();
     const double start = now_s();
     std::exception_ptr error;

@@ -11,6 +11,7 @@
 
 #include "framework/parallel/sharding.h"
 #include "framework/tape/hooks.h"
+#include "kernels/core/queue.h"
 
 namespace osprey {
 
@@ -23,14 +24,17 @@ struct ReduceBucket {
 };
 std::vector<ReduceBucket> reduce_buckets(ParamStore& store);
 
-/// Sums each bucket's gradients over ranks on a thread of its own, with its own communicator, in the order of
-/// the calls, which must be the same on all ranks. With one rank it starts no thread and moves nothing.
-/// Async: reduce() and gather() return at once; until wait_all() returns, the bucket belongs to the reducer:
-/// its gradients (reduce) or values (gather) may not be touched. Both may be called by one thread only.
+/// Sums each bucket's gradients over ranks beside the work on `queue`, in the order of the calls, which
+/// must be the same on all ranks: queued on the device by an asynchronous communicator, else on a thread of
+/// its own with its own communicator. With one rank it moves nothing.
+/// Async: reduce() and gather() return at once, and begin after what the queue holds then. Until wait_all()
+/// the bucket belongs to the reducer: its gradients (reduce) or values (gather) may not be touched. What is
+/// put on the queue after wait_all() sees the results; with a thread, so does the host. Both may be called
+/// by one thread only.
 /// Errors: what fails on the thread is thrown by wait_all(); nothing more is moved after it.
 class Reducer final : public LayerHook {
  public:
-  Reducer(Communicator& world, const ShardPlan& plan, const ParallelSpec& spec,
+  Reducer(Communicator& world, const Queue& queue, const ShardPlan& plan, const ParallelSpec& spec,
           std::vector<ReduceBucket> buckets);
   ~Reducer() override;
   Reducer(const Reducer&) = delete;
@@ -50,7 +54,7 @@ class Reducer final : public LayerHook {
   void wait_all();
 
   /// Time the thread spent moving data, and time wait_all() waited for it: what is not hidden behind
-  /// backward.
+  /// backward. Zero without a thread: a host that does not wait for the device cannot know.
   struct Times {
     double busy_ms = 0;
     double exposed_ms = 0;
@@ -63,19 +67,21 @@ class Reducer final : public LayerHook {
     Kind kind;
     size_t bucket;
   };
-  void enqueue(Job job);
+  void submit(const Job& job);
   void loop();
   void run(const Job& job);
 
+  Queue queue_;
   const ShardPlan& plan_;
   DType wire_;
   std::vector<ReduceBucket> buckets_;
-  std::unique_ptr<Communicator> comm_;
+  std::unique_ptr<Communicator> own_;  // for the thread
+  Communicator* comm_ = nullptr;       // null with one rank
   bool armed_ = false;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<Job> queue_;  // cleared by wait_all(), so it stops growing after the first step
+  std::vector<Job> jobs_;  // cleared by wait_all(), so it stops growing after the first step
   size_t done_ = 0;
   bool stop_ = false;
   std::exception_ptr error_;

@@ -13,14 +13,16 @@ class SelfComm final : public Communicator {
   int size() const override { return 1; }
   std::string kind() const override { return "self"; }
 
-  void all_reduce(Tensor data, DType wire) override { reduce_call(Collective::all_reduce, data, wire); }
+  void all_reduce(Tensor data, DType wire) override {
+    reduce_call(Collective::all_reduce, data, wire, data.device.kind);
+  }
   void reduce_scatter(Tensor flat, std::span<const Piece> pieces, DType wire) override {
-    pieces_call(Collective::reduce_scatter, flat, pieces, wire, 1);
+    pieces_call(Collective::reduce_scatter, flat, pieces, wire, 1, flat.device.kind);
   }
   void all_gather(Tensor flat, std::span<const Piece> pieces) override {
-    pieces_call(Collective::all_gather, flat, pieces, flat.dtype, 1);
+    pieces_call(Collective::all_gather, flat, pieces, flat.dtype, 1, flat.device.kind);
   }
-  void broadcast(Tensor data, int root) override { broadcast_call(data, root, 1); }
+  void broadcast(Tensor data, int root) override { broadcast_call(data, root, 1, data.device.kind); }
   void barrier() override {}
   void max(std::span<double>) override {}
   void sum(std::span<double>) override {}

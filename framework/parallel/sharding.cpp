@@ -4,8 +4,6 @@
 #include <map>
 #include <numeric>
 
-#include "kernels/sum_of_squares.h"
-
 namespace osprey {
 namespace {
 
@@ -148,18 +146,14 @@ std::vector<ShardParameter> shard_parameters(
   return params;
 }
 
-double sharded_sum_of_squares(Communicator& comm, const Queue& queue, const ShardPlan& plan,
-                              std::span<const Tensor> grads) {
+std::vector<Tensor> owned_gradients(const ShardPlan& plan, int rank, std::span<const Tensor> grads) {
   require(grads.size() == plan.buckets.size(), "sharding", "{} gradient buffers for {} buckets", grads.size(),
           plan.buckets.size());
-  double sum[] = {0.0};
+  std::vector<Tensor> owned;
   for (size_t b = 0; b < grads.size(); ++b)
     for (const Piece& p : plan.buckets[b].reduce)
-      if (p.owner == comm.rank())
-        kernels::sum_of_squares(queue,
-                                {.x = grads[b].columns(p.begin, p.end).view({p.end - p.begin}), .sum = sum});
-  comm.sum(sum);
-  return sum[0];
+      if (p.owner == rank) owned.push_back(grads[b].columns(p.begin, p.end).view({p.end - p.begin}));
+  return owned;
 }
 
 }  // namespace osprey

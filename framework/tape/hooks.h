@@ -49,6 +49,7 @@ class Profiler {
   /// `op` just finished; time since the previous event belongs to it.
   virtual void forward(const char* op) = 0;
   virtual void backward(const char* op) = 0;
+  virtual void other(const char* what) = 0;
 };
 
 }  // namespace osprey

@@ -1,5 +1,8 @@
 #include "framework/tape/tape.h"
 
+#include <utility>
+
+#include "kernels/device.h"
 #include "kernels/pointwise.h"
 
 namespace osprey {
@@ -54,6 +57,12 @@ void Tape::release_grad(Slot& s) {
   s.grad = {};
 }
 
+void Tape::move_grad(Var from, Var to) {
+  Slot &source = slot(from), &target = slot(to);
+  target.buffer = std::exchange(source.buffer, -1);
+  target.grad = std::exchange(source.grad, Tensor{});
+}
+
 Accum Tape::grad(Var v) {
   if (!needs_grad(v)) return {};
   Slot& s = slot(v);
@@ -100,6 +109,20 @@ Tensor Tape::take_grad(Var v, const Tensor& d) {
   return pool_.references(s.buffer) > (s.buffer == running_buffer_ ? 2 : 1) ? grad(v).tensor : s.grad;
 }
 
+Var Tape::second_output(const Tensor& t, std::initializer_list<Var> inputs) {
+  bool wanted = false;
+  for (Var v : inputs) wanted = wanted || needs_grad(v);
+  return new_slot(t, recording_ && wanted);
+}
+
+void Tape::hand_on(Var from, std::initializer_list<Var> to) {
+  if (slot(from).buffer < 0) return;
+  const int outer = std::exchange(running_buffer_, slot(from).buffer);
+  for (Var v : to) pass_grad(v, slot(from).grad);
+  running_buffer_ = outer;
+  release_grad(slot(from));
+}
+
 Tensor Tape::gradient_of(Var v) const { return slot(v).grad; }
 
 Var Tape::record(const char* op, const Tensor& out, std::initializer_list<Var> inputs,
@@ -136,25 +159,28 @@ Var Tape::run_compact(Var x, RunBlock run, const void* block) {
   return new_slot(y, false);
 }
 
+/// Compactly now, and with records when backward comes to it.
+Var Tape::run_twice(int index, Var x, RunBlock run, const void* block) {
+  const bool outer = std::exchange(saw_trainable_, false);
+  const Var compact = run_compact(x, run, block);
+  const bool wanted = needs_grad(x) || saw_trainable_;
+  saw_trainable_ = saw_trainable_ || outer;
+  const Tensor out = value(compact);
+  slots_.pop_back();
+  return record_if(wanted, "layer", out, [=, this](Tensor dy) { replay(index, x, run, block, dy); });
+}
+
 Var Tape::layer_impl(int index, Var x, RunBlock run, const void* block) {
   const int outer = layer_;
   layer_ = index;
+  const kernels::NamedRange range("layer", index);
   if (hook_) hook_->before_forward(index);
   Var y;
   if (!recording_) {
     y = run_compact(x, run, block);
   } else {
     records_.push_back({"layer_end", -1, index, op_mark_, Backward([](Tensor) {})});
-    if (recompute_ == Recompute::none) {
-      y = run(block, *this, x);
-    } else {
-      saw_trainable_ = false;
-      y = run_compact(x, run, block);
-      const bool wanted = needs_grad(x) || saw_trainable_;
-      const Tensor out = value(y);
-      slots_.pop_back();
-      y = record_if(wanted, "layer", out, [=, this](Tensor dy) { replay(index, x, run, block, dy); });
-    }
+    y = recompute_ == Recompute::block ? run_twice(index, x, run, block) : run(block, *this, x);
   }
   if (hook_) hook_->after_forward(index);
   layer_ = outer;
@@ -170,6 +196,7 @@ void Tape::replay(int index, Var x, RunBlock run, const void* block, const Tenso
   replaying_ = recording_ = true;
   op_mark_ = mark;
   const Var inner = new_slot(value(x), needs_grad(x));
+  move_grad(x, inner);  // what x has already is added to as without a replay, with the same roundings
   const Var out = run(block, *this, inner);
   Slot& s = slot(out);
   pool_.retain(dy_buffer);
@@ -177,12 +204,7 @@ void Tape::replay(int index, Var x, RunBlock run, const void* block, const Tenso
   s.grad = make_tensor(dy.data, s.value.shape, s.value.dtype, queue_.device);
   unwind(first);
   replaying_ = recording_ = false;
-  Slot& dx = slot(inner);
-  if (dx.buffer >= 0) {
-    running_buffer_ = dx.buffer;
-    pass_grad(x, dx.grad);
-    release_grad(dx);
-  }
+  move_grad(inner, x);
   running_buffer_ = dy_buffer;
   arena_.rewind(mark);
   slots_.resize(slots);
@@ -204,6 +226,7 @@ void Tape::unwind(size_t first) {
       const int outer = running_buffer_;
       running_buffer_ = s.buffer;
       const int64_t temps = arena_.mark();
+      const kernels::NamedRange range(r.op, r.layer);
       r.backward(s.grad);
       running_buffer_ = outer;
       arena_.rewind(temps);
@@ -216,15 +239,25 @@ void Tape::unwind(size_t first) {
 
 void Tape::backward(Var loss) {
   require(value(loss).numel() == 1, "tape", "backward starts from a scalar, got {}", value(loss));
-  static float one = 1.0f;
-  backward_from(loss, make_tensor(queue_.meta() ? nullptr : &one, {1}, DType::f32, queue_.device));
+  kernels::fill(queue_, {.y = first_gradient(loss), .value = 1});
+  run_backward();
 }
 
 void Tape::backward_from(Var v, const Tensor& dv) {
+  const Tensor first = first_gradient(v);
+  kernels::copy(queue_, {.y = first, .x = dv.view(first.shape)});
+  run_backward();
+}
+
+/// Memory for the gradient that backward starts from.
+Tensor Tape::first_gradient(Var v) {
   require(needs_grad(v), "tape", "nothing on the tape needs a gradient");
   Slot& s = slot(v);
   give_buffer(s, pool_.acquire(s.value.bytes()));
-  kernels::copy(queue_, {.y = s.grad, .x = dv.view(s.grad.shape)});
+  return s.grad;
+}
+
+void Tape::run_backward() {
   const bool was_recording = recording_;
   recording_ = false;
   unwind(0);

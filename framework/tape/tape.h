@@ -46,7 +46,7 @@ class Backward {
   void (*call_)(void*, Tensor) = nullptr;
 };
 
-enum class Recompute { none, block };
+enum class Recompute { none, attention, block };
 
 class Tape {
  public:
@@ -87,6 +87,12 @@ class Tape {
   /// be changed in place. Copies only if somebody else still reads it.
   /// Errors: throws when v has a gradient already; what was overwritten had no other reader.
   Tensor take_grad(Var v, const Tensor& d);
+  /// A second output of the op that is being recorded: like any Var, but its gradient is for that op's
+  /// backward, which writes to grad(v) as well and then hands it on. `inputs`: those that the gradient goes
+  /// to.
+  Var second_output(const Tensor& t, std::initializer_list<Var> inputs);
+  /// Makes the gradient of a second output that of each of `to`, without a copy where possible.
+  void hand_on(Var second_output, std::initializer_list<Var> to);
   /// dL/dv after backward for source() variables.
   Tensor gradient_of(Var v) const;
 
@@ -104,6 +110,16 @@ class Tape {
     return layer_impl(
         index, x, [](const void* b, Tape& t, Var v) { return (*static_cast<const Block*>(b))(t, v); },
         &block);
+  }
+
+  /// A part of a block, from the block's input to something of its shape. Where the recipe says
+  /// `recompute: attention` and this is that part, its activations are computed again during backward.
+  /// `part` must outlive backward.
+  template <class Part>
+  Var recomputable(Var x, const Part& part) {
+    const RunBlock run = [](const void* p, Tape& t, Var v) { return (*static_cast<const Part*>(p))(t, v); };
+    return recording_ && !replaying_ && recompute_ == Recompute::attention ? run_twice(layer_, x, run, &part)
+                                                                           : run(&part, *this, x);
   }
 
   /// Hands a named activation to the telemetry tap, if one is set.
@@ -126,6 +142,11 @@ class Tape {
 
   /// Called around every op: forward at record(), backward after it ran. For profiles.
   void set_profiler(Profiler* profiler) { profiler_ = profiler; }
+  bool profiled() const { return profiler_ != nullptr; }
+  /// Work that is no op has been put on the queue; tells the profiler what it was.
+  void lap(const char* what) {
+    if (profiler_) profiler_->other(what);
+  }
 
  private:
   struct Slot {
@@ -146,13 +167,17 @@ class Tape {
 
   Var layer_impl(int index, Var x, RunBlock run, const void* block);
   Var run_compact(Var x, RunBlock run, const void* block);
+  Var run_twice(int index, Var x, RunBlock run, const void* block);
   void replay(int index, Var x, RunBlock run, const void* block, const Tensor& dy);
   Var record_if(bool wanted, const char* op, const Tensor& out, const Backward& backward);
   Var new_slot(const Tensor& value, bool needs_grad);
+  Tensor first_gradient(Var v);
+  void run_backward();
   Slot& slot(Var v);
   const Slot& slot(Var v) const;
   void give_buffer(Slot& s, int buffer);
   void release_grad(Slot& s);
+  void move_grad(Var from, Var to);
   void unwind(size_t first_record);
 
   Queue queue_;

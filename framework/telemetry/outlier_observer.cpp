@@ -4,6 +4,8 @@
 #include <bit>
 #include <charconv>
 
+#include "framework/memory/staging.h"
+
 namespace osprey {
 namespace {
 
@@ -39,15 +41,18 @@ void OutlierObserver::observe(int layer, const char* tensor, const Tensor& t) {
   if (std::find(wanted.begin(), wanted.end(), tensor) == wanted.end()) return;
   const auto& known = observed_tensors();
   const auto index = std::find(known.begin(), known.end(), tensor) - known.begin();
-  rows_[{protocol_, static_cast<int>(index), layer}].outliers.merge(measure_outliers(queue_, t));
+  const HostCopy copy(queue_, t);
+  rows_[{protocol_, static_cast<int>(index), layer}].outliers.merge(
+      measure_outliers(host_queue(queue_), copy.tensor()));
 }
 
 void OutlierObserver::observe_attention(int layer, const AttentionView& v) {
   if (!spec_.first_token_share || v.tokens < 2) return;  // a sequence of length one has no share to give
-  const FirstTokenArgs args{.q = v.q,
-                            .k = v.k,
-                            .lse = v.lse,
-                            .document_start = document_start_,
+  const HostCopy q(queue_, v.q), k(queue_, v.k), lse(queue_, v.lse), starts(queue_, document_start_);
+  const FirstTokenArgs args{.q = q.tensor(),
+                            .k = k.tensor(),
+                            .lse = lse.tensor(),
+                            .document_start = starts.tensor(),
                             .batch = v.batch,
                             .tokens = v.tokens,
                             .heads = v.heads,
@@ -55,7 +60,7 @@ void OutlierObserver::observe_attention(int layer, const AttentionView& v) {
                             .head_size = v.head_size,
                             .scale = v.scale};
   rows_[{protocol_, static_cast<int>(observed_tensors().size()), layer}].first_token.merge(
-      first_token_share(queue_, args));
+      first_token_share(host_queue(queue_), args));
 }
 
 std::string OutlierObserver::pack() const {
@@ -107,7 +112,7 @@ void observe_both_protocols(OutlierObserver& observer, LanguageModel& model, Tap
   if (const int64_t n = std::min(osp_tokens, batch.tokens.numel()); n > 0) {
     const auto first = [&](const Tensor& t) { return make_tensor(t.data, {n, 1}, t.dtype, t.device); };
     const Tensor zeros = tape.alloc({n, 1}, DType::i32);
-    std::fill_n(zeros.as<int32_t>(), n, 0);
+    kernels::fill_bytes(tape.queue(), zeros, 0);
     observer.begin(Protocol::osp);
     model.hidden(tape, {.tokens = first(batch.tokens),
                         .targets = first(batch.targets),

@@ -10,7 +10,7 @@ namespace {
 
 /// One line of this rank, to be gathered: fields that hold no tab or newline.
 std::string pack_host(const HostInfo& h) {
-  return fmt::format("{}\t{}\t{}\t{}\t{}", h.name, h.cpu, h.isa, h.cores, h.memory_bytes);
+  return fmt::format("{}\t{}\t{}\t{}\t{}\t{}", h.name, h.cpu, h.isa, h.cores, h.memory_bytes, h.gpu);
 }
 
 std::vector<std::string> fields_of(const std::string& line, char at) {
@@ -29,9 +29,9 @@ std::vector<HostInfo> hosts_of(const std::vector<std::string>& packed) {
   std::vector<HostInfo> hosts;
   for (const std::string& text : packed) {
     const auto f = fields_of(text, '\t');
-    require(f.size() == 5, "telemetry", "a rank describes its host as '{}'", text);
+    require(f.size() == 6, "telemetry", "a rank describes its host as '{}'", text);
     if (std::any_of(hosts.begin(), hosts.end(), [&](const HostInfo& h) { return h.name == f[0]; })) continue;
-    hosts.push_back({f[0], f[1], f[2], std::stoll(f[3]), std::stoll(f[4])});
+    hosts.push_back({f[0], f[1], f[2], std::stoll(f[3]), std::stoll(f[4]), f[5]});
   }
   return hosts;
 }
@@ -87,7 +87,8 @@ RunWatch::~RunWatch() {
 void RunWatch::on_start(Trainer& trainer) {
   HostInfo host = this_host();
   host.isa = options_.isa;
-  for (std::string* s : {&host.name, &host.cpu, &host.isa})
+  host.gpu = options_.gpu;
+  for (std::string* s : {&host.name, &host.cpu, &host.isa, &host.gpu})
     std::replace_if(
         s->begin(), s->end(), [](char c) { return c == '\t' || c == '\n'; }, ' ');
   summary_.hosts = hosts_of(world_.gather_strings(pack_host(host)));
@@ -147,6 +148,11 @@ void RunWatch::write_train(const StepResult& r) {
                    .seconds_left = left_.update(now_s(), r.step, r.total_steps),
                    .skipped_updates = r.skipped_total};
   progress_->update(p, now_s());
+}
+
+bool RunWatch::reads_state(int64_t finished) const {
+  return options_.telemetry.outliers &&
+         (finished % options_.telemetry.outliers_every_steps == 0 || first_step_);
 }
 
 void RunWatch::after_step(Trainer& trainer, const StepResult& r) {

@@ -21,6 +21,7 @@ namespace osprey {
 struct RunWatchOptions {
   std::filesystem::path directory;  // of the run
   std::string name, version, isa;
+  std::string gpu = {};  // what computes, if it is no CPU
   TelemetrySpec telemetry;
   std::optional<int64_t> resumed_step;          // of the checkpoint the run goes on from
   double learning_rate = 1;                     // of the first optimizer group, at a schedule factor of 1
@@ -39,6 +40,7 @@ class RunWatch final : public StepHook {
   ~RunWatch() override;
 
   void on_start(Trainer& trainer) override;
+  bool reads_state(int64_t finished) const override;
   void after_step(Trainer& trainer, const StepResult& result) override;
   void after_eval(Trainer& trainer, const EvalResult& result) override;
   void on_end(Trainer& trainer, const StepResult& result) override;

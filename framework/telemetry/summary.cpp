@@ -62,6 +62,7 @@ void write_summary(const std::filesystem::path& file, const RunSummary& s) {
     Json host(3);
     host.add("name", h.name).add("cpu", h.cpu).add("isa", h.isa);
     host.add("cores", h.cores).add("memory_bytes", h.memory_bytes);
+    if (!h.gpu.empty()) host.add("gpu", h.gpu);
     hosts += (hosts.empty() ? "\n    " : ",\n    ") + host.str();
   }
   Json top(1);

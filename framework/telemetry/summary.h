@@ -15,8 +15,9 @@ struct HostInfo {
   std::string name, cpu, isa;
   int64_t cores = 0;
   int64_t memory_bytes = 0;
+  std::string gpu = {};  // of the first rank there; empty where the CPU computes
 };
-/// This machine: host name, processor and memory as the kernel reports them; isa is the caller's to set.
+/// This machine: host name, processor and memory as the kernel reports them; isa and gpu are the caller's to set.
 HostInfo this_host();
 
 struct RunSummary {

@@ -61,7 +61,7 @@ std::optional<CheckpointState> CheckpointHook::resume() {
         path.string(), state.tokens, state.step, batch, state.step > 0 ? state.tokens / state.step : batch);
     return std::string();
   });
-  load_pieces(path, world_, pieces());
+  load_pieces(path, world_, trainer_.parts().queue, pieces());
   const TrainerParts& parts = trainer_.parts();
   parts.updater->round_values();
   parts.reducer->gather_all();
@@ -102,9 +102,13 @@ void CheckpointHook::save(const StepResult& result) {
   state.seed = static_cast<int64_t>(t.parts().seed);
   state.world_size = world_.size();
   state.recipe_hash = setup_.recipe_hash;
-  saver_.save(state, to_save_, values());
+  saver_.save(t.parts().queue, state, to_save_, values());
   saved_step_ = result.step;
   pending_ = true;
+}
+
+bool CheckpointHook::reads_state(int64_t finished) const {
+  return setup_.spec.every_steps && finished % *setup_.spec.every_steps == 0;
 }
 
 void CheckpointHook::after_step(Trainer&, const StepResult& result) {
@@ -114,7 +118,7 @@ void CheckpointHook::after_step(Trainer&, const StepResult& result) {
     world_.max(busy);
     if (busy[0] == 0) settle();
   }
-  if (setup_.spec.every_steps && result.step % *setup_.spec.every_steps == 0) save(result);
+  if (reads_state(result.step)) save(result);
 }
 
 void CheckpointHook::on_end(Trainer&, const StepResult& result) {

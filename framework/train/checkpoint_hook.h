@@ -39,6 +39,7 @@ class CheckpointHook final : public StepHook {
   /// Errors: AgreedError: damaged files, another model, other optimizers, another seed or batch.
   std::optional<CheckpointState> resume();
 
+  bool reads_state(int64_t finished) const override;
   void after_step(Trainer& trainer, const StepResult& result) override;
   /// Saves when a signal stopped the run, or when checkpoint.save_final says so, and waits.
   /// Errors: a save that failed.

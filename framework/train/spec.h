@@ -44,7 +44,10 @@ struct TrainSpec {
   DType precision = DType::bf16;
   Recompute recompute = Recompute::none;
   std::optional<double> max_grad_norm = 1.0;
+  enum class Graphs { automatic, on, off };
+  Graphs cuda_graphs = Graphs::automatic;
   int64_t max_skipped_updates = 10;
+  int64_t profile_steps = 0;
   int64_t eval_every_steps = 100;
   int64_t eval_tokens = 65536;
 
@@ -62,10 +65,21 @@ struct TrainSpec {
            "times global_batch_tokens is more than 4.6e18 tokens");
     f.choice("precision", precision, {{"bf16", DType::bf16}, {"fp32", DType::f32}},
              "bf16: activations and weights in bf16, master weights, gradients and optimizer state in fp32");
-    f.choice("recompute", recompute, {{"none", Recompute::none}, {"block", Recompute::block}},
-             "block: keep only each block's input and compute the rest again during backward");
+    f.choice(
+        "recompute", recompute,
+        {{"none", Recompute::none}, {"attention", Recompute::attention}, {"block", Recompute::block}},
+        "block: keep only each block's input and compute the rest again during backward; attention: the same "
+        "for the attention half of each block only");
+    f.choice(
+        "cuda_graphs", cuda_graphs, {{"auto", Graphs::automatic}, {"on", Graphs::on}, {"off", Graphs::off}},
+        "record a step on the GPU and replay it, which spares the host from launching its kernels one by one; "
+        "auto: with one rank");
     f("max_grad_norm", max_grad_norm,
       "global gradient norm above which gradients are scaled down; null: no clipping", positive());
+    f("profile_steps", profile_steps,
+      "steps, after the first three of the run, that are written op by op to trace.json in the run directory, for "
+      "chrome://tracing or Perfetto",
+      between(0, 1000));
     f("max_skipped_updates", max_skipped_updates,
       "updates in a row that may be skipped because loss or gradient is not finite; one more ends the run",
       at_least(0));

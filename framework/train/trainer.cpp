@@ -4,9 +4,12 @@
 
 #include "framework/clock.h"
 #include "framework/parallel/agree.h"
-#include "framework/train/clip.h"
+#include "kernels/pointwise.h"
+#include "kernels/sum_of_squares.h"
 
 namespace osprey {
+
+using namespace kernels;
 
 volatile std::sig_atomic_t Trainer::stop_requested_ = 0;
 
@@ -21,76 +24,166 @@ int64_t micro_steps(const TrainSpec& spec, int64_t sequence_len, int ranks) {
   return spec.global_batch_tokens / unit;
 }
 
-Trainer::Trainer(const TrainSpec& spec, const TrainerParts& parts) : spec_(spec), parts_(parts) {
-  const int64_t rows = spec_.micro_batch_size, length = parts_.sequence_len;
-  micro_steps_ = micro_steps(spec_, length, parts_.world->size());
-  const int64_t bytes = rows * length * 4 + 64;
-  tokens_arena_ = std::make_unique<Arena>("token buffers", parts_.queue.device, 4 * bytes * micro_steps_);
-  for (int64_t i = 0; i < micro_steps_; ++i) {
-    auto make = [&] { return tokens_arena_->alloc({rows, length}, DType::i32); };
-    batches_.push_back({.tokens = make(), .targets = make(), .positions = make(), .document_start = {}});
-    if (parts_.documents == TrainerParts::Documents::apart) batches_.back().document_start = make();
-  }
-  for (const Bucket& b : parts_.params->buckets()) bucket_grads_.push_back(b.grads);
+Trainer::Trainer(const TrainSpec& spec, const TrainerParts& parts)
+    : spec_(spec), parts_(parts), graph_(parts.queue.device) {
+  micro_steps_ = micro_steps(spec_, parts_.sequence_len, parts_.world->size());
+  allocate();
+  std::vector<Tensor> gradients;
+  for (const Bucket& b : parts_.params->buckets()) gradients.push_back(b.grads);
+  owned_gradients_ = osprey::owned_gradients(*parts_.plan, parts_.world->rank(), gradients);
   parts_.tape->set_recompute(spec_.recompute);
   parts_.tape->set_layer_hook(parts_.reducer);
 }
 
-/// Reads all micro batches of a step; returns the targets counted on this rank.
-int64_t Trainer::fill(int64_t step) {
-  int64_t counted = 0;
-  for (int64_t i = 0; i < micro_steps_; ++i)
-    counted += parts_.train->fill(step, i, micro_steps_, batches_[static_cast<size_t>(i)]);
-  return counted;
+Trainer::~Trainer() { release_host(parts_.queue.device, host_, host_bytes_); }
+
+void Trainer::allocate() {
+  const Device device = parts_.queue.device;
+  const Shape shape{spec_.micro_batch_size, parts_.sequence_len};
+  const int views = parts_.documents == TrainerParts::Documents::apart ? 4 : 3;
+  const int64_t view_bytes = (shape.numel() * 4 + 63) / 64 * 64,
+                batch_bytes = view_bytes * views * micro_steps_, scalar_bytes = step_scalars * 8;
+  const auto views_of = [&](auto&& make) {
+    std::vector<BatchView> batches;
+    for (int64_t i = 0; i < micro_steps_; ++i) {
+      batches.push_back({.tokens = make(), .targets = make(), .positions = make(), .document_start = {}});
+      if (views == 4) batches.back().document_start = make();
+    }
+    return batches;
+  };
+  memory_ = std::make_unique<Arena>("token buffers", device, batch_bytes + scalar_bytes + 256);
+  batches_ = views_of([&] { return memory_->alloc(shape, DType::i32); });
+  control_ = memory_->alloc({step_scalars}, DType::f64);
+  evaluation_ = memory_->alloc({2}, DType::f64);
+  const bool staged = device.kind != DeviceKind::cpu;  // a CPU reads what loaders write where they write it
+  host_bytes_ = 2 * (scalar_bytes + (staged ? batch_bytes : 0));
+  host_ = static_cast<char*>(allocate_host(device, host_bytes_, "staging buffers"));
+  char* at = host_;
+  for (Flight& f : flights_) {
+    f.done = std::make_unique<Event>(device);
+    f.scalars = reinterpret_cast<double*>(at);
+    at = at ? at + scalar_bytes : at;
+    f.batches = staged ? views_of([&] {
+      const Tensor t = make_tensor(at, shape, DType::i32);
+      at = at ? at + view_bytes : at;
+      return t;
+    })
+                       : batches_;
+  }
 }
 
-StepResult Trainer::step(int64_t step) {
-  const double start = now_s();
-  Tape& tape = *parts_.tape;
-  parts_.params->begin_step();
-  double counted[2] = {static_cast<double>(fill(step)), static_cast<double>(stop_requested_)};
+void Trainer::upload(const BatchView& to, const BatchView& from) const {
+  if (to.tokens.data == from.tokens.data) return;
+  for (Tensor BatchView::*view :
+       {&BatchView::tokens, &BatchView::targets, &BatchView::positions, &BatchView::document_start})
+    if ((to.*view).defined()) upload_async(parts_.queue, to.*view, (from.*view).data);
+}
+
+/// Puts a step on the queue: batch and scalars up, the work, scalars down.
+void Trainer::enqueue(int64_t step, Flight& flight) {
+  flight.done->wait();  // its memory is free
+  flight.start_s = now_s();
+  flight.step = step;
+  double counted[2] = {0, static_cast<double>(stop_requested_)};
+  for (int64_t i = 0; i < micro_steps_; ++i)
+    counted[0] += static_cast<double>(
+        parts_.train->fill(step, i, micro_steps_, flight.batches[static_cast<size_t>(i)]));
   parts_.world->sum(counted);
   if (counted[0] == 0)
     throw AgreedError(
         fmt::format("[train] step {} has no target token in its batch; use longer sequences or "
                     "documents",
                     step));
+  flight.counted = counted[0];
+  flight.stopping = counted[1] > 0;
+  std::fill_n(flight.scalars, step_scalars, 0.0);
+  flight.scalars[step_loss_scale] = 1.0 / counted[0];
+  flight.scalars[step_learning_rate_factor] = parts_.schedule(step);
+  flight.scalars[step_number] = static_cast<double>(step);
+  upload_async(parts_.queue, control_, flight.scalars);
+  for (size_t i = 0; i < batches_.size(); ++i) upload(batches_[i], flight.batches[i]);
+  compute_or_replay();
+  download_async(parts_.queue, flight.scalars, control_);
+  flight.done->record(parts_.queue);
+}
 
-  LossSum sum;
+/// Forward, backward, reduction, norm and update: all that happens on the device.
+void Trainer::compute() {
+  Tape& tape = *parts_.tape;
+  const auto scalars = [&](int begin, int end) { return control_.columns(begin, end).view({end - begin}); };
+  parts_.params->begin_step();
   tape.set_mode(Tape::Mode::train);
   for (int64_t i = 0; i < micro_steps_; ++i) {
     if (i + 1 == micro_steps_) parts_.reducer->arm();
-    const Var loss = parts_.model->loss(tape, batches_[static_cast<size_t>(i)],
-                                        static_cast<float>(1.0 / counted[0]), sum, {});
-    tape.backward(loss);
+    tape.backward(parts_.model->loss(tape, batches_[static_cast<size_t>(i)],
+                                     {.grad_scale = scalars(step_loss_scale, step_loss_scale + 1),
+                                      .sums = scalars(step_loss, step_tokens + 1)}));
     tape.reset();
   }
   parts_.reducer->wait_all();
+  sum_of_squares(parts_.queue,
+                 {.xs = owned_gradients_, .sum = scalars(step_sum_of_squares, step_sum_of_squares + 1)});
+  tape.lap("gradient norm");
+  parts_.device_world->start_after(parts_.queue);
+  parts_.device_world->all_reduce(scalars(step_loss, step_sum_of_squares + 1), DType::f64);
+  parts_.device_world->finish_before(parts_.queue);
+  decide_step(parts_.queue, {.control = control_, .max_grad_norm = spec_.max_grad_norm});
+  parts_.updater->step(control_, parts_.seed);
+  tape.lap("optimizer");
+  parts_.reducer->gather_all();
+  parts_.reducer->wait_all();
+  tape.lap("gather of values");
+}
 
-  StepResult r;
-  r.reduce_exposed_ms = parts_.reducer->times().exposed_ms;
-  double loss[1] = {sum.loss};
-  parts_.world->sum(loss);
-  r.loss = loss[0] / counted[0];
-  const GradientNorm gradient = clip(
-      sharded_sum_of_squares(*parts_.world, parts_.queue, *parts_.plan, bucket_grads_), spec_.max_grad_norm);
-  r.grad_norm = gradient.norm;
-  r.learning_rate_factor = parts_.schedule(step);
-  // Both numbers are the same bits on all ranks, so all ranks take the same branch.
-  r.skipped = !std::isfinite(r.loss) || !gradient.finite;
-  if (!r.skipped) {
-    parts_.updater->step(step, r.learning_rate_factor, gradient.scale, parts_.seed);
-    parts_.reducer->gather_all();
-    parts_.reducer->wait_all();
+/// The first steps run as they are: buffers are made and libraries choose their algorithms. Then one is
+/// recorded, and again whenever other parameters are trained.
+void Trainer::compute_or_replay() {
+  if (parts_.graphs == TrainerParts::Graphs::off || parts_.tape->profiled()) return compute();
+  const auto& params = parts_.params->all();
+  bool changed = false;
+  trained_.resize(params.size());
+  for (size_t i = 0; i < params.size(); ++i) {
+    changed = changed || trained_[i] != params[i]->trainable;
+    trained_[i] = params[i]->trainable;
   }
-  skipped_total += r.skipped;
-  r.step = step + 1;
+  if (changed) {
+    graph_.clear();
+    eager_steps_ = 0;
+  }
+  if (eager_steps_ < 2) {
+    ++eager_steps_;
+    return compute();
+  }
+  if (!graph_.recorded()) graph_.record(parts_.queue, [&] { compute(); });
+  graph_.launch(parts_.queue);
+  ++replayed_;
+}
+
+/// Waits for a step's scalars.
+StepResult Trainer::finish(Flight& flight) {
+  flight.done->wait();
+  StepResult r;
+  r.step = flight.step + 1;
   r.total_steps = spec_.total_steps();
   r.tokens = tokens_after(r.step);
+  r.loss = flight.scalars[step_loss] / flight.counted;
+  r.grad_norm = std::sqrt(flight.scalars[step_sum_of_squares]);
+  r.learning_rate_factor = flight.scalars[step_learning_rate_factor];
+  r.skipped = flight.scalars[step_apply] == 0;
+  skipped_total += r.skipped;
   r.skipped_total = skipped_total;
-  r.stopping = counted[1] > 0;
-  r.seconds = now_s() - start;
+  r.reduce_exposed_ms = parts_.reducer->times().exposed_ms;
+  r.stopping = flight.stopping;
+  const double now = now_s();
+  r.seconds = now - std::max(flight.start_s, last_finish_s_);
+  last_finish_s_ = now;
+  flight.step = -1;
   return r;
+}
+
+StepResult Trainer::step(int64_t step) {
+  enqueue(step, flights_[0]);
+  return finish(flights_[0]);
 }
 
 void Trainer::check_skips(const StepResult& result) {
@@ -102,26 +195,45 @@ void Trainer::check_skips(const StepResult& result) {
       result.step, result.loss, result.grad_norm, skipped_in_a_row_, spec_.max_skipped_updates));
 }
 
+void Trainer::deliver(Flight& flight) {
+  last_ = finish(flight);
+  check_skips(last_);
+  for (StepHook* h : hooks_) h->after_step(*this, last_);
+}
+
+/// Must this step be over, and everybody have seen it, before the next begins?
+bool Trainer::must_settle(const Flight& flight) const {
+  const int64_t finished = flight.step + 1;
+  if (parts_.queue.device.kind == DeviceKind::cpu || flight.stopping || finished == spec_.total_steps())
+    return true;
+  if (parts_.validation && finished % spec_.eval_every_steps == 0) return true;
+  for (const StepHook* h : hooks_)
+    if (h->reads_state(finished)) return true;
+  return false;
+}
+
 void Trainer::run(int64_t first) {
   for (StepHook* h : hooks_) h->on_start(*this);
-  StepResult result;
-  result.step = first;
-  result.total_steps = spec_.total_steps();
-  result.tokens = tokens_after(first);
+  last_ = {.step = first, .total_steps = spec_.total_steps(), .tokens = tokens_after(first)};
+  Flight* pending = nullptr;
   for (int64_t step = first; step < spec_.total_steps(); ++step) {
     for (StepHook* h : hooks_) h->before_step(*this, step);
-    result = this->step(step);
-    check_skips(result);
-    for (StepHook* h : hooks_) h->after_step(*this, result);
-    const bool last = result.step == spec_.total_steps();
-    if (parts_.validation && (last || result.step % spec_.eval_every_steps == 0)) {
-      const EvalResult eval = evaluate(result.step);
+    Flight& flight = flights_[static_cast<size_t>(step % 2)];
+    enqueue(step, flight);
+    const bool settle = must_settle(flight);
+    if (pending) deliver(*pending);
+    pending = settle ? nullptr : &flight;
+    if (!settle) continue;
+    deliver(flight);
+    const bool last = last_.step == spec_.total_steps();
+    if (parts_.validation && (last || last_.step % spec_.eval_every_steps == 0)) {
+      const EvalResult eval = evaluate(last_.step);
       for (StepHook* h : hooks_) h->after_eval(*this, eval);
     }
-    if (result.stopping) break;
+    if (last_.stopping) break;
   }
   // Last attached, first ended: the final checkpoint is known before the run is declared finished.
-  for (auto h = hooks_.rbegin(); h != hooks_.rend(); ++h) (*h)->on_end(*this, result);
+  for (auto h = hooks_.rbegin(); h != hooks_.rend(); ++h) (*h)->on_end(*this, last_);
 }
 
 EvalResult Trainer::evaluate(int64_t step) {
@@ -130,13 +242,18 @@ EvalResult Trainer::evaluate(int64_t step) {
   const int64_t rounds = (parts_.validation_sequences + at_a_time - 1) / at_a_time;
   Tape& tape = *parts_.tape;
   tape.set_mode(Tape::Mode::evaluate);
-  LossSum sum;
+  fill(parts_.queue, {.y = evaluation_, .value = 0});
   for (int64_t i = 0; i < rounds; ++i) {
-    parts_.validation->fill(0, i, rounds, batches_.front());
-    parts_.model->loss(tape, batches_.front(), 1.0f, sum, {});
+    Flight& flight = flights_[static_cast<size_t>(i % 2)];
+    flight.done->wait();
+    parts_.validation->fill(0, i, rounds, flight.batches.front());
+    upload(batches_.front(), flight.batches.front());
+    flight.done->record(parts_.queue);
+    parts_.model->loss(tape, batches_.front(), {.grad_scale = {}, .sums = evaluation_});
     tape.reset();
   }
-  double total[2] = {sum.loss, static_cast<double>(sum.tokens)};
+  double total[2];
+  download(parts_.queue, total, evaluation_);
   parts_.world->sum(total);
   EvalResult r;
   r.step = step;
@@ -145,6 +262,7 @@ EvalResult Trainer::evaluate(int64_t step) {
   r.loss = total[0] / total[1];
   r.counted_tokens = static_cast<int64_t>(total[1]);
   r.seconds = now_s() - start;
+  last_finish_s_ = now_s();
   return r;
 }
 

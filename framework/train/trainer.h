@@ -1,9 +1,11 @@
 #pragma once
 // The loop. It knows no YAML, no MPI, no model and no optimizer by name.
 
+#include <array>
 #include <csignal>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "framework/model.h"
@@ -11,6 +13,8 @@
 #include "framework/parallel/reducer.h"
 #include "framework/train/spec.h"
 #include "framework/train/updater.h"
+#include "kernels/device.h"
+#include "kernels/step_control.h"
 
 namespace osprey {
 
@@ -18,8 +22,8 @@ namespace osprey {
 class BatchSource {
  public:
   virtual ~BatchSource() = default;
-  /// Fills views of (B, T) with this rank's sequences of a micro step; rows past the end have no targets.
-  /// Returns how many targets are not -1.
+  /// Fills views of (B, T) in host memory with this rank's sequences of a micro step; rows past the end have
+  /// no targets. Returns how many targets are not -1.
   virtual int64_t fill(int64_t step, int64_t micro_step, int64_t micro_steps, const BatchView& into) = 0;
 };
 
@@ -53,6 +57,9 @@ class StepHook {
   virtual ~StepHook() = default;
   virtual void on_start(Trainer&) {}
   virtual void before_step(Trainer&, int64_t /*step*/) {}
+  /// Does after_step() look at parameters, optimizer state or activations once `finished` steps are done?
+  /// Where nobody does, a GPU may have begun the next step when after_step() is called.
+  virtual bool reads_state(int64_t /*finished*/) const { return true; }
   virtual void after_step(Trainer&, const StepResult&) {}
   virtual void after_eval(Trainer&, const EvalResult&) {}
   virtual void on_end(Trainer&, const StepResult&) {}
@@ -64,27 +71,33 @@ struct TrainerParts {
   LanguageModel* model = nullptr;
   ParamStore* params = nullptr;
   Tape* tape = nullptr;
-  Communicator* world = nullptr;
+  Communicator* world = nullptr;         // of the hosts
+  Communicator* device_world = nullptr;  // for device memory: the same one on the CPU
   const ShardPlan* plan = nullptr;
   Reducer* reducer = nullptr;
   Updater* updater = nullptr;
   BatchSource* train = nullptr;
-  BatchSource* validation = nullptr;  // may be null
-  int64_t validation_sequences = 0;   // of one evaluation
+  BatchSource* validation = nullptr;        // may be null
+  int64_t validation_sequences = 0;         // of one evaluation
   std::function<double(int64_t)> schedule;  // learning-rate factor of a 0-based step
   int64_t sequence_len = 0;
   uint64_t seed = 0;
   enum class Documents { joined, apart } documents = Documents::joined;  // apart: attention stays inside
+  enum class Graphs { off, on } graphs = Graphs::off;                    // record the step and replay it
 };
 
+/// An optimizer step is queued without waiting for the device: its batch and three scalars go up before it,
+/// and all scalars come down after it (kernels/step_control.h). run() reads them one step late, so the device
+/// never waits for the host; on the CPU queued work is done work, and nothing is late.
 class Trainer {
  public:
   Trainer(const TrainSpec& spec, const TrainerParts& parts);
+  ~Trainer();
 
   void add_hook(StepHook* hook) { hooks_.push_back(hook); }
   /// Runs from step `first` to the end, or until a stop is requested. Collective.
   void run(int64_t first);
-  /// One optimizer step, without hooks. Collective.
+  /// One optimizer step, without hooks, waited for. Collective.
   StepResult step(int64_t step);
   /// Mean loss on the validation data. Collective.
   EvalResult evaluate(int64_t step);
@@ -95,25 +108,53 @@ class Trainer {
   const TrainSpec& spec() const { return spec_; }
   const TrainerParts& parts() const { return parts_; }
   int64_t tokens_after(int64_t steps) const { return steps * spec_.global_batch_tokens; }
-  /// The micro batch of the last step that this rank computed last.
+  /// The micro batch of the last step that this rank computed last, on the device.
   const BatchView& last_batch() const { return batches_.back(); }
-  /// Bytes of token buffers.
-  int64_t batch_bytes() const { return tokens_arena_->used_bytes(); }
+  /// Bytes of token buffers and scalars on the device.
+  int64_t batch_bytes() const { return memory_->used_bytes(); }
+  /// How many steps were replays of a recorded one.
+  int64_t replayed_steps() const { return replayed_; }
   /// Updates skipped so far; checkpoints carry it.
   int64_t skipped_total = 0;
 
  private:
-  int64_t fill(int64_t step);
+  /// Host memory of one step on its way. Two of them, so that one fills while the other is on the device.
+  struct Flight {
+    std::vector<BatchView> batches;  // the device's own where that is the host
+    double* scalars = nullptr;       // (step_scalars)
+    std::unique_ptr<kernels::Event> done;
+    int64_t step = -1;
+    double start_s = 0, counted = 0;
+    bool stopping = false;
+  };
+  void allocate();
+  void upload(const BatchView& to, const BatchView& from) const;
+  void enqueue(int64_t step, Flight& flight);
+  void compute();
+  void compute_or_replay();
+  StepResult finish(Flight& flight);
+  void deliver(Flight& flight);
+  bool must_settle(const Flight& flight) const;
   void check_skips(const StepResult& result);
 
   TrainSpec spec_;
   TrainerParts parts_;
   int64_t micro_steps_ = 0;
-  std::unique_ptr<Arena> tokens_arena_;
-  std::vector<BatchView> batches_;
-  std::vector<Tensor> bucket_grads_;
+  std::unique_ptr<Arena> memory_;
+  char* host_ = nullptr;  // staging memory of both flights
+  int64_t host_bytes_ = 0;
+  std::vector<BatchView> batches_;  // on the device
+  Tensor control_;                  // (step_scalars) f64
+  Tensor evaluation_;               // (2) f64
+  std::array<Flight, 2> flights_;
+  std::vector<Tensor> owned_gradients_;
   std::vector<StepHook*> hooks_;
+  StepResult last_;  // delivered
   int64_t skipped_in_a_row_ = 0;
+  double last_finish_s_ = 0;
+  kernels::Graph graph_;
+  int64_t eager_steps_ = 0, replayed_ = 0;
+  std::vector<char> trained_;  // which parameters the last step trained
   static volatile std::sig_atomic_t stop_requested_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/device.h"
 #include "kernels/pointwise.h"
 
 namespace osprey {
@@ -14,7 +15,7 @@ static Tensor flat_range(const Tensor& t, int64_t begin, int64_t end) {
 
 Updater::Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan,
                  std::span<const ShardParameter> sharded, int rank,
-                 const std::function<const Optimizer&(const Parameter&)>& optimizer_of)
+                 const std::function<const Optimizer&(const Parameter&)>& optimizer_of, Arena::Place place)
     : queue_(queue), params_(params) {
   for (const ShardParameter& s : sharded) by_index_.push_back(&params.at(s.name));
   for (const UpdateRange& range : plan.updates.at(static_cast<size_t>(rank))) {
@@ -30,7 +31,7 @@ Updater::Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan,
     for (const ParamPiece& p : g.pieces)
       state_bytes += (p.end - p.begin + 16) * 4 * static_cast<int64_t>(g.states.size() + 1);
   }
-  state_ = std::make_unique<Arena>("optimizer state", queue.device, state_bytes + 4096);
+  state_ = std::make_unique<Arena>("optimizer state", queue.device, state_bytes + 4096, place);
   workspace_ = std::make_unique<Arena>("optimizer workspace", queue.device, workspace_bytes + 64);
   for (Group& g : groups_) allocate(g);
   if (workspace_bytes > 0) scratch_ = workspace_->alloc({(workspace_bytes + 3) / 4}, DType::f32);
@@ -72,21 +73,14 @@ void Updater::initialize(uint64_t seed) {
         ParamStore::initial_value(queue_, parameter, seed, whole.data());
         held = parameter.name;
       }
-      std::copy(whole.begin() + p.begin, whole.begin() + p.end, p.master.as<float>());
+      kernels::upload(queue_, p.master, whole.data() + p.begin);
     }
   }
 }
 
-void Updater::step(int64_t step, double learning_rate_factor, double grad_scale, uint64_t seed) {
-  for (const Group& g : groups_) {
-    StepInfo info;
-    info.step = step;
-    info.learning_rate = g.optimizer->learning_rate() * learning_rate_factor;
-    info.grad_scale = grad_scale;
-    info.seed = seed;
-    info.workspace = scratch_;
-    g.optimizer->step(queue_, g.pieces, info);
-  }
+void Updater::step(const Tensor& control, uint64_t seed) {
+  for (const Group& g : groups_)
+    g.optimizer->step(queue_, g.pieces, {.control = control, .seed = seed, .workspace = scratch_});
 }
 
 void Updater::round_values() {

@@ -14,16 +14,18 @@ namespace osprey {
 /// Owns state, not decisions: the plan says which ranges are this rank's, the optimizers how they move.
 class Updater {
  public:
-  /// Allocates masters (unless parameters are f32), state and workspace. Values are not touched.
+  /// Allocates masters (unless parameters are f32), state and workspace; masters and state where `place`
+  /// says. Values are not touched.
   Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan,
           std::span<const ShardParameter> sharded, int rank,
-          const std::function<const Optimizer&(const Parameter&)>& optimizer_of);
+          const std::function<const Optimizer&(const Parameter&)>& optimizer_of,
+          Arena::Place place = Arena::Place::device);
 
   /// Fills masters with the fp32 initial values that ParamStore::initialize rounds.
   void initialize(uint64_t seed);
-  /// Updates masters, state and this rank's values. The caller then gathers values (Reducer).
-  /// learning_rate_factor: of the schedule, times each optimizer's peak. grad_scale: of clipping.
-  void step(int64_t step, double learning_rate_factor, double grad_scale, uint64_t seed);
+  /// Updates masters, state and this rank's values as `control` says (kernels/step_control.h). The caller
+  /// then gathers values (Reducer).
+  void step(const Tensor& control, uint64_t seed);
   /// Writes values from masters (after loading a checkpoint).
   void round_values();
 

@@ -9,12 +9,21 @@
 
 namespace osprey {
 
-/// On the CPU: how many threads a kernel may use. On `meta`: nothing runs, shapes are checked.
+namespace cuda {
+class Stream;
+}
+
+/// On the CPU: how many threads a kernel may use. On CUDA: the stream its kernels are put on, see
+/// kernels/device.h. On `meta`: nothing runs, shapes are checked.
 struct Queue {
   Device device{};
   int threads = 1;
+  cuda::Stream* stream = nullptr;
+  DeviceKind planned = DeviceKind::cpu;  // on meta: the device whose memory is worked out
 
   bool meta() const { return device.kind == DeviceKind::meta; }
+  /// The device whose layouts and scratch sizes hold: its own, or on meta the planned one.
+  DeviceKind target() const { return meta() ? planned : device.kind; }
 };
 
 /// Runs body(begin, end) over [0, n) split into contiguous static ranges, one for each thread; ranges

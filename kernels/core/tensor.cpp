@@ -2,7 +2,7 @@
 
 namespace osprey {
 
-int64_t size_bytes(DType dtype) { return dtype == DType::bf16 ? 2 : 4; }
+int64_t size_bytes(DType dtype) { return dtype == DType::bf16 ? 2 : dtype == DType::f64 ? 8 : 4; }
 
 const char* name(DType dtype) {
   switch (dtype) {
@@ -12,6 +12,8 @@ const char* name(DType dtype) {
       return "bf16";
     case DType::i32:
       return "i32";
+    case DType::f64:
+      return "f64";
   }
   return "?";
 }

@@ -15,7 +15,8 @@
 
 namespace osprey {
 
-enum class DType : uint8_t { f32, bf16, i32 };
+/// f64 holds sums and the scalars of a step; no op computes on it.
+enum class DType : uint8_t { f32, bf16, i32, f64 };
 
 int64_t size_bytes(DType dtype);
 const char* name(DType dtype);
@@ -89,6 +90,11 @@ struct DTypeOf<bf16> {
 template <>
 struct DTypeOf<int32_t> {
   static constexpr DType value = DType::i32;
+};
+
+template <>
+struct DTypeOf<double> {
+  static constexpr DType value = DType::f64;
 };
 
 template <class T>

@@ -1,7 +1,5 @@
 #include "kernels/cpu/bf16_product.h"
 
-#include <cpuid.h>
-
 #include "kernels/cpu/convert.h"
 #include "kernels/cpu/scratch.h"
 
@@ -10,11 +8,6 @@ namespace osprey::cpu {
 namespace {
 
 using kernels::Op;
-
-bool cpu_has_amx() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
-}
 
 const bf16* row(const Tensor& t, int64_t r) { return static_cast<const bf16*>(t.data) + r * t.row_stride(); }
 
@@ -90,7 +83,7 @@ void multiply_slabs(const PanelProduct& p, const Tensor& a, const Part& part) {
 }  // namespace
 
 bool own_product(DType dtype) {
-  static const bool able = active_isa() == Isa::avx512_bf16 && !cpu_has_amx();
+  static const bool able = active_isa() == Isa::avx512_bf16 && !has_amx();
   return able && dtype == DType::bf16;
 }
 

@@ -15,6 +15,10 @@ void check_targets(const Tensor& targets, int64_t vocabulary) {
             i, vocabulary);
 }
 
+struct Sums {
+  double loss = 0, tokens = 0;
+};
+
 struct Scratch {
   Scratch(const Tensor& memory, const ClassifierChunks& chunks) {
     float* next = memory.as<float>();
@@ -31,7 +35,7 @@ struct Scratch {
 
 // Rows [begin, end): logits, losses, and d where it is defined.
 void softmax_rows(const Queue& queue, const kernels::Classifier& args, const Scratch& s, int64_t begin,
-                  int64_t end, const Tensor& d, kernels::ClassifierLoss& sum) {
+                  int64_t end, float grad_scale, const Tensor& d, Sums& sum) {
   const Tensor logits = s.logits.row_range(0, end - begin);
   kernels::linear_forward(queue, {.y = logits,
                                   .x = args.x.row_range(begin, end),
@@ -44,7 +48,7 @@ void softmax_rows(const Queue& queue, const kernels::Classifier& args, const Scr
     for (int64_t r = first; r < last; ++r) {
       void* out = d.defined() ? static_cast<char*>(d.data) + r * v * size_bytes(d.dtype) : nullptr;
       s.losses[r] =
-          table.row(logits.as<float>() + r * v, v, targets[r], args.grad_scale, out, d.dtype == DType::f32);
+          table.row(logits.as<float>() + r * v, v, targets[r], grad_scale, out, d.dtype == DType::f32);
     }
   });
   for (int64_t r = 0; r < end - begin; ++r) {
@@ -57,20 +61,26 @@ void softmax_rows(const Queue& queue, const kernels::Classifier& args, const Scr
 
 }  // namespace
 
-kernels::ClassifierLoss classifier(const Queue& queue, const kernels::Classifier& args) {
+int64_t classifier_scratch(int64_t rows, int64_t vocabulary, DType dtype, kernels::Gradients gradients) {
+  return ClassifierChunks::of(rows, vocabulary, dtype, gradients == kernels::Gradients::wanted)
+      .scratch_floats();
+}
+
+void classifier(const Queue& queue, const kernels::Classifier& args) {
   const int64_t n = args.x.rows(), v = args.weight.rows();
   check_targets(args.targets, v);
   const bool gradients = args.dx.defined() || args.dweight;
   const ClassifierChunks chunks = ClassifierChunks::of(n, v, args.x.dtype, gradients);
   const Scratch s(args.scratch, chunks);
-  kernels::ClassifierLoss sum;
+  const double grad_scale = args.grad_scale.defined() ? *args.grad_scale.as<double>() : 1.0;
+  Sums sum;
   const int64_t outer = gradients ? chunks.grad_rows : chunks.logit_rows;
   for (int64_t begin = 0; begin < n; begin += outer) {
     const int64_t end = std::min(n, begin + outer);
     for (int64_t r = begin; r < end; r += chunks.logit_rows) {
       const int64_t stop = std::min(end, r + chunks.logit_rows);
-      softmax_rows(queue, args, s, r, stop, gradients ? s.d.row_range(r - begin, stop - begin) : Tensor{},
-                   sum);
+      softmax_rows(queue, args, s, r, stop, static_cast<float>(grad_scale),
+                   gradients ? s.d.row_range(r - begin, stop - begin) : Tensor{}, sum);
     }
     if (!gradients) continue;
     const Tensor d = s.d.row_range(0, end - begin);
@@ -85,7 +95,9 @@ kernels::ClassifierLoss classifier(const Queue& queue, const kernels::Classifier
           queue, {.dweights = {&dw, 1}, .outs = {&v, 1}, .dy = d, .x = args.x.row_range(begin, end)});
     }
   }
-  return sum;
+  args.sums.as<double>()[0] += sum.loss;
+  args.sums.as<double>()[1] += sum.tokens;
+  if (args.loss.defined()) *args.loss.as<float>() = static_cast<float>(sum.loss * grad_scale);
 }
 
 }  // namespace osprey::cpu

@@ -1,5 +1,7 @@
 #include "kernels/cpu/isa.h"
 
+#include <cpuid.h>
+
 #include <cstdlib>
 #include <string_view>
 
@@ -50,5 +52,10 @@ Isa active_isa() {
 }
 
 bool has_bf16_instructions() { return active_isa() == Isa::avx512_bf16; }
+
+bool has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+}
 
 }  // namespace osprey::cpu

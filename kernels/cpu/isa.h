@@ -17,6 +17,8 @@ Isa active_isa();
 const char* name(Isa isa);
 /// Does the CPU have bf16 dot products (AVX512-BF16 or AMX)? Otherwise bf16 GEMMs run in fp32.
 bool has_bf16_instructions();
+/// Does it multiply bf16 tiles (AMX)?
+bool has_amx();
 
 template <class Table>
 const Table& select(const Table& portable, const Table& avx2, const Table& avx512, const Table& avx512_bf16) {

@@ -146,7 +146,7 @@ int threads_for(const Queue& queue, const kernels::Matmul& m) {
   return static_cast<int>(std::clamp<int64_t>(blocks, 1, queue.threads));
 }
 
-void run(const Queue& queue, const kernels::Matmul& m) {
+void run_whole(const Queue& queue, const kernels::Matmul& m) {
   thread_local dnnl::stream stream(engine());
   const int before = omp_get_max_threads(), threads = threads_for(queue, m);
   if (before != threads) omp_set_num_threads(threads);  // oneDNN takes what OpenMP says
@@ -157,6 +157,48 @@ void run(const Queue& queue, const kernels::Matmul& m) {
   if (p.scratchpad_bytes > 0) p.scratchpad.set_data_handle(scratch(Scratch::onednn, p.scratchpad_bytes));
   p.primitive.execute(stream, p.args);
   if (before != threads) omp_set_num_threads(before);
+}
+
+// One product of a batch, as a batch of one.
+kernels::Matmul product_of(const kernels::Matmul& m, int64_t index) {
+  kernels::Matmul one = m;
+  for (Tensor* t : {&one.c, &one.a, &one.b}) {
+    t->data = static_cast<char*>(t->data) + index * t->strides[0] * size_bytes(t->dtype);
+    t->shape.dims[0] = 1;
+  }
+  return one;
+}
+
+// Block `index` of the longer side of c, and what it is the product of; or a product of a batch.
+kernels::Matmul block_of(const kernels::Matmul& m, int64_t index, int64_t length) {
+  if (m.c.shape.rank == 3) return product_of(m, index);
+  const bool rows = m.c.shape[-2] >= m.c.shape[-1];
+  const int64_t begin = index * length, end = std::min(begin + length, m.c.shape[rows ? -2 : -1]);
+  const auto cut = [&](const Tensor& t, bool by_rows) {
+    return by_rows ? t.row_range(begin, end) : t.columns(begin, end);
+  };
+  kernels::Matmul part = m;
+  part.c = cut(m.c, rows);
+  if (rows)
+    part.a = cut(m.a, m.op_a == kernels::Op::none);
+  else
+    part.b = cut(m.b, m.op_b == kernels::Op::transpose);
+  return part;
+}
+
+// With AMX oneDNN splits the inner dimension of large results as well, by the number of threads. There each
+// thread takes whole blocks, whose bounds follow from the shape alone.
+void run(const Queue& queue, const kernels::Matmul& m) {
+  constexpr int64_t length = 256;
+  static const bool cuts_inner = active_isa() == Isa::avx512_bf16 && has_amx();
+  if (!cuts_inner) return run_whole(queue, m);
+  const int64_t blocks =
+      m.c.shape.rank == 3 ? m.c.shape[0] : (std::max(m.c.shape[-2], m.c.shape[-1]) + length - 1) / length;
+  Queue alone = queue;
+  alone.threads = 1;
+  parallel_for(queue, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) run_whole(alone, block_of(m, i, length));
+  });
 }
 
 // A contiguous f32 copy of `t` in scratch memory.
@@ -171,16 +213,23 @@ Tensor widen(const Queue& queue, const Tensor& t, Scratch purpose) {
 
 void library_matmul(const Queue& queue, const kernels::Matmul& args) {
   const bool bf16_in = args.a.dtype == DType::bf16, bf16_out = args.c.dtype == DType::bf16;
-  if (bf16_in ? has_bf16_instructions() : !bf16_out) return run(queue, args);
+  const bool other_addend = args.beta != 0.0f && args.addend.defined();
+  if (bf16_in ? has_bf16_instructions() : !bf16_out) {
+    if (other_addend) copy_matrix(queue, args.c, args.addend);  // oneDNN adds to c
+    return run(queue, args);
+  }
   kernels::Matmul wide = args;
   if (bf16_in) {
     wide.a = widen(queue, args.a, Scratch::gemm_a);
     wide.b = widen(queue, args.b, Scratch::gemm_b);
   }
-  if (!bf16_out) return run(queue, wide);
+  if (!bf16_out) {
+    if (other_addend) copy_matrix(queue, args.c, args.addend);
+    return run(queue, wide);
+  }
   wide.c = make_tensor(scratch(Scratch::gemm_c, static_cast<size_t>(args.c.numel()) * 4), args.c.shape,
                        DType::f32, args.c.device);
-  if (args.beta != 0.0f) copy_matrix(queue, wide.c, args.c);
+  if (args.beta != 0.0f) copy_matrix(queue, wide.c, other_addend ? args.addend : args.c);
   run(queue, wide);
   copy_matrix(queue, args.c, wide.c);
 }

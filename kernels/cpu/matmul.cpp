@@ -17,7 +17,9 @@ static void own(const Queue& queue, const kernels::Matmul& m) {
                           .a = m.a,
                           .op_a = m.op_a,
                           .panels = pack_b(queue, m.b, m.op_b),
-                          .addend = m.beta != 0.0f ? m.c : Tensor{},
+                          .addend = m.beta == 0.0f       ? Tensor{}
+                                    : m.addend.defined() ? m.addend
+                                                         : m.c,
                           .alpha = m.alpha,
                           .beta = m.beta});
 }
@@ -30,6 +32,7 @@ void matmul(const Queue& queue, const kernels::Matmul& args) {
     one.c = slice(args.c, i);
     one.a = slice(args.a, i);
     one.b = slice(args.b, i);
+    if (args.addend.defined()) one.addend = slice(args.addend, i);
     own(queue, one);
   }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/isa/norm.h"
+#include "kernels/cpu/isa/pointwise.h"
 
 namespace osprey::cpu {
 
@@ -27,12 +28,18 @@ NormRows<T> forward_rows(const Tensor& y, const Tensor& x, const Tensor& weight,
   return a;
 }
 
+template <class T>
+T* row(const Tensor& t, int64_t r) {
+  return t.as<T>() + r * t.row_stride();
+}
+
 /// Runs `kernel` on fixed chunks of rows, each with its own partial row, then sums the partials in
 /// order: the result does not depend on the number of threads.
 template <class T, class Kernel>
-void backward_rows(const Queue& queue, const Accum& dx, const Tensor& dy, const Tensor& x,
+void backward_rows(const Queue& queue, const Accum& dx, const Tensor& dsum, const Tensor& dy, const Tensor& x,
                    const Tensor& weight, const Tensor& stats, const Tensor& partial, Kernel kernel) {
-  const int64_t rows = x.rows(), chunks = norm_partials(rows), width = partial.cols();
+  const Tensor base = dx && dx.add ? dx.tensor : dsum;
+  const int64_t rows = x.rows(), chunks = norm_partials(queue, rows), width = partial.cols();
   float* partials = partial.as<float>();
   parallel_for(queue, chunks, 1, [&](int64_t first, int64_t last) {
     std::fill(partials + first * width, partials + last * width, 0.0f);
@@ -48,7 +55,10 @@ void backward_rows(const Queue& queue, const Accum& dx, const Tensor& dy, const 
       if (dx) {
         a.out_stride = dx.tensor.row_stride();
         a.out = dx.tensor.as<T>() + begin * a.out_stride;
-        a.add_dx = dx.add;
+      }
+      if (base.defined()) {
+        a.base_stride = base.row_stride();
+        a.base = base.as<T>() + begin * a.base_stride;
       }
       a.weight = weight.as<T>();
       a.weight_count = weight.numel();
@@ -82,12 +92,27 @@ void rmsnorm_forward(const Queue& queue, const kernels::RmsnormForward& f) {
   });
 }
 
+void add_rmsnorm_forward(const Queue& queue, const kernels::AddRmsnormForward& f) {
+  // Row by row, so that the norm finds the sum in the cache.
+  parallel_for(queue, f.a.rows(), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (f.a.dtype == DType::bf16) {
+        pointwise_table().add_bf16(row<bf16>(f.sum, r), row<bf16>(f.a, r), row<bf16>(f.b, r), f.a.cols());
+        norm_table().rmsnorm_forward_bf16(forward_rows<bf16>(f.y, f.sum, f.weight, f.rstd, f.eps, r, r + 1));
+      } else {
+        pointwise_table().add_f32(row<float>(f.sum, r), row<float>(f.a, r), row<float>(f.b, r), f.a.cols());
+        norm_table().rmsnorm_forward_f32(forward_rows<float>(f.y, f.sum, f.weight, f.rstd, f.eps, r, r + 1));
+      }
+    }
+  });
+}
+
 void rmsnorm_backward(const Queue& queue, const kernels::RmsnormBackward& b) {
   if (b.x.dtype == DType::bf16)
-    backward_rows<bf16>(queue, b.dx, b.dy, b.x, b.weight, b.rstd, b.partial,
+    backward_rows<bf16>(queue, b.dx, b.dsum, b.dy, b.x, b.weight, b.rstd, b.partial,
                         norm_table().rmsnorm_backward_bf16);
   else
-    backward_rows<float>(queue, b.dx, b.dy, b.x, b.weight, b.rstd, b.partial,
+    backward_rows<float>(queue, b.dx, b.dsum, b.dy, b.x, b.weight, b.rstd, b.partial,
                          norm_table().rmsnorm_backward_f32);
   sum_partials(b.dweight, b.partial, 0);
 }
@@ -108,10 +133,10 @@ void layernorm_forward(const Queue& queue, const kernels::LayernormForward& f) {
 
 void layernorm_backward(const Queue& queue, const kernels::LayernormBackward& b) {
   if (b.x.dtype == DType::bf16)
-    backward_rows<bf16>(queue, b.dx, b.dy, b.x, b.weight, b.stats, b.partial,
+    backward_rows<bf16>(queue, b.dx, {}, b.dy, b.x, b.weight, b.stats, b.partial,
                         norm_table().layernorm_backward_bf16);
   else
-    backward_rows<float>(queue, b.dx, b.dy, b.x, b.weight, b.stats, b.partial,
+    backward_rows<float>(queue, b.dx, {}, b.dy, b.x, b.weight, b.stats, b.partial,
                          norm_table().layernorm_backward_f32);
   sum_partials(b.dweight, b.partial, 0);
   sum_partials(b.dbias, b.partial, b.x.cols());

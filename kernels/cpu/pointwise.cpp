@@ -28,6 +28,20 @@ void copy(const Queue& queue, const kernels::Copy& c) {
   copy_matrix(queue, c.y.row_range(0, rows), c.x.row_range(0, rows));
 }
 
+template <class T>
+static void fill_rows(const Queue& queue, const Tensor& y, T value) {
+  parallel_for(queue, y.rows(), grain_rows(y.cols()), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) std::fill_n(row_of<T>(y, r), y.cols(), value);
+  });
+}
+
+void fill(const Queue& queue, const kernels::Fill& f) {
+  if (f.y.dtype == DType::f64) return fill_rows(queue, f.y, f.value);
+  const float value = static_cast<float>(f.value);
+  if (f.y.dtype == DType::f32) return fill_rows(queue, f.y, value);
+  fill_rows(queue, f.y, to_bf16(value));
+}
+
 void add(const Queue& queue, const kernels::Add& a) {
   const int64_t n = a.y.cols();
   parallel_for(queue, a.y.rows(), grain_rows(n), [&](int64_t begin, int64_t end) {

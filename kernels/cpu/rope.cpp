@@ -110,7 +110,7 @@ void rope_forward(const Queue& queue, const kernels::RopeForward& a) {
 void rope_backward(const Queue& queue, const kernels::RopeBackward& a) {
   const Common c = common(a.positions, a.head_size, a.theta, a.eps);
   const auto run = a.dy_q.dtype == DType::bf16 ? rope_table().backward_bf16 : rope_table().backward_f32;
-  const int64_t rows = a.dy_q.rows(), chunks = kernels::rope_partials(rows), size = a.head_size;
+  const int64_t rows = a.dy_q.rows(), chunks = kernels::rope_partials(queue, rows), size = a.head_size;
   const bool norms = a.q_weight.defined() || a.k_weight.defined();
   float* partial = norms ? a.partial.as<float>() : nullptr;
   // Chunks of rows do not depend on threads, and their parts of the weight gradients are summed in

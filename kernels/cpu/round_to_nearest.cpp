@@ -2,38 +2,20 @@
 
 #include <cmath>
 
+#include "kernels/numerics/round_to_nearest.h"
+
 namespace osprey::cpu {
 
 namespace {
 
-struct Grid {
-  float scale = 0, zero = 0, low = 0, high = 0;
-  float round(float x) const {
-    if (scale == 0) return 0;
-    const float q = std::nearbyint(x / scale) + zero;
-    return (std::fmin(std::fmax(q, low), high) - zero) * scale;
-  }
-};
-
-Grid symmetric(float largest, int bits) {
-  const float top = static_cast<float>((1 << (bits - 1)) - 1);
-  return {.scale = largest / top, .zero = 0, .low = -top - 1, .high = top};
-}
-
-Grid asymmetric(float smallest, float largest, int bits) {
-  const float top = static_cast<float>((1 << bits) - 1), scale = (largest - smallest) / top;
-  return {.scale = scale, .zero = scale == 0 ? 0 : std::nearbyint(-smallest / scale), .low = 0, .high = top};
-}
-
 template <class T>
-Grid searched(const T* x, int64_t n, float largest, int bits) {
-  Grid best;
+RoundingGrid searched(const T* x, int64_t n, float largest, int bits) {
+  RoundingGrid best;
   double least = INFINITY;
-  for (int i = 0; i < 80; ++i) {
-    const Grid g = symmetric(largest * (1.0f - static_cast<float>(i) / 100.0f), bits);
+  for (int i = 0; i < clip_candidates; ++i) {
+    const RoundingGrid g = symmetric_grid(clip_candidate(largest, i), bits);
     double error = 0;
-    for (int64_t c = 0; c < n; ++c)
-      error += std::pow(static_cast<double>(std::fabs(g.round(to_float(x[c])) - to_float(x[c]))), 2.4);
+    for (int64_t c = 0; c < n; ++c) error += clip_error(g, to_float(x[c]));
     if (error < least) {
       least = error;
       best = g;
@@ -57,10 +39,10 @@ void round_row(T* y, const T* x, int64_t n, const kernels::RoundToNearest& a) {
     return;
   }
   const float absolute = std::fmax(-smallest, largest);
-  const Grid g = a.grid == kernels::RowGrid::asymmetric ? asymmetric(smallest, largest, a.bits)
-                 : a.clip == kernels::ClipSearch::osp   ? searched(x, n, absolute, a.bits)
-                                                        : symmetric(absolute, a.bits);
-  for (int64_t c = 0; c < n; ++c) y[c] = Convert<T>().from(g.round(to_float(x[c])));
+  const RoundingGrid g = a.grid == kernels::RowGrid::asymmetric ? asymmetric_grid(smallest, largest, a.bits)
+                         : a.clip == kernels::ClipSearch::osp   ? searched(x, n, absolute, a.bits)
+                                                                : symmetric_grid(absolute, a.bits);
+  for (int64_t c = 0; c < n; ++c) y[c] = Convert<T>().from(round_to_grid(g, to_float(x[c])));
 }
 
 }  // namespace

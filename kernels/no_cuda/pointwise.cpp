@@ -4,6 +4,7 @@
 
 namespace osprey::cuda {
 void copy(const Queue&, const kernels::Copy&) { absent("copy"); }
+void fill(const Queue&, const kernels::Fill&) { absent("fill"); }
 void add(const Queue&, const kernels::Add&) { absent("add"); }
 void add_bias(const Queue&, const kernels::AddBias&) { absent("add_bias"); }
 void bias_backward(const Queue&, const kernels::BiasBackward&) { absent("bias_backward"); }

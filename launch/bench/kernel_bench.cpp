@@ -13,21 +13,42 @@
 #include "framework/ops/rope.h"
 #include "framework/telemetry/gemm_rate.h"
 #include "kernels/linear.h"
+#include "kernels/pointwise.h"
 #include "launch/bench/measure.h"
 
 namespace osprey::bench {
 
 namespace {
 
-constexpr int64_t rows = 4096, width = 512, ffn = 1408, vocabulary = 8192, heads = 8;
+/// What is multiplied: the 34M bench model on a CPU; on a GPU OSP 1.4B, whose tensors do not fit into its
+/// caches.
+struct Shapes {
+  int64_t rows, width, ffn, vocabulary, heads, sequence;
+  const char* words;
+  static Shapes of(const Queue& queue) {
+    if (queue.device.kind == DeviceKind::cuda) return {16384, 2048, 5504, 49152, 16, 2048, "OSP 1.4B"};
+    return {4096, 512, 1408, 8192, 8, 512, "the 34M bench model"};
+  }
+};
+
+const char* library(const Queue& queue) {
+  return queue.device.kind == DeviceKind::cuda ? "cuBLASLt" : "oneDNN";
+}
+
+std::string device_name(const Queue& queue) {
+  return queue.device.kind == DeviceKind::cuda
+             ? kernels::gpu_info(queue.device.index).name
+             : fmt::format("{} thread{}", queue.threads, queue.threads == 1 ? "" : "s");
+}
 
 // Best of `rounds`: on a shared machine the median of short kernels measures the neighbours.
 template <class F>
-double best_seconds(int rounds, const F& f) {
+double best_seconds(const Queue& queue, int rounds, const F& f) {
   double best = 1e9;
   for (int i = 0; i < rounds; ++i) {
     const double start = now_s();
     f();
+    kernels::synchronize(queue);
     best = std::min(best, now_s() - start);
   }
   return best;
@@ -38,13 +59,14 @@ struct GemmCase {
   int64_t out, in;
 };
 
-void bench_layer(const Queue& queue, const GemmCase& c) {
+void bench_layer(const Queue& queue, int64_t rows, const GemmCase& c) {
   using kernels::Op;
   using kernels::PackFor;
-  Arena memory("bench", queue.device, int64_t{256} << 20);
-  const Tensor x = random_tensor(memory, {rows, c.in}, DType::bf16, 1),
-               w = random_tensor(memory, {c.out, c.in}, DType::bf16, 1);
-  const Tensor y = random_tensor(memory, {rows, c.out}, DType::bf16, 1),
+  // x, y, dx and w in bf16, dw in f32, packs.
+  Arena memory("bench", queue.device, 4 * rows * (2 * c.in + c.out) + 16 * c.in * c.out + (1 << 20));
+  const Tensor x = random_tensor(queue, memory, {rows, c.in}, DType::bf16, 1),
+               w = random_tensor(queue, memory, {c.out, c.in}, DType::bf16, 1);
+  const Tensor y = random_tensor(queue, memory, {rows, c.out}, DType::bf16, 1),
                dx = memory.alloc({rows, c.in}, DType::bf16);
   const Tensor dw = memory.alloc({c.out, c.in}, DType::f32);
   Tensor packs[2];
@@ -68,27 +90,47 @@ void bench_layer(const Queue& queue, const GemmCase& c) {
     if (product == 1) kernels::library_matmul(queue, {.c = dx, .a = y, .b = w});
     if (product == 2) kernels::library_matmul(queue, {.c = dw, .a = y, .b = x, .op_a = Op::transpose});
   };
-  const double flops = 2.0 * rows * static_cast<double>(c.out * c.in);
+  const double flops = 2.0 * static_cast<double>(rows * c.out * c.in);
   const char* names[] = {"forward", "dgrad", "wgrad"};
   for (int product = 0; product < 3; ++product) {
     double best[2] = {1e9, 1e9};
     for (int round = 0; round < 10; ++round) {
-      best[0] = std::min(best[0], best_seconds(1, [&] { ours(product); }));
-      best[1] = std::min(best[1], best_seconds(1, [&] { plain(product); }));
+      best[0] = std::min(best[0], best_seconds(queue, 1, [&] { ours(product); }));
+      best[1] = std::min(best[1], best_seconds(queue, 1, [&] { plain(product); }));
     }
     fmt::print("  {:<10}{:<9}{:>6} x {:<5}{:>10.0f}{:>10.0f}{:>8.2f}\n", c.name, names[product], c.out, c.in,
                flops / best[0] / 1e9, flops / best[1] / 1e9, best[1] / best[0]);
   }
 }
 
+/// Bytes a second of a copy that is too large for caches, read and written.
+double copy_rate(const Queue& queue) {
+  const int64_t mib = queue.device.kind == DeviceKind::cuda ? 1024 : 128;
+  Arena memory("bench", queue.device, mib << 21);
+  const Tensor from = memory.alloc({mib, 1 << 19}, DType::bf16), to = memory.alloc(from.shape, DType::bf16);
+  kernels::fill(queue, {.y = from, .value = 1});
+  kernels::copy(queue, {.y = to, .x = from});
+  kernels::synchronize(queue);
+  return 2.0 * static_cast<double>(from.bytes()) /
+         best_seconds(queue, 8, [&] { kernels::copy(queue, {.y = to, .x = from}); });
+}
+
+/// What an op does at least, both directions together.
+struct Work {
+  double flops = 0;
+  double bytes = 0;  // 0: bound by arithmetic
+};
+
 /// One op on its own tape; prints the best times of both directions.
 class OpBench {
  public:
-  OpBench(const Queue& queue, double gemm_rate)
+  OpBench(const Queue& queue, const Shapes& shapes, double gemm_rate, double bytes_rate)
       : queue_(queue),
+        shapes_(shapes),
         gemm_rate_(gemm_rate),
-        inputs_("inputs", queue.device, int64_t{512} << 20),
-        arena_("activations", queue.device, int64_t{1} << 30),
+        bytes_rate_(bytes_rate),
+        inputs_("inputs", queue.device, int64_t{4} << 30),
+        arena_("activations", queue.device, int64_t{4} << 30),
         pool_("gradients", queue.device),
         tape_(queue, arena_, pool_) {
     tape_.set_mode(Tape::Mode::train);
@@ -100,41 +142,55 @@ class OpBench {
     params_.materialize(queue_.device, DType::bf16, ParamStore::Gradients::on);
     params_.initialize(queue_, 1);
   }
-  Tensor activation(int64_t columns) { return random_tensor(inputs_, {rows, columns}, DType::bf16, 1); }
+  Tensor activation(int64_t columns) {
+    return random_tensor(queue_, inputs_, {shapes_.rows, columns}, DType::bf16, 1);
+  }
   Tensor indices(int64_t below) {
-    const Tensor t = inputs_.alloc({rows}, DType::i32);
-    for (int64_t i = 0; i < rows; ++i) t.as<int32_t>()[i] = static_cast<int32_t>(i % below);
+    const Tensor t = inputs_.alloc({shapes_.rows}, DType::i32);
+    write_from_host(queue_, t, [&](const Tensor& host) {
+      for (int64_t i = 0; i < shapes_.rows; ++i) host.as<int32_t>()[i] = static_cast<int32_t>(i % below);
+    });
     return t;
   }
-  void run(const char* name, double flops, const std::function<Var(Tape&)>& op) {
+  void run(const char* name, const Work& work, const std::function<Var(Tape&)>& op) {
     double forward = 1e9, backward = 1e9;
     Tensor dy;
     for (int round = 0; round < 8; ++round) {
       params_.begin_step();
       const double start = now_s();
       const Var y = op(tape_);
+      kernels::synchronize(queue_);
       forward = std::min(forward, now_s() - start);
       const Tensor value = tape_.value(y);
       if (!dy.defined())
-        dy = value.numel() == 1 ? one() : random_tensor(inputs_, value.shape, value.dtype, 1e-3f);
+        dy = value.numel() == 1 ? one() : random_tensor(queue_, inputs_, value.shape, value.dtype, 1e-3f);
       const double middle = now_s();
       tape_.backward_from(y, dy);
+      kernels::synchronize(queue_);
       backward = std::min(backward, now_s() - middle);
       tape_.reset();
     }
-    const double share = flops / (forward + backward) / gemm_rate_;
-    fmt::print("  {:<26}{:>11.2f}{:>13.2f}{:>10}\n", name, forward * 1e3, backward * 1e3,
-               flops > 0 ? fmt::format("{:.2f}", share) : "");
+    const auto share = [&](double done, double rate) {
+      return done > 0 ? fmt::format("{:.2f}", done / (forward + backward) / rate) : "";
+    };
+    fmt::print("  {:<26}{:>11.3f}{:>13.3f}{:>10}{:>10}\n", name, forward * 1e3, backward * 1e3,
+               share(work.flops, gemm_rate_), share(work.bytes, bytes_rate_));
   }
 
  private:
   Tensor one() {
     const Tensor t = inputs_.alloc({1}, DType::f32);
-    t.as<float>()[0] = 1;
+    kernels::fill(queue_, {.y = t, .value = 1});
     return t;
   }
+
+ public:
+  Tensor loss_sums() { return inputs_.alloc({2}, DType::f64); }
+
+ private:
   Queue queue_;
-  double gemm_rate_;
+  Shapes shapes_;
+  double gemm_rate_, bytes_rate_;
   ParamStore params_;
   Arena inputs_, arena_;
   Pool pool_;
@@ -143,63 +199,78 @@ class OpBench {
 
 }  // namespace
 
-void bench_gemm(int threads) {
-  const Queue queue{.device = {}, .threads = threads};
+static double gemm_rate(const Queue& queue) {
   GemmYardstick yardstick(queue);
   double rate = 0;
   for (int i = 0; i < 8; ++i) rate = std::max(rate, yardstick.sample());
-  fmt::print("bench gemm: {} thread{}; oneDNN 2048 x 2048 x 2048 bf16: {:.0f} GFLOP/s; best of 10, in turn\n",
-             threads, threads == 1 ? "" : "s", rate / 1e9);
-  if (!kernels::bf16_gemm_is_native()) fmt::print("  this CPU multiplies bf16 in fp32\n");
-  fmt::print("  {:<10}{:<9}{:>14}{:>10}{:>10}{:>8}\n", "layer", "product", "out x in", "linear", "oneDNN",
-             "ratio");
-  for (const GemmCase& c :
-       {GemmCase{"qkv", 3 * width, width}, GemmCase{"o", width, width}, GemmCase{"gate_up", 2 * ffn, width},
-        GemmCase{"down", width, ffn}, GemmCase{"head", vocabulary, width}})
-    bench_layer(queue, c);
+  return rate;
 }
 
-void bench_ops(int threads) {
-  const Queue queue{.device = {}, .threads = threads};
-  GemmYardstick yardstick(queue);
-  double rate = 0;
-  for (int i = 0; i < 8; ++i) rate = std::max(rate, yardstick.sample());
+void bench_gemm(const Queue& queue) {
+  const Shapes s = Shapes::of(queue);
+  fmt::print("bench gemm: {} rows of {}, {}; {}'s large bf16 product: {:.0f} GFLOP/s; best of 10, in turn\n",
+             s.rows, s.words, device_name(queue), library(queue), gemm_rate(queue) / 1e9);
+  if (queue.device.kind == DeviceKind::cpu && !kernels::bf16_gemm_is_native())
+    fmt::print("  this CPU multiplies bf16 in fp32\n");
+  fmt::print("  {:<10}{:<9}{:>14}{:>10}{:>10}{:>8}\n", "layer", "product", "out x in", "linear",
+             library(queue), "ratio");
+  for (const GemmCase& c : {GemmCase{"qkv", 3 * s.width, s.width}, GemmCase{"o", s.width, s.width},
+                            GemmCase{"gate_up", 2 * s.ffn, s.width}, GemmCase{"down", s.width, s.ffn},
+                            GemmCase{"head", s.vocabulary, s.width}})
+    bench_layer(queue, s.rows, c);
+}
+
+void bench_ops(const Queue& queue) {
+  const Shapes s = Shapes::of(queue);
+  const double gemm = gemm_rate(queue), bytes = copy_rate(queue);
   fmt::print(
-      "bench ops: 4096 rows of the bench model, {} thread{}; of GEMM: FLOP/s of both directions over "
-      "oneDNN's {:.0f} GFLOP/s\n",
-      threads, threads == 1 ? "" : "s", rate / 1e9);
-  fmt::print("  {:<26}{:>11}{:>13}{:>10}\n", "op", "forward ms", "backward ms", "of GEMM");
-  OpBench b(queue, rate);
-  Parameter& norm = b.parameter("norm", {width});
-  Parameter& embed = b.parameter("embed", {vocabulary, width});
-  Parameter* qkv[] = {&b.parameter("q", {width, width}), &b.parameter("k", {width, width}),
-                      &b.parameter("v", {width, width})};
-  Parameter* gate_up[] = {&b.parameter("gate", {ffn, width}), &b.parameter("up", {ffn, width})};
-  Parameter& down = b.parameter("down", {width, ffn});
+      "bench ops: {} rows of {}, {}; of GEMM: FLOP/s of both directions over {}'s {:.0f} GFLOP/s; of copy: bytes that must "
+      "be read and written over the {:.1f} GB/s of a large copy\n",
+      s.rows, s.words, device_name(queue), library(queue), gemm / 1e9, bytes / 1e9);
+  fmt::print("  {:<26}{:>11}{:>13}{:>10}{:>10}\n", "op", "forward ms", "backward ms", "of GEMM", "of copy");
+  OpBench b(queue, s, gemm, bytes);
+  Parameter& norm = b.parameter("norm", {s.width});
+  Parameter& embed = b.parameter("embed", {s.vocabulary, s.width});
+  Parameter* qkv[] = {&b.parameter("q", {s.width, s.width}), &b.parameter("k", {s.width, s.width}),
+                      &b.parameter("v", {s.width, s.width})};
+  Parameter* gate_up[] = {&b.parameter("gate", {s.ffn, s.width}), &b.parameter("up", {s.ffn, s.width})};
+  Parameter& down = b.parameter("down", {s.width, s.ffn});
   b.ready();
-  const Tensor x = b.activation(width), wide = b.activation(3 * width), pair = b.activation(2 * ffn),
-               half = b.activation(ffn);
-  const Tensor tokens = b.indices(vocabulary), positions = b.indices(512);
-  const double n = rows;
-  b.run("rmsnorm", 0, [&](Tape& t) { return rmsnorm(t, t.source(x), t.leaf(norm), 1e-6f); });
-  b.run("embedding", 0, [&](Tape& t) { return embedding(t, tokens, t.leaf(embed)); });
-  b.run("add", 0, [&](Tape& t) { return add(t, t.source(x), t.source(x)); });
-  b.run("swiglu", 0, [&](Tape& t) { return swiglu(t, t.source(pair)); });
-  b.run("rope", 0, [&](Tape& t) {
+  const Tensor x = b.activation(s.width), other = b.activation(s.width), wide = b.activation(3 * s.width),
+               pair = b.activation(2 * s.ffn), half = b.activation(s.ffn);
+  const Tensor tokens = b.indices(s.vocabulary), positions = b.indices(s.sequence);
+  const double n = static_cast<double>(s.rows), width = static_cast<double>(s.width),
+               ffn = static_cast<double>(s.ffn), vocabulary = static_cast<double>(s.vocabulary),
+               row = 2 * n * width;  // bytes of a bf16 activation
+  const int64_t head_size = s.width / s.heads;
+  b.run("rmsnorm", {.bytes = 5 * row}, [&](Tape& t) { return rmsnorm(t, t.source(x), t.leaf(norm), 1e-6f); });
+  b.run("add + rmsnorm", {.bytes = 4 * row + 3 * row},
+        [&](Tape& t) { return add_rmsnorm(t, t.source(x), t.source(other), t.leaf(norm), 1e-6f).normed; });
+  b.run("embedding", {.bytes = 2 * row + row + 4 * vocabulary * width},
+        [&](Tape& t) { return embedding(t, tokens, t.leaf(embed)); });
+  b.run("add", {.bytes = 3 * row}, [&](Tape& t) { return add(t, t.source(x), t.source(other)); });
+  b.run("swiglu", {.bytes = 2 * n * ffn * (3 + 5)}, [&](Tape& t) { return swiglu(t, t.source(pair)); });
+  b.run("rope", {.bytes = 4 * row + 4 * row}, [&](Tape& t) {
     return rope(t, t.source(wide),
-                {.heads = heads, .kv_heads = heads, .head_size = width / heads, .positions = positions}, {},
+                {.heads = s.heads, .kv_heads = s.heads, .head_size = head_size, .positions = positions}, {},
                 {});
   });
-  b.run("attention, causal", 6 * n * 512 * width, [&](Tape& t) {
-    return attention(t, t.source(wide),
-                     {.batch = 8, .heads = heads, .kv_heads = heads, .head_size = width / heads}, {}, {});
+  b.run("attention, causal", {.flops = 6 * n * static_cast<double>(s.sequence) * width}, [&](Tape& t) {
+    return attention(
+        t, t.source(wide),
+        {.batch = s.rows / s.sequence, .heads = s.heads, .kv_heads = s.heads, .head_size = head_size}, {},
+        {});
   });
-  b.run("linear qkv", 6 * n * width * 3 * width, [&](Tape& t) { return linear(t, t.source(x), qkv); });
-  b.run("linear gate_up", 6 * n * width * 2 * ffn, [&](Tape& t) { return linear(t, t.source(x), gate_up); });
-  b.run("linear down", 6 * n * width * ffn, [&](Tape& t) { return linear(t, t.source(half), down); });
-  LossSum sum;
-  b.run("cross_entropy (in forward)", 6 * n * width * vocabulary,
-        [&](Tape& t) { return cross_entropy(t, t.source(x), embed, tokens, 1.0f / rows, sum, {}); });
+  b.run("linear qkv", {.flops = 6 * n * width * 3 * width},
+        [&](Tape& t) { return linear(t, t.source(x), qkv); });
+  b.run("linear gate_up", {.flops = 6 * n * width * 2 * ffn},
+        [&](Tape& t) { return linear(t, t.source(x), gate_up); });
+  b.run("linear down", {.flops = 6 * n * width * ffn},
+        [&](Tape& t) { return linear(t, t.source(half), down); });
+  const Tensor sums = b.loss_sums();
+  b.run("cross_entropy (in forward)", {.flops = 6 * n * width * vocabulary}, [&](Tape& t) {
+    return cross_entropy(t, t.source(x), embed, tokens, {.grad_scale = {}, .sums = sums});
+  });
 }
 
 }  // namespace osprey::bench

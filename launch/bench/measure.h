@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "framework/memory/arena.h"
+#include "framework/memory/staging.h"
 #include "kernels/core/random.h"
 
 namespace osprey::bench {
@@ -21,15 +22,17 @@ inline double median(std::vector<double> v) {
 }
 
 /// Random matrices of any shape.
-inline Tensor random_tensor(Arena& arena, const Shape& shape, DType dtype, float scale) {
+inline Tensor random_tensor(const Queue& queue, Arena& arena, const Shape& shape, DType dtype, float scale) {
   const Tensor t = arena.alloc(shape, dtype);
-  for (int64_t i = 0; i < t.numel(); ++i) {
-    const float v = scale * (random_uniform(3, 1, static_cast<uint64_t>(i)) - 0.5f);
-    if (dtype == DType::bf16)
-      t.as<bf16>()[i] = to_bf16(v);
-    else
-      t.as<float>()[i] = v;
-  }
+  write_from_host(queue, t, [&](const Tensor& host) {
+    for (int64_t i = 0; i < t.numel(); ++i) {
+      const float v = scale * (random_uniform(3, 1, static_cast<uint64_t>(i)) - 0.5f);
+      if (dtype == DType::bf16)
+        host.as<bf16>()[i] = to_bf16(v);
+      else
+        host.as<float>()[i] = v;
+    }
+  });
   return t;
 }
 

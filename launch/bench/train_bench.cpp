@@ -6,246 +6,227 @@
 #include <cstring>
 
 #include "framework/telemetry/gemm_rate.h"
-#include "framework/train/clip.h"
-#include "kernels/sum_of_squares.h"
+#include "kernels/device.h"
 #include "launch/bench/allocations.h"
 #include "launch/bench/measure.h"
-#include "models/llama/llama.h"
-#include "optim/groups.h"
+#include "launch/session.h"
 
 namespace osprey::bench {
 
 namespace {
 
-constexpr int64_t sequence = 512, micro_batch = 8, tokens = sequence * micro_batch;
-
-/// Seconds by op and direction. The names are literals, compared by address: no allocation.
+/// Seconds by op and direction, on the device. The names are literals, compared by address where they can be.
 class OpTimes final : public Profiler {
  public:
   struct Row {
     const char* op;
     double forward = 0, backward = 0;
   };
-  void start() { last_ = now_s(); }
+  explicit OpTimes(const Queue& queue) : queue_(queue), timeline_(queue.device) {
+    rows_.reserve(64);
+    marks_.reserve(1 << 16);
+  }
+  void start() { timeline_.mark(queue_); }
   void forward(const char* op) override { add(op, &Row::forward); }
   void backward(const char* op) override { add(op, &Row::backward); }
+  void other(const char* what) override { add(what, &Row::forward); }
+  /// Adds what was seen since start() to the rows.
+  void collect() {
+    const std::vector<double> seconds = timeline_.take_seconds();
+    for (size_t i = 0; i < marks_.size(); ++i)
+      row(marks_[i].op).*marks_[i].direction += seconds[i + 1] - seconds[i];
+    marks_.clear();
+    ++steps_;
+  }
   const std::vector<Row>& rows() const { return rows_; }
-  OpTimes() { rows_.reserve(64); }
+  double ms_a_step(const char* op) {
+    return (row(op).forward + row(op).backward) / std::max<double>(1, steps_) * 1e3;
+  }
+  double steps() const { return steps_; }
 
  private:
-  void add(const char* op, double Row::*direction) {
-    const double now = now_s();
-    Row* row = nullptr;
+  struct Mark {
+    const char* op;
+    double Row::*direction;
+  };
+  Row& row(const char* op) {
     for (Row& r : rows_)
-      if (std::strcmp(r.op, op) == 0) row = &r;
-    if (!row) row = &rows_.emplace_back(Row{op});
-    row->*direction += now - last_;
-    last_ = now;
+      if (std::strcmp(r.op, op) == 0) return r;
+    return rows_.emplace_back(Row{op});
   }
-  double last_ = 0;
+  void add(const char* op, double Row::*direction) {
+    timeline_.mark(queue_);
+    marks_.push_back({op, direction});
+  }
+  Queue queue_;
+  kernels::Timeline timeline_;
+  std::vector<Mark> marks_;
   std::vector<Row> rows_;
+  double steps_ = 0;
 };
 
-std::vector<OptimizerGroupSpec> optimizer_groups(BenchOptimizer kind) {
-  std::vector<OptimizerGroupSpec> groups;
-  if (kind == BenchOptimizer::muon) {
+/// Random tokens, the same in every step.
+class RandomTokens final : public BatchSource {
+ public:
+  explicit RandomTokens(int64_t vocabulary) : vocabulary_(static_cast<uint64_t>(vocabulary)) {}
+  int64_t fill(int64_t, int64_t, int64_t, const BatchView& into) override {
+    for (int64_t i = 0; i < into.tokens.numel(); ++i) {
+      into.tokens.as<int32_t>()[i] = draw(1, i);
+      into.targets.as<int32_t>()[i] = draw(2, i);
+      into.positions.as<int32_t>()[i] = static_cast<int32_t>(i % into.sequence());
+    }
+    return into.targets.numel();
+  }
+
+ private:
+  int32_t draw(uint64_t stream, int64_t i) const {
+    return static_cast<int32_t>(random_u64(1, stream, static_cast<uint64_t>(i)) % vocabulary_);
+  }
+  uint64_t vocabulary_;
+};
+
+struct BenchModelInfo {
+  ModelSpec spec;
+  int64_t sequence, micro_batch;
+  const char* words;
+};
+
+BenchModelInfo model_of(BenchModel model) {
+  ModelSpec s;
+  switch (model) {
+    case BenchModel::llama_34m:
+      return {s, 512, 8, "llama, 8 layers, width 512, 8 heads, ffn 1408, vocabulary 8192"};
+    case BenchModel::gpt2_124m:
+      s.layers = 12, s.hidden_size = 768, s.heads = 12, s.ffn_size = 2048, s.vocab_size = 50304;
+      s.tie_embeddings = true;
+      return {s, 2048, 16,
+              "llama of GPT-2's size, 12 layers, width 768, 12 heads, ffn 2048, vocabulary 50304, tied"};
+    case BenchModel::osp_1b4:
+      s.layers = 24, s.hidden_size = 2048, s.heads = 16, s.ffn_size = 5504, s.vocab_size = 49152;
+      s.norm = NormKind::ssnorm;
+      s.embedding_projection = true;
+      return {s, 2048, 8, "OSP 1.4B, 24 layers, width 2048, 16 heads, ffn 5504, vocabulary 49152"};
+  }
+  fail("bench", "no such model");
+}
+
+Recipe recipe_of(const BenchModelInfo& model, const TrainBenchOptions& options) {
+  Recipe recipe;
+  recipe.model = model.spec;
+  recipe.data.sequence_len = model.sequence;
+  if (options.optimizer == BenchOptimizer::muon) {
     OptimizerGroupSpec muon;
     muon.match = "*.{attn,mlp}.*.weight";
     muon.kind = OptimizerGroupSpec::Kind::muon;
     muon.learning_rate = 1e-3;
-    groups.push_back(muon);
+    recipe.optim.push_back(muon);
   }
   OptimizerGroupSpec adamw;
   adamw.learning_rate = 1e-3;
-  groups.push_back(adamw);
-  return groups;
+  recipe.optim.push_back(adamw);
+  recipe.schedule.kind = ScheduleSpec::Kind::constant;
+  recipe.train.steps = 1000000;
+  recipe.train.micro_batch_size = options.micro_batch.value_or(model.micro_batch);
+  recipe.train.global_batch_tokens = recipe.train.micro_batch_size * model.sequence;
+  recipe.train.recompute = options.recompute;
+  recipe.checkpoint.save_final = false;
+  return recipe;
 }
 
-/// Everything a step works with.
-class BenchRun {
- public:
-  BenchRun(const Queue& queue, BenchOptimizer kind);
-  void step(int64_t index);
-
-  OpTimes times;
-  double optimizer_seconds = 0;  // of the last step
-  double flops_per_step() const { return model_->flops_per_token(sequence) * static_cast<double>(tokens); }
-  int64_t parameters() const { return params_.numel(); }
-
- private:
-  struct Group {
-    const Optimizer* optimizer;
-    std::vector<ParamPiece> pieces;
-  };
-  void make_pieces();
-  void make_batch();
-
-  Queue queue_;
-  std::unique_ptr<LanguageModel> model_;
-  ParamStore params_;
-  Arena activations_, state_, batch_memory_;
-  Pool pool_;
-  Tape tape_;
-  std::unique_ptr<OptimizerGroups> optimizers_;
-  std::vector<Group> groups_;
-  Tensor workspace_;
-  BatchView batch_;
-};
-
-BenchRun::BenchRun(const Queue& queue, BenchOptimizer kind)
-    : queue_(queue),
-      model_(make_llama(ModelSpec{}, sequence)),
-      activations_("activations", queue.device, int64_t{4} << 30),
-      state_("optimizer state", queue.device, int64_t{2} << 30),
-      batch_memory_("batch", queue.device, 1 << 20),
-      pool_("activation gradients", queue.device),
-      tape_(queue, activations_, pool_) {
-  model_->declare(params_);
-  params_.materialize(queue.device, DType::bf16, ParamStore::Gradients::on);
-  params_.initialize(queue, 1);
-  optimizers_ = std::make_unique<OptimizerGroups>(optimizer_groups(kind), params_);
-  make_pieces();
-  make_batch();
-  tape_.set_mode(Tape::Mode::train);
-  tape_.set_profiler(&times);
+/// What a step costs when `micro` micro batches of a step share one optimizer step.
+double optimizer_share(double optimizer_ms, double step_ms, double micro) {
+  return 100 * optimizer_ms / (micro * (step_ms - optimizer_ms) + optimizer_ms);
 }
 
-void BenchRun::make_pieces() {
-  int64_t workspace_bytes = 0;
-  for (const auto& p : params_.all()) {
-    const Optimizer& optimizer = optimizers_->of(*p);
-    auto group = std::find_if(groups_.begin(), groups_.end(),
-                              [&](const Group& g) { return g.optimizer == &optimizer; });
-    if (group == groups_.end()) group = groups_.insert(groups_.end(), Group{&optimizer, {}});
-    const Shape shape = optimizer.granularity() == Granularity::matrix ? p->shape : Shape{p->shape.numel()};
-    ParamPiece piece{.name = p->name, .full_shape = p->shape, .end = p->shape.numel()};
-    piece.value = p->value.view(shape);
-    piece.grad = p->grad.view(shape);
-    piece.master = state_.alloc(shape, DType::f32);
-    ParamStore::initial_value(queue_, *p, 1, piece.master.as<float>());
-    size_t i = 0;
-    for (const StateSpec& s : optimizer.states()) {
-      piece.state[i] = state_.alloc(shape, s.dtype);
-      std::memset(piece.state[i].data, 0, static_cast<size_t>(piece.state[i].bytes()));
-      ++i;
-    }
-    group->pieces.push_back(piece);
-  }
-  for (Group& g : groups_) {
-    std::stable_sort(g.pieces.begin(), g.pieces.end(), [](const ParamPiece& a, const ParamPiece& b) {
-      return a.full_shape.dims < b.full_shape.dims;  // equal shapes stand together
-    });
-    workspace_bytes = std::max(workspace_bytes, g.optimizer->workspace_bytes(queue_, g.pieces));
-  }
-  workspace_ = state_.alloc({workspace_bytes / 4 + 16}, DType::f32);
-}
-
-void BenchRun::make_batch() {
-  for (Tensor* t : {&batch_.tokens, &batch_.targets, &batch_.positions})
-    *t = batch_memory_.alloc({micro_batch, sequence}, DType::i32);
-  const auto vocabulary = static_cast<uint64_t>(model_->vocabulary());
-  for (int64_t i = 0; i < tokens; ++i) {
-    batch_.tokens.as<int32_t>()[i] =
-        static_cast<int32_t>(random_u64(1, 1, static_cast<uint64_t>(i)) % vocabulary);
-    batch_.targets.as<int32_t>()[i] =
-        static_cast<int32_t>(random_u64(1, 2, static_cast<uint64_t>(i)) % vocabulary);
-    batch_.positions.as<int32_t>()[i] = static_cast<int32_t>(i % sequence);
-  }
-}
-
-void BenchRun::step(int64_t index) {
-  params_.begin_step();
-  times.start();
-  LossSum sum;
-  tape_.backward(model_->loss(tape_, batch_, 1.0f / static_cast<float>(tokens), sum, {}));
-  double squares = 0;
-  for (const Bucket& b : params_.buckets()) kernels::sum_of_squares(queue_, {.x = b.grads, .sum = &squares});
-  const GradientNorm gradient = clip(squares, 1.0);
-  require(gradient.finite, "bench", "the gradient is not finite");
-  times.forward("gradient norm");
-  const double start = now_s();
-  for (const Group& g : groups_)
-    g.optimizer->step(queue_, g.pieces,
-                      {.step = index,
-                       .learning_rate = 1e-3,
-                       .grad_scale = gradient.scale,
-                       .seed = 1,
-                       .workspace = workspace_});
-  for (const auto& p : params_.all()) ++p->version;
-  optimizer_seconds = now_s() - start;
-  times.forward("optimizer");
-  tape_.reset();
-}
-
-void print_profile(const OpTimes& before, const OpTimes& after, double steps, double step_ms) {
+void print_profile(OpTimes& times, double step_ms) {
   fmt::print("\n  {:<16}{:>12}{:>13}{:>9}\n", "op", "forward ms", "backward ms", "share");
   double all = 0;
-  for (const OpTimes::Row& r : after.rows()) {
-    OpTimes::Row first{r.op};
-    for (const OpTimes::Row& b : before.rows())
-      if (std::strcmp(b.op, r.op) == 0) first = b;
-    const double forward = (r.forward - first.forward) / steps * 1e3,
-                 backward = (r.backward - first.backward) / steps * 1e3;
-    if (forward + backward < 0.05) continue;
+  for (const OpTimes::Row& r : times.rows()) {
+    const double forward = r.forward / times.steps() * 1e3, backward = r.backward / times.steps() * 1e3;
+    if (forward + backward < 0.0005 * step_ms) continue;
     all += forward + backward;
-    fmt::print("  {:<16}{:>12.1f}{:>13.1f}{:>8.1f}%\n", r.op, forward, backward,
+    fmt::print("  {:<16}{:>12.2f}{:>13.2f}{:>8.1f}%\n", r.op, forward, backward,
                100 * (forward + backward) / step_ms);
   }
-  fmt::print("  {:<16}{:>25.1f}\n", "together", all);
+  fmt::print("  {:<16}{:>25.2f}\n", "together", all);
 }
 
 }  // namespace
 
 TrainBenchResult bench_train(const TrainBenchOptions& options) {
-  const Queue queue{.device = {}, .threads = options.threads};
-  BenchRun run(queue, options.optimizer);
+  const Queue& queue = options.queue;
+  const bool gpu = queue.device.kind == DeviceKind::cuda;
+  const BenchModelInfo model = model_of(options.model);
+  const Recipe recipe = recipe_of(model, options);
+  const auto world = make_self_comm();
+  Session session(recipe, *world, queue,
+                  SessionMemory::of(plan_memory(recipe, 0, 1, queue.threads, queue.device.kind)));
+  session.initialize();
+  RandomTokens tokens(model.spec.vocab_size);
+  TrainerParts parts = session.parts();
+  parts.train = &tokens;
+  Trainer trainer(recipe.train, parts);
   GemmYardstick yardstick(queue);
-  run.step(0);
-  run.step(1);  // the optimizer's and the packs' first use are over after this
-  const OpTimes warm = run.times;
-  std::vector<double> seconds, rates, optimizer;
+  OpTimes times(queue);
+  const auto profiled_step = [&](int64_t step) {
+    session.tape.set_profiler(&times);
+    times.start();
+    trainer.step(step);
+    session.tape.set_profiler(nullptr);
+  };
+  // First uses of buffers, packs and algorithms; on a GPU also the recording of a step.
+  for (int64_t i = 0; i < 4; ++i) trainer.step(i);
+  int64_t step_index = 4;
+  TrainBenchResult result;
+  std::vector<double> seconds, rates;
   seconds.reserve(static_cast<size_t>(options.steps));
   rates.reserve(static_cast<size_t>(2 * options.steps));
-  optimizer.reserve(static_cast<size_t>(options.steps));
-  TrainBenchResult result;
   for (int64_t i = 0; i < options.steps; ++i) {
     rates.push_back(yardstick.sample());
     const int64_t before = allocations();
     const double start = now_s();
-    run.step(i + 2);
+    // A GPU replays its step, and a replay has no ops to profile.
+    gpu ? (void)trainer.step(step_index++) : profiled_step(step_index++);
     seconds.push_back(now_s() - start);
     result.allocations += allocations() - before;
-    optimizer.push_back(run.optimizer_seconds);
+    if (!gpu) times.collect();
     rates.push_back(yardstick.sample());
   }
-  const double step = median(seconds);
+  for (int i = 0; gpu && i < 4; ++i) {
+    profiled_step(step_index++);
+    times.collect();
+  }
+  const double step = median(seconds), step_tokens = static_cast<double>(recipe.train.global_batch_tokens);
   result.step_ms = step * 1e3;
-  result.optimizer_ms = median(optimizer) * 1e3;
-  result.tokens_per_second = static_cast<double>(tokens) / step;
-  result.flops = run.flops_per_step() / step;
+  result.optimizer_ms = times.ms_a_step("optimizer");
+  result.tokens_per_second = step_tokens / step;
+  result.flops = session.model->flops_per_token(model.sequence) * step_tokens / step;
   result.gemm_flops = median(rates);
+  result.micro_batches = (gpu ? 524288.0 : 131072.0) / step_tokens;
 
-  const bool adamw = options.optimizer == BenchOptimizer::adamw;
-  fmt::print(
-      "bench train: llama, 8 layers, width 512, 8 heads, ffn 1408, vocabulary 8192 ({} parameters), T 512, "
-      "micro "
-      "batch 8, bf16, {}, {} thread{}\n",
-      run.parameters(), adamw ? "adamw" : "muon + adamw", options.threads, options.threads == 1 ? "" : "s");
-  fmt::print("  step                {:>9.1f} ms   median of {}, one micro batch of {} tokens\n",
-             result.step_ms, options.steps, tokens);
+  fmt::print("bench train: {} ({} parameters), T {}, micro batch {}, bf16, {}, {}\n", model.words,
+             session.params.numel(), model.sequence, recipe.train.micro_batch_size,
+             options.optimizer == BenchOptimizer::adamw ? "adamw" : "muon + adamw",
+             gpu ? kernels::gpu_info(queue.device.index).name
+                 : fmt::format("{} thread{}", queue.threads, queue.threads == 1 ? "" : "s"));
+  fmt::print("  step                {:>9.2f} ms   median of {}, one micro batch of {} tokens{}\n",
+             result.step_ms, options.steps, step_tokens,
+             gpu ? fmt::format(", {} replayed", trainer.replayed_steps()) : "");
   fmt::print("  tokens/s            {:>9.0f}\n", result.tokens_per_second);
   fmt::print(
       "  training            {:>9.1f} GFLOP/s   6 N (head included, embedding not) + 6 L T C of causal "
       "attention\n",
       result.flops / 1e9);
-  fmt::print("  oneDNN bf16 GEMM    {:>9.1f} GFLOP/s   2048 x 2048 x 2048, median, measured in turn\n",
-             result.gemm_flops / 1e9);
+  fmt::print("  {:<20}{:>9.1f} GFLOP/s   {} x {} x {}, median, measured in turn\n",
+             gpu ? "cuBLASLt bf16 GEMM" : "oneDNN bf16 GEMM", result.gemm_flops / 1e9, yardstick.side,
+             yardstick.side, yardstick.side);
   fmt::print("  fraction            {:>9.3f}\n", result.fraction());
-  fmt::print("  optimizer           {:>9.1f} ms   {:.2f}% of a step of 131072 tokens\n", result.optimizer_ms,
-             100 * result.optimizer_ms / (32 * (result.step_ms - result.optimizer_ms) + result.optimizer_ms));
-  fmt::print("  heap allocations    {:>9}   operator new, in {} steps after the first two\n",
+  fmt::print("  optimizer           {:>9.2f} ms   {:.2f}% of a step of {:.0f} tokens\n", result.optimizer_ms,
+             optimizer_share(result.optimizer_ms, result.step_ms, result.micro_batches),
+             result.micro_batches * step_tokens);
+  fmt::print("  heap allocations    {:>9}   operator new, in {} steps after the first four\n",
              result.allocations, options.steps);
-  print_profile(warm, run.times, static_cast<double>(options.steps), result.step_ms);
+  print_profile(times, result.step_ms);
   std::fflush(stdout);
   return result;
 }

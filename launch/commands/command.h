@@ -8,6 +8,8 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/core/tensor.h"
+
 namespace osprey {
 
 /// What every command about a recipe takes: RECIPE and --set.
@@ -28,12 +30,18 @@ struct RecipeOptions {
 struct CheckpointOptions {
   std::string checkpoint;
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  std::string device = "cpu";
+
+  Device on_device() const { return {device == "cuda" ? DeviceKind::cuda : DeviceKind::cpu, 0}; }
 
   void add_to(CLI::App& command) {
     command.add_option("checkpoint", checkpoint, "a checkpoint, or a run (its newest checkpoint)")
         ->required();
     command.add_option("--threads", threads, "CPU threads")
         ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+    command.add_option("--device", device, "cpu, or cuda: the first GPU that this process sees")
+        ->check(CLI::IsMember({"cpu", "cuda"}))
         ->capture_default_str();
   }
 };
@@ -49,5 +57,6 @@ void add_export(CLI::App& app);
 void add_report(CLI::App& app);
 void add_fields(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_devices(CLI::App& app);
 
 }  // namespace osprey

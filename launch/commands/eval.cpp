@@ -8,6 +8,8 @@
 #include "framework/eval/round_to_nearest.h"
 #include "framework/telemetry/metrics_log.h"
 #include "framework/telemetry/outlier_observer.h"
+#include "kernels/device.h"
+#include "kernels/pointwise.h"
 #include "launch/commands/command.h"
 #include "launch/loaded_model.h"
 #include "launch/outlier_tables.h"
@@ -40,21 +42,24 @@ double entropy(const std::vector<int64_t>& counts, int64_t total) {
 }
 
 /// Mean loss over the data.
-Result evaluate(LoadedModel& m, ValidationLoader& data, const BatchView& view) {
+Result evaluate(LoadedModel& m, ValidationLoader& data, StagedBatch& batch) {
   const double start = now_s();
-  LossSum sum;
+  Arena scalars("loss sums", m.queue.device, 64);
+  const Tensor sums = scalars.alloc({2}, DType::f64);
+  kernels::fill(m.queue, {.y = sums, .value = 0});
   std::vector<int64_t> counts(static_cast<size_t>(m.hub.spec().vocab_size));
-  for (int64_t first = 0; first < data.rows(); first += view.batch()) {
-    data.batch(first, view);
-    m.model->loss(m.tape, view, 1.0f, sum, {});
+  for (int64_t first = 0; first < data.rows(); first += batch.host().batch()) {
+    m.model->loss(m.tape, batch.fill(data, first), {.grad_scale = {}, .sums = sums});
     m.tape.reset();
-    for (int64_t i = 0; i < view.targets.numel(); ++i)
-      if (const int32_t target = view.targets.as<int32_t>()[i]; target >= 0)
-        ++counts[static_cast<size_t>(target)];
+    const Tensor& targets = batch.host().targets;
+    for (int64_t i = 0; i < targets.numel(); ++i)
+      if (const int32_t target = targets.as<int32_t>()[i]; target >= 0) ++counts[static_cast<size_t>(target)];
   }
-  require(sum.tokens > 0, "eval", "the validation data hold no token to predict");
-  return {sum.loss / static_cast<double>(sum.tokens), entropy(counts, sum.tokens), sum.tokens,
-          now_s() - start};
+  double total[2];
+  kernels::download(m.queue, total, sums);
+  const auto counted = static_cast<int64_t>(total[1]);
+  require(counted > 0, "eval", "the validation data hold no token to predict");
+  return {total[0] / total[1], entropy(counts, counted), counted, now_s() - start};
 }
 
 void report(const std::string& name, const Result& r, const Result& plain) {
@@ -84,14 +89,13 @@ void append(const std::filesystem::path& run, const std::filesystem::path& check
 void run(const Options& options) {
   std::vector<IntegerFormat> formats;
   for (const std::string& f : options.formats) formats.push_back(parse_integer_format(f));
-  LoadedModel m(options.checkpoint, options.threads);
+  LoadedModel m(options.checkpoint, options.threads, options.on_device());
   const int64_t length = options.sequence_len ? options.sequence_len : m.hub.context().sequence_len;
   require_evaluation_memory(m, options.batch, length);
   const auto data = validation_data(m, options.data, length, options.tokens);
-  Arena buffers("token buffers", m.queue.device, 4 * options.batch * (length * 4 + 64));
-  const BatchView view = make_batch(buffers, *data, options.batch);
+  StagedBatch batch(m.queue, *data, options.batch);
 
-  const Result plain = evaluate(m, *data, view);
+  const Result plain = evaluate(m, *data, batch);
   fmt::print("{}\n{} tokens of validation data in sequences of {}, {:.1f} s\n\n", m.path.string(),
              plain.tokens, length, plain.seconds);
   fmt::print("{:<28} {:>9} {:>12} {:>10}\n", "round to nearest", "loss", "perplexity", "added loss");
@@ -103,14 +107,14 @@ void run(const Options& options) {
   for (const IntegerFormat& format : formats) {
     const auto clip = options.clip_search ? kernels::ClipSearch::osp : kernels::ClipSearch::none;
     const QuantizedScope quantized(m.tape, m.params, format, clip);
-    const Result r = evaluate(m, *data, view);
+    const Result r = evaluate(m, *data, batch);
     report(format.name + (options.clip_search ? " (clip search)" : ""), r, plain);
     if (!options.clip_search) append(home, m.path, format.name, r);
   }
   fmt::print(
       "\nWeights per output row, symmetric; activations per token, asymmetric; linear layers inside the blocks "
       "only.\n\n");
-  print_outliers(measure_outliers_of(m, *data, view, std::min(data->rows(), options.batch)),
+  print_outliers(measure_outliers_of(m, *data, batch, std::min(data->rows(), options.batch)),
                  OutlierDetail::over_layers);
   if (!home.empty()) fmt::print("\nadded to {}\n", (home / "metrics.jsonl").string());
 }

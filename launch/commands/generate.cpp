@@ -6,6 +6,7 @@
 #include "framework/clock.h"
 #include "framework/eval/sampler.h"
 #include "framework/files/utf8.h"
+#include "framework/memory/staging.h"
 #include "launch/commands/command.h"
 #include "launch/loaded_model.h"
 
@@ -44,9 +45,16 @@ class Printer {
   size_t shown_ = 0;
 };
 
+/// What the cache of one sequence takes, and its few scalars.
+int64_t cache_bytes(LoadedModel& m, int64_t capacity) {
+  Arena meta("cache", {DeviceKind::meta, 0}, 0);
+  m.model->make_cache(meta, 1, capacity);
+  return meta.used_bytes() + 4096;
+}
+
 void generate(LoadedModel& m, const Options& o, uint64_t sample, const std::vector<int32_t>& prompt) {
   const int64_t capacity = static_cast<int64_t>(prompt.size()) + o.max_tokens;
-  Arena memory("cache", m.queue.device, int64_t{16} << 30);
+  Arena memory("cache", m.queue.device, cache_bytes(m, capacity));
   DecodeCache cache = m.model->make_cache(memory, 1, capacity);
   const Tensor token = memory.alloc({1}, DType::i32), position = memory.alloc({1}, DType::i32);
   Sampler sampler(o.sampler);
@@ -54,12 +62,15 @@ void generate(LoadedModel& m, const Options& o, uint64_t sample, const std::vect
   std::vector<int32_t> text = prompt;
   const double start = now_s();
   for (int64_t i = 0; i < capacity; ++i) {
-    token.as<int32_t>()[0] = text[static_cast<size_t>(i)];
-    position.as<int32_t>()[0] = static_cast<int32_t>(i);
-    cache.lengths.as<int32_t>()[0] = static_cast<int32_t>(i + 1);
+    const int32_t at = static_cast<int32_t>(i), length = at + 1;
+    kernels::upload(m.queue, token, &text[static_cast<size_t>(i)]);
+    kernels::upload(m.queue, position, &at);
+    kernels::upload(m.queue, cache.lengths, &length);
     const Tensor logits = m.model->decode(m.tape, token, position, cache);
     if (i + 1 >= static_cast<int64_t>(prompt.size())) {
-      const std::span<const float> row(logits.as<float>(), static_cast<size_t>(m.tokenizer->vocab_size()));
+      const HostCopy host(m.queue, logits);
+      const std::span<const float> row(host.tensor().as<float>(),
+                                       static_cast<size_t>(m.tokenizer->vocab_size()));
       const int32_t next = sampler.sample(row, sample, static_cast<uint64_t>(i));
       if (next == m.tokenizer->eos_id()) break;
       text.push_back(next);
@@ -81,7 +92,7 @@ void run(const Options& o) {
   const auto malformed = find_malformed_utf8(o.prompt);
   require(!malformed, "generate", "--prompt is not UTF-8 text: byte {} begins no character",
           malformed.value_or(0));
-  LoadedModel m(o.checkpoint, o.threads);
+  LoadedModel m(o.checkpoint, o.threads, o.on_device());
   std::vector<int32_t> prompt;
   // Documents are separated by the end token, so a text begins after one.
   prompt.push_back(m.tokenizer->bos_id().value_or(m.tokenizer->eos_id()));

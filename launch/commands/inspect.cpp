@@ -4,6 +4,7 @@
 #include <cmath>
 #include <memory>
 
+#include "framework/memory/staging.h"
 #include "launch/commands/command.h"
 #include "launch/outlier_tables.h"
 
@@ -18,17 +19,19 @@ struct Options : CheckpointOptions {
 };
 
 /// Largest |w| over mean |w|: of the matrix, and of its worst input channel (column) over the mean column.
-void print_weights(const ParamStore& params) {
+void print_weights(const Queue& queue, const ParamStore& params) {
   fmt::print("\n{:<32}{:>16}{:>10}{:>12}{:>16}{:>12}\n", "weight", "shape", "max", "max/mean", "worst column",
              "kurtosis");
   for (const auto& p : params.all()) {
     if (!p->matrix()) continue;
+    const HostCopy copy(queue, p->value);
+    const Tensor& value = copy.tensor();
     const int64_t cols = p->shape[1];
     std::vector<double> column(static_cast<size_t>(cols));
     double largest = 0, sum = 0, square = 0, fourth = 0;
     for (int64_t i = 0; i < p->shape.numel(); ++i) {
-      const double v = std::abs(static_cast<double>(
-          p->value.dtype == DType::bf16 ? to_float(p->value.as<bf16>()[i]) : p->value.as<float>()[i]));
+      const double v = std::abs(static_cast<double>(value.dtype == DType::bf16 ? to_float(value.as<bf16>()[i])
+                                                                               : value.as<float>()[i]));
       largest = std::max(largest, v);
       sum += v;
       square += v * v;
@@ -60,17 +63,16 @@ void add_inspect(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 30));
   command->footer("Example:\n  osprey inspect runs/quickstart_osp --sequences 16");
   command->callback([o] {
-    LoadedModel m(o->checkpoint, o->threads);
+    LoadedModel m(o->checkpoint, o->threads, o->on_device());
     const int64_t length = o->sequence_len ? o->sequence_len : m.hub.context().sequence_len;
     require_evaluation_memory(m, std::min<int64_t>(o->sequences, 8), length);
     const auto data = validation_data(m, o->data, length, o->sequences * length);
     const int64_t batch = std::min<int64_t>(data->rows(), 8);
-    Arena buffers("token buffers", m.queue.device, 4 * batch * (length * 4 + 64));
+    StagedBatch buffers(m.queue, *data, batch);
     fmt::print("{}\n\n", m.path.string());
-    print_outliers(
-        measure_outliers_of(m, *data, make_batch(buffers, *data, batch), data->rows() / batch * batch),
-        OutlierDetail::every_layer);
-    print_weights(m.params);
+    print_outliers(measure_outliers_of(m, *data, buffers, data->rows() / batch * batch),
+                   OutlierDetail::every_layer);
+    print_weights(m.queue, m.params);
   });
 }
 

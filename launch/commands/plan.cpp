@@ -31,10 +31,10 @@ int64_t sent_bytes(const Recipe& recipe, const ShardPlan& plan, int rank) {
   return bytes;
 }
 
-void print_plan(const Recipe& recipe, int ranks, int threads) {
+void print_plan(const Recipe& recipe, int ranks, int threads, DeviceKind kind) {
   const auto comm = make_planning_comm(0, ranks);
-  const Queue meta{.device = {DeviceKind::meta, 0}, .threads = threads};
-  const Session session(recipe, *comm, meta, 0);
+  const Queue meta{.device = {DeviceKind::meta, 0}, .threads = threads, .planned = kind};
+  const Session session(recipe, *comm, meta, {});
   const TrainSpec& train = recipe.train;
   const double flops = session.model->flops_per_token(recipe.data.sequence_len);
   int64_t embedding = 0;
@@ -51,18 +51,27 @@ void print_plan(const Recipe& recipe, int ranks, int threads) {
   fmt::print("FLOPs in all          {:>14.4g}\n\n", flops * static_cast<double>(train.global_batch_tokens) *
                                                         static_cast<double>(train.total_steps()));
 
-  fmt::print("memory by category    {:>14} {:>14}\n", "rank 0",
-             ranks > 1 ? fmt::format("rank {}", ranks - 1) : "");
-  const auto first = plan_memory(recipe, 0, ranks, threads),
-             last = plan_memory(recipe, ranks - 1, ranks, threads);
-  int64_t totals[2] = {0, 0};
-  for (size_t i = 0; i < first.size(); ++i) {
-    fmt::print("  {:<20}{:>14} {:>14}\n", first[i].name, gib(first[i].bytes),
-               ranks > 1 ? gib(last[i].bytes) : "");
-    totals[0] += first[i].bytes;
-    totals[1] += last[i].bytes;
+  const auto first = plan_memory(recipe, 0, ranks, threads, kind),
+             last = plan_memory(recipe, ranks - 1, ranks, threads, kind);
+  using Where = MemoryCategory::Where;
+  const bool gpu = kind == DeviceKind::cuda;
+  for (const Where where : {Where::device, Where::host}) {
+    if (!gpu && where == Where::host) break;  // on the CPU all of it is host memory
+    fmt::print("{:<22}{:>14} {:>14}\n",
+               !gpu                     ? "memory by category"
+               : where == Where::device ? "GPU memory"
+                                        : "host memory",
+               "rank 0", ranks > 1 ? fmt::format("rank {}", ranks - 1) : "");
+    int64_t totals[2] = {0, 0};
+    for (size_t i = 0; i < first.size(); ++i) {
+      if (gpu && first[i].where != where) continue;
+      fmt::print("  {:<20}{:>14} {:>14}\n", first[i].name, gib(first[i].bytes),
+                 ranks > 1 ? gib(last[i].bytes) : "");
+      totals[0] += first[i].bytes;
+      totals[1] += last[i].bytes;
+    }
+    fmt::print("  {:<20}{:>14} {:>14}\n", "total", gib(totals[0]), ranks > 1 ? gib(totals[1]) : "");
   }
-  fmt::print("  {:<20}{:>14} {:>14}\n", "total", gib(totals[0]), ranks > 1 ? gib(totals[1]) : "");
   fmt::print("\nsent per step         {:>14}   by rank 0\n",
              gib(ranks > 1 ? sent_bytes(recipe, session.plan, 0) : 0));
 }
@@ -73,6 +82,7 @@ void add_plan(CLI::App& app) {
   struct Options : RecipeOptions {
     int ranks = 1;
     int threads = 1;
+    std::string device = "recipe";
   };
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
@@ -80,10 +90,18 @@ void add_plan(CLI::App& app) {
   options->add_to(*command);
   command->add_option("--ranks", options->ranks, "number of ranks")->check(CLI::Range(1, 65536));
   command->add_option("--threads", options->threads, "threads of a rank")->check(CLI::Range(1, 1024));
-  command->footer("Example:\n  osprey plan recipes/pretrain/osp_1b4.yaml --ranks 8");
+  command
+      ->add_option(
+          "--device", options->device,
+          "what is planned for: cpu, cuda (also where there is no GPU), or what the recipe says here")
+      ->check(CLI::IsMember({"recipe", "cpu", "cuda"}));
+  command->footer("Example:\n  osprey plan recipes/pretrain/osp_1b4.yaml --ranks 8 --device cuda");
   command->callback([options] {
     const Recipe recipe = load_recipe(options->recipe, options->overrides, options->ranks);
-    print_plan(recipe, options->ranks, options->threads);
+    const DeviceKind kind = options->device == "recipe" ? planned_device(recipe.run)
+                            : options->device == "cuda" ? DeviceKind::cuda
+                                                        : DeviceKind::cpu;
+    print_plan(recipe, options->ranks, options->threads, kind);
   });
 }
 

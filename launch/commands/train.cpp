@@ -7,7 +7,9 @@
 #include "framework/files/file.h"
 #include "framework/telemetry/gemm_rate.h"
 #include "framework/telemetry/run_watch.h"
+#include "framework/telemetry/step_trace.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/device.h"
 #include "launch/checkpoints.h"
 #include "launch/commands/command.h"
 #include "launch/data_source.h"
@@ -31,7 +33,13 @@ void stop_on_signals() {
 /// What is allowed but worth a line before the run starts.
 void print_notes(const Recipe& recipe, const Session& session) {
   for (const std::string& warning : session.optimizers->warnings()) fmt::print(stderr, "note: {}\n", warning);
-  if (recipe.train.precision == DType::bf16 && !cpu::has_bf16_instructions())
+  if (session.queue.device.kind == DeviceKind::cuda) {
+    const kernels::GpuInfo gpu = kernels::gpu_info(session.queue.device.index);
+    fmt::print(stderr, "on {} GPU{}: {} (sm_{}), driver for CUDA {}\n", session.world.size(),
+               session.world.size() == 1 ? "" : "s", gpu.name, gpu.compute_capability, gpu.driver);
+    if (const std::string why = kernels::why_no_cudnn(session.queue); !why.empty())
+      fmt::print(stderr, "note: cuDNN computes no attention here: {}\n", why);
+  } else if (recipe.train.precision == DType::bf16 && !cpu::has_bf16_instructions())
     fmt::print(stderr,
                "note: this CPU ({}) has no bf16 products; they run in fp32 on bf16-rounded operands\n",
                cpu::name(cpu::active_isa()));
@@ -46,6 +54,8 @@ std::unique_ptr<RunWatch> watch_run(const Recipe& recipe, const Session& session
   options.name = recipe.run.name;
   options.version = OSPREY_VERSION;
   options.isa = cpu::name(cpu::active_isa());
+  if (session.queue.device.kind == DeviceKind::cuda)
+    options.gpu = kernels::gpu_info(session.queue.device.index).name;
   options.telemetry = recipe.telemetry;
   options.resumed_step = resumed;
   options.learning_rate = recipe.optim.front().learning_rate;
@@ -69,16 +79,15 @@ void train(const Options& options, Communicator& world) {
   std::unique_ptr<Loader> loader;
   std::unique_ptr<ValidationLoader> validation;
   together(world, [&] { recipe = load_recipe(options.recipe, options.overrides, world.size()); });
-  Queue queue{.device = {}, .threads = threads_for_rank(recipe.run, world)};
+  const int threads = threads_for_rank(recipe.run, world);
+  const Device device = device_for(recipe.run, world);
   // The plan builds the same session on meta, so whatever is wrong with model or optimizers shows here.
   std::vector<MemoryCategory> planned;
-  together(world, [&] { planned = plan_memory(recipe, world.rank(), world.size(), queue.threads); });
-  require_memory(planned, world);
-  int64_t activation_bytes = 0;
-  for (const MemoryCategory& c : planned)
-    if (c.name == "activations") activation_bytes = c.bytes;
+  together(world, [&] { planned = plan_memory(recipe, world.rank(), world.size(), threads, device.kind); });
+  require_memory(planned, device, world);
+  kernels::OpenQueue open;
   together(world, [&] {
-    queue.device = device_for(recipe.run);
+    open = kernels::open_queue(device, threads);
     tokenizer = load_tokenizer(recipe.data.tokenizer);
     const int64_t rows = recipe.train.global_batch_tokens / recipe.data.sequence_len;
     loader = std::make_unique<Loader>(recipe.data, *tokenizer,
@@ -92,7 +101,7 @@ void train(const Options& options, Communicator& world) {
   const std::unique_ptr<RunLock> lock = lock_run(recipe, world);
   stop_on_signals();  // from here on a signal ends the run in order, be it after its first step
   // Not inside together(): it gives the reducer a communicator of its own, which is collective.
-  Session session(recipe, world, queue, activation_bytes + (int64_t{64} << 20));
+  Session session(recipe, world, open.queue, SessionMemory::of(planned));
   if (world.rank() == 0) print_notes(recipe, session);
   session.initialize();
 
@@ -114,6 +123,12 @@ void train(const Options& options, Communicator& world) {
   watch = watch_run(recipe, session, trainer, world, resumed);
   trainer.add_hook(watch.get());  // first: the train entry of a step stands before its checkpoint
   trainer.add_hook(saver.get());
+  std::optional<StepTrace> trace;
+  if (recipe.train.profile_steps > 0) {
+    trace.emplace(session.queue, run_directory(recipe), world.rank(), resumed.value_or(0) + 3,
+                  recipe.train.profile_steps);
+    trainer.add_hook(&*trace);
+  }
   trainer.run(resumed.value_or(0));
 }
 

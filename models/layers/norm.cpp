@@ -1,5 +1,7 @@
 #include "models/layers/norm.h"
 
+#include "framework/ops/pointwise.h"
+
 namespace osprey {
 
 Norm Norm::declare(ParamStore& params, const std::string& name, int layer, NormKind kind, int64_t width,
@@ -17,6 +19,12 @@ Norm Norm::declare(ParamStore& params, const std::string& name, int layer, NormK
 Var Norm::operator()(Tape& t, Var x) const {
   if (kind == NormKind::layernorm) return layernorm(t, x, t.leaf(*weight), t.leaf(*bias), eps);
   return rmsnorm(t, x, t.leaf(*weight), eps);
+}
+
+NormedSum Norm::of_sum(Tape& t, Var a, Var b) const {
+  if (kind != NormKind::layernorm) return add_rmsnorm(t, a, b, t.leaf(*weight), eps);
+  const Var sum = add(t, a, b);
+  return {sum, (*this)(t, sum)};
 }
 
 }  // namespace osprey

@@ -17,6 +17,8 @@ struct Norm {
   static Norm declare(ParamStore& params, const std::string& name, int layer, NormKind kind, int64_t width,
                       double eps);
   Var operator()(Tape& t, Var x) const;
+  /// a + b and its norm, in one pass where there is one.
+  NormedSum of_sum(Tape& t, Var a, Var b) const;
 };
 
 }  // namespace osprey

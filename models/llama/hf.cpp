@@ -1,5 +1,7 @@
 #include "models/llama/hf.h"
 
+#include "framework/memory/staging.h"
+
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -333,11 +335,11 @@ void HubModel::check_tensors() const {
           tensors_->path().string(), differences, count > 8 ? fmt::format("; and {} more", count - 8) : "");
 }
 
-void HubModel::load(ParamStore& params) const {
+void HubModel::load(const Queue& queue, ParamStore& params) const {
   for (const HubTensor& t : layout_.tensors) {
     Parameter& p = params.at(t.a);
     require_shape("checkpoint", p.name.c_str(), p.value, t.shape);
-    tensors_->read(t.name, p.value);
+    write_from_host(queue, p.value, [&](const Tensor& host) { tensors_->read(t.name, host); });
     ++p.version;
   }
 }

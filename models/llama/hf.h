@@ -42,7 +42,7 @@ class HubModel {
   const ModelSpec& spec() const { return spec_; }
   const HubContext& context() const { return context_; }
   /// Fills all values of a store in which make_llama(spec()) was declared.
-  void load(ParamStore& params) const;
+  void load(const Queue& queue, ParamStore& params) const;
   /// The names and shapes of this directory, as formulas that copy.
   const HubLayout& layout() const { return layout_; }
   const SafetensorsModel& tensors() const { return *tensors_; }

@@ -1,6 +1,7 @@
 #include "models/llama/llama.h"
 
 #include <cmath>
+#include <deque>
 
 #include "framework/ops/attention.h"
 #include "framework/ops/cross_entropy.h"
@@ -81,15 +82,27 @@ struct Block {
   Mlp mlp;
   const BatchView* batch = nullptr;  // of the running step
 
+  struct AttentionHalf {
+    const Block* block;
+    Var operator()(Tape& t, Var x) const {  // (N, C) -> (N, C)
+      return block->attention(t, block->norm1(t, x), *block->batch);
+    }
+  };
+  AttentionHalf attention_half{this};
+
+  Block() = default;
+  Block(const Block&) = delete;  // attention_half points into it
+  Block& operator=(const Block&) = delete;
+
   Var operator()(Tape& t, Var x) const {  // (N, C) -> (N, C)
     t.observe("block_input", t.value(x));
-    x = add(t, x, attention(t, norm1(t, x), *batch));
-    return add(t, x, mlp(t, norm2(t, x)));
+    const NormedSum h = norm2.of_sum(t, x, t.recomputable(x, attention_half));
+    return add(t, h.sum, mlp(t, h.normed));
   }
 
   Var decode(Tape& t, Var x, const Tensor& positions, DecodeCache& cache) const {
-    x = add(t, x, attention.decode(t, norm1(t, x), positions, cache));
-    return add(t, x, mlp(t, norm2(t, x)));
+    const NormedSum h = norm2.of_sum(t, x, attention.decode(t, norm1(t, x), positions, cache));
+    return add(t, h.sum, mlp(t, h.normed));
   }
 };
 
@@ -99,10 +112,8 @@ class Llama final : public LanguageModel {
 
   void declare(ParamStore& params) override;
   Var hidden(Tape& t, const BatchView& batch) override;
-  Var loss(Tape& t, const BatchView& batch, float grad_scale, LossSum& sum,
-           const Tensor& token_losses) override {
-    return cross_entropy(t, hidden(t, batch), *head_, batch.targets.view({batch.targets.numel()}), grad_scale,
-                         sum, token_losses);
+  Var loss(Tape& t, const BatchView& batch, const LossArgs& args) override {
+    return cross_entropy(t, hidden(t, batch), *head_, batch.targets.view({batch.targets.numel()}), args);
   }
   Tensor decode(Tape& t, const Tensor& tokens, const Tensor& positions, DecodeCache& cache) override;
   DecodeCache make_cache(Arena& arena, int64_t batch, int64_t capacity) override;
@@ -117,7 +128,7 @@ class Llama final : public LanguageModel {
   ModelSpec spec_;
   int64_t sequence_len_;
   Parameter *embed_ = nullptr, *embed_projection_ = nullptr;
-  std::vector<Block> blocks_;
+  std::deque<Block> blocks_;
   Norm norm_;
   Parameter *head_projection_ = nullptr, *head_ = nullptr;
   BatchView batch_;
@@ -162,7 +173,7 @@ void Llama::declare_block(ParamStore& params, int layer) {
   const AttentionSpec& variant = spec_.attention;
   if (variant.kind == AttentionSpec::Kind::clipped_softmax)
     a.clip = kernels::Clip{.zeta = static_cast<float>(variant.zeta),
-                      .gamma = static_cast<float>(variant.clip_gamma(sequence_len_))};
+                           .gamma = static_cast<float>(variant.clip_gamma(sequence_len_))};
   if (variant.kind == AttentionSpec::Kind::gated) {
     const int64_t gates = variant.gate == AttentionSpec::Gate::headwise ? spec_.heads : heads;
     a.gate_weight = &params.add(at + "attn.gate.weight", layer, {gates, width}, normal);

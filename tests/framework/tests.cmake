@@ -1,8 +1,8 @@
 # Ranks as processes: the communicator cases, and ranks that die.
 add_executable(mpi_tests framework/parallel/mpi/mpi_main.cpp framework/parallel/mpi/count_allocations.cpp)
-target_link_libraries(mpi_tests PRIVATE osprey_framework GTest::gtest)
+target_link_libraries(mpi_tests PRIVATE osprey_framework osprey_cuda GTest::gtest)
 add_executable(mpi_victim framework/parallel/mpi/victim.cpp)
-target_link_libraries(mpi_victim PRIVATE osprey_framework)
+target_link_libraries(mpi_victim PRIVATE osprey_framework osprey_cuda)
 
 # Containers run as root, and have fewer cores than ranks; Open MPI itself leaks at exit.
 set(OSPREY_MPI_ENVIRONMENT OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1

@@ -7,14 +7,14 @@
 #include <numeric>
 
 #include "tests/oracle/matmul.h"
+#include "tests/support/on_device.h"
 
 namespace osprey {
 namespace {
 
 using kernels::PackFor;
 using test::Buffer;
-
-const Queue one{.device = {}, .threads = 1}, two{.device = {}, .threads = 2};
+using test::OnDevice;
 
 struct Case {
   int64_t rows, in;
@@ -52,24 +52,28 @@ struct Layer {
       for (int64_t r = 0; r < o; ++r, ++row)
         for (int64_t j = 0; j < c.in; ++j) weights.back().set(r, j, stack.get(row, j));
     }
-    for (const Buffer& w : weights) views.push_back(w);
+  }
+  std::vector<Tensor> views(OnDevice& on) {
+    std::vector<Tensor> v;
+    for (Buffer& w : weights) v.push_back(on(w));
+    return v;
   }
   // The packed weights, in 64-byte aligned memory; empty where this machine wants none.
-  Tensor pack(const Queue& queue, PackFor use) {
-    const int64_t bytes = kernels::linear_pack_bytes(queue, views, use);
+  Tensor pack(OnDevice& on, PackFor use) {
+    const std::vector<Tensor> parts = views(on);
+    const int64_t bytes = kernels::linear_pack_bytes(on.queue, parts, use);
     if (bytes == 0) return {};
     memory.assign(static_cast<size_t>(bytes) + 64, 0x7f);
     void* data = memory.data();
     size_t space = memory.size();
     const Tensor t =
         make_tensor(std::align(64, static_cast<size_t>(bytes), data, space), {bytes / 2}, DType::bf16);
-    kernels::linear_pack(queue, {.pack = t, .weights = views, .use = use});
+    kernels::linear_pack(on.queue, {.pack = t, .weights = parts, .use = use});
     return t;
   }
   int64_t out;
   Buffer stack;
   std::vector<Buffer> weights;
-  std::vector<Tensor> views;
   std::vector<char> memory;
 };
 
@@ -100,13 +104,17 @@ TEST(Linear, ForwardAgreesWithTheOracleWithAndWithoutPackAndResidual) {
           Buffer residual({c.rows, layer.out}, y_type, c.padding);
           Buffer y({c.rows, layer.out}, y_type, c.padding), again({c.rows, layer.out}, y_type, c.padding);
           residual.fill(2);
-          const Tensor pack = packed ? layer.pack(two, PackFor::forward) : Tensor{};
-          const Tensor add = with_residual ? residual.tensor() : Tensor{};
-          kernels::linear_forward(two,
-                                  {.y = y, .x = x, .weights = layer.views, .pack = pack, .residual = add});
+          for (Buffer* to : {&y, &again}) {
+            OnDevice on(to == &y ? 2 : 1);
+            const std::vector<Tensor> weights = layer.views(on);
+            kernels::linear_forward(on.queue, {.y = on(*to),
+                                               .x = on(x),
+                                               .weights = weights,
+                                               .pack = packed ? layer.pack(on, PackFor::forward) : Tensor{},
+                                               .residual = with_residual ? on(residual) : Tensor{}});
+            on.fetch();
+          }
           expect_near(y, want, with_residual ? residual.values() : std::vector<double>{}, c.in);
-          kernels::linear_forward(
-              one, {.y = again, .x = x, .weights = layer.views, .pack = pack, .residual = add});
           EXPECT_TRUE(y.same_bits(again)) << "depends on the number of threads";
         }
   }
@@ -120,8 +128,12 @@ TEST(Linear, ResidualMayBeTheOutput) {
     x.fill(1);
     y.fill(2);
     const std::vector<double> before = y.values();
-    const Tensor pack = layer.pack(two, PackFor::forward);
-    kernels::linear_forward(two, {.y = y, .x = x, .weights = layer.views, .pack = pack, .residual = y});
+    OnDevice on;
+    const std::vector<Tensor> weights = layer.views(on);
+    const Tensor pack = layer.pack(on, PackFor::forward);
+    kernels::linear_forward(on.queue,
+                            {.y = on(y), .x = on(x), .weights = weights, .pack = pack, .residual = on(y)});
+    on.fetch();
     expect_near(y, oracle::matmul(x, false, layer.stack, true), before, c.in);
   }
 }
@@ -143,10 +155,15 @@ TEST(Linear, DgradAgreesWithTheOracleAndAccumulates) {
             again.fill(4);
           }
           const std::vector<double> before = add ? dx.values() : std::vector<double>{};
-          const Tensor pack = packed ? layer.pack(two, PackFor::dgrad) : Tensor{};
-          kernels::linear_dgrad(two, {.dx = {dx, add}, .dy = dy, .weights = layer.views, .pack = pack});
+          for (Buffer* to : {&dx, &again}) {
+            OnDevice on(to == &dx ? 2 : 1);
+            const std::vector<Tensor> weights = layer.views(on);
+            const Tensor pack = packed ? layer.pack(on, PackFor::dgrad) : Tensor{};
+            kernels::linear_dgrad(on.queue,
+                                  {.dx = {on(*to), add}, .dy = on(dy), .weights = weights, .pack = pack});
+            on.fetch();
+          }
           expect_near(dx, want, before, layer.out);
-          kernels::linear_dgrad(one, {.dx = {again, add}, .dy = dy, .weights = layer.views, .pack = pack});
           EXPECT_TRUE(dx.same_bits(again)) << "depends on the number of threads";
         }
   }
@@ -163,33 +180,90 @@ TEST(Linear, WgradAgreesWithTheOracleAndTwiceIsTwice) {
     x.fill(6);
     const oracle::Product want = oracle::matmul(dy, true, x, false);
     std::vector<Buffer> dw, again;
-    std::vector<Accum> into, into_again;
     for (int64_t o : c.outs) {
       dw.emplace_back(Shape{o, c.in}, DType::f32, c.padding);
       again.emplace_back(Shape{o, c.in}, DType::f32, c.padding);
     }
-    for (size_t i = 0; i < dw.size(); ++i) {
-      into.push_back({dw[i], false});
-      into_again.push_back({again[i], false});
-    }
-    kernels::linear_wgrad(two, {.dweights = into, .outs = c.outs, .dy = dy, .x = x});
-    kernels::linear_wgrad(one, {.dweights = into_again, .outs = c.outs, .dy = dy, .x = x});
+    const auto accumulate = [&](std::vector<Buffer>& to, int threads, bool add, size_t skipped) {
+      OnDevice on(threads);
+      std::vector<Accum> into;
+      for (size_t i = 0; i < to.size(); ++i)
+        into.push_back(i == skipped ? Accum{} : Accum{on(to[i]), add});  // undefined: not wanted
+      kernels::linear_wgrad(on.queue, {.dweights = into, .outs = c.outs, .dy = on(dy), .x = on(x)});
+      on.fetch();
+    };
+    const size_t nothing = dw.size(), skipped = dw.size() > 2 ? 1 : nothing;
+    accumulate(dw, 2, false, nothing);
+    accumulate(again, 1, false, nothing);
     for (size_t i = 0; i < dw.size(); ++i)
       EXPECT_TRUE(dw[i].same_bits(again[i])) << "depends on the number of threads";
-    for (Accum& a : into) a.add = true;
-    if (into.size() > 2) into[1] = {};  // not wanted
-    kernels::linear_wgrad(two, {.dweights = into, .outs = c.outs, .dy = dy, .x = x});
+    accumulate(dw, 2, true, skipped);
     int64_t row = 0;
     for (size_t i = 0; i < dw.size(); ++i) {
       for (int64_t r = 0; r < c.outs[i]; ++r, ++row)
         for (int64_t j = 0; j < c.in; ++j) {
           const auto u = static_cast<size_t>(row * c.in + j);
-          ASSERT_NEAR(dw[i].get(r, j), (into[i] ? 2 : 1) * want.value[u],
+          ASSERT_NEAR(dw[i].get(r, j), (i == skipped ? 1 : 2) * want.value[u],
                       2e-6 * std::sqrt(c.rows) * (want.magnitude[u] + 1));
         }
       EXPECT_TRUE(dw[i].guards_intact());
     }
   }
+}
+
+// Parameters of one layer mostly lie one after the other, and then they may be multiplied as one matrix.
+TEST(Linear, WeightsThatLieTogetherGiveTheSame) {
+  const std::vector<int64_t> outs{24, 8, 8, 17};
+  const auto split = [&](const Tensor& all, size_t apart) {
+    std::vector<Tensor> parts;
+    int64_t row = 0;
+    for (int64_t o : outs) {
+      if (parts.size() == apart) ++row;  // one row lies between
+      parts.push_back(all.row_range(row, row + o));
+      row += o;
+    }
+    return parts;
+  };
+  for (const int64_t padding : {0, 3})
+    for (const size_t apart : {size_t{9}, size_t{2}}) {
+      SCOPED_TRACE(fmt::format("padding {}, gap before {}", padding, apart));
+      Layer layer({5, 40, outs, DType::bf16, padding});
+      Buffer x({5, 40}, DType::bf16), y({5, layer.out}, DType::bf16), dx({5, 40}, DType::bf16);
+      Buffer memory({layer.out + 1, 40}, DType::bf16, padding),
+          dmemory({layer.out + 1, 40}, DType::f32, padding);
+      x.fill(1);
+      OnDevice on;
+      {
+        int64_t row = 0;
+        for (size_t i = 0; i < outs.size(); ++i) {
+          if (i == apart) ++row;
+          for (int64_t r = 0; r < outs[i]; ++r, ++row)
+            for (int64_t j = 0; j < 40; ++j) memory.set(row, j, layer.weights[i].get(r, j));
+        }
+      }
+      const std::vector<Tensor> weights = split(on(memory), apart);
+      std::vector<Accum> into;
+      for (const Tensor& t : split(on(dmemory), apart)) into.push_back({t, false});
+      kernels::linear_forward(on.queue, {.y = on(y), .x = on(x), .weights = weights});
+      kernels::linear_dgrad(on.queue, {.dx = {on(dx), false}, .dy = on(y), .weights = weights});
+      kernels::linear_wgrad(on.queue, {.dweights = into, .outs = outs, .dy = on(y), .x = on(x)});
+      on.fetch();
+      expect_near(y, oracle::matmul(x, false, layer.stack, true), {}, 40);
+      expect_near(dx, oracle::matmul(y, false, layer.stack, false), {}, layer.out);
+      const oracle::Product dw = oracle::matmul(y, true, x, false);
+      int64_t row = 0, stacked = 0;
+      for (size_t i = 0; i < outs.size(); ++i) {
+        if (i == apart) {
+          for (int64_t j = 0; j < 40; ++j)
+            ASSERT_TRUE(std::isnan(dmemory.get(row, j))) << "the gap was written";
+          ++row;
+        }
+        for (int64_t r = 0; r < outs[i]; ++r, ++row, ++stacked)
+          for (int64_t j = 0; j < 40; ++j)
+            ASSERT_NEAR(dmemory.get(row, j), dw.value[static_cast<size_t>(stacked * 40 + j)], 1e-4);
+      }
+      EXPECT_TRUE(dmemory.guards_intact());
+    }
 }
 
 TEST(Linear, NaNDoesNotLeakFromPaddingOrOldOutputs) {
@@ -198,12 +272,16 @@ TEST(Linear, NaNDoesNotLeakFromPaddingOrOldOutputs) {
   Layer layer(c);
   Buffer x({c.rows, c.in}, c.dtype, c.padding), y({c.rows, layer.out}, DType::bf16, c.padding);
   x.fill(1);
-  const Tensor pack = layer.pack(two, PackFor::forward);
-  kernels::linear_forward(two, {.y = y, .x = x, .weights = layer.views, .pack = pack});
+  OnDevice on;
+  const std::vector<Tensor> weights = layer.views(on);
+  const Tensor pack = layer.pack(on, PackFor::forward);
+  kernels::linear_forward(on.queue, {.y = on(y), .x = on(x), .weights = weights, .pack = pack});
+  on.fetch();
   for (double v : y.values()) ASSERT_TRUE(std::isfinite(v));
 }
 
 TEST(Linear, RefusesWhatDoesNotFit) {
+  const Queue two{.device = {}, .threads = 2};
   Buffer x({4, 8}, DType::bf16), w({6, 8}, DType::bf16), other({6, 9}, DType::bf16), y({4, 6}, DType::bf16),
       wide({6, 8}, DType::f32);
   const auto forward = [&](const Buffer& weight, const Tensor& out) {

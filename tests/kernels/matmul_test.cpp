@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "tests/oracle/matmul.h"
+#include "tests/support/on_device.h"
 
 namespace osprey {
 namespace {
@@ -14,6 +15,7 @@ namespace {
 using kernels::Matmul;
 using kernels::Op;
 using test::Buffer;
+using test::OnDevice;
 
 const Queue queue{.device = {}, .threads = 2};
 
@@ -48,14 +50,19 @@ void expect_matches_oracle(const Case& c) {
   for (Front front : {kernels::matmul, kernels::library_matmul}) {
     SCOPED_TRACE(front == Front{kernels::matmul} ? "matmul" : "library_matmul");
     Buffer result({c.m, c.n}, c.out, c.padding), one_thread({c.m, c.n}, c.out, c.padding);
-    for (Buffer* r : {&result, &one_thread})
+    for (Buffer* r : {&result, &one_thread}) {
       for (int64_t i = 0; i < c.m * c.n; ++i)
         r->set(i / c.n, i % c.n, c.beta == 0 ? std::numeric_limits<double>::quiet_NaN() : before.get(i));
-    Matmul args{
-        .c = result, .a = a, .b = b, .op_a = c.op_a, .op_b = c.op_b, .alpha = c.alpha, .beta = c.beta};
-    front(queue, args);
-    args.c = one_thread;
-    front({.device = {}, .threads = 1}, args);
+      OnDevice on(r == &result ? 2 : 1);
+      front(on.queue, {.c = on(*r),
+                       .a = on(a),
+                       .b = on(b),
+                       .op_a = c.op_a,
+                       .op_b = c.op_b,
+                       .alpha = c.alpha,
+                       .beta = c.beta});
+      on.fetch();
+    }
     for (int64_t i = 0; i < c.m * c.n; ++i) {
       const auto u = static_cast<size_t>(i);
       const double old = c.beta == 0 ? 0 : c.beta * before.get(i);
@@ -96,6 +103,34 @@ TEST(Matmul, ScalesAndAccumulates) {
     }
 }
 
+TEST(Matmul, AddsWhatStandsElsewhereAsWhatStandsInPlace) {
+  for (const auto& [in, out] : {std::pair{DType::f32, DType::f32},
+                                {DType::bf16, DType::bf16},
+                                {DType::bf16, DType::f32},
+                                {DType::f32, DType::bf16}})
+    for (const Shape& batch : {Shape{70, 48}, Shape{3, 70, 48}})
+      for (Front front : {kernels::matmul, kernels::library_matmul}) {
+        SCOPED_TRACE(fmt::format("{} {} -> {}", batch, name(in), name(out)));
+        const bool many = batch.rank == 3;
+        Buffer a(batch, in), b(many ? Shape{3, 48, 33} : Shape{48, 33}, in);
+        const Shape shape = many ? Shape{3, 70, 33} : Shape{70, 33};
+        Buffer addend(shape, out, 5), in_place(shape, out, 2), elsewhere(shape, out, 2);
+        a.fill(1);
+        b.fill(2);
+        addend.fill(3);
+        in_place.fill(3);
+        OnDevice on;
+        Matmul args{.c = on(in_place), .a = on(a), .b = on(b), .alpha = 0.5f, .beta = -1.5f};
+        front(on.queue, args);
+        args.c = on(elsewhere);
+        args.addend = on(addend);
+        front(on.queue, args);
+        on.fetch();
+        EXPECT_TRUE(elsewhere.same_bits(in_place));
+        EXPECT_TRUE(elsewhere.guards_intact() && addend.guards_intact());
+      }
+}
+
 TEST(Matmul, LargeProductsDoNotDependOnTheNumberOfThreads) {
   expect_matches_oracle({128, 96, 4096, DType::bf16, DType::f32, Op::transpose, Op::none, 1.0f, 1.0f, 0});
   expect_matches_oracle({1, 40000, 65, DType::bf16, DType::f32, Op::none, Op::none, 1.0f, 0.0f, 0});
@@ -112,18 +147,35 @@ TEST(Matmul, LargeProductsDoNotDependOnTheNumberOfThreads) {
 }
 
 TEST(Matmul, MultipliesBatches) {
-  for (DType in : {DType::f32, DType::bf16}) {
-    Buffer a({3, 17, 9}, in), b({3, 21, 9}, in), c({3, 17, 21}, DType::f32);
+  for (auto [in, out] :
+       {std::pair{DType::f32, DType::f32}, {DType::bf16, DType::f32}, {DType::f32, DType::bf16}}) {
+    Buffer a({3, 17, 9}, in), b({3, 21, 9}, in), c({3, 17, 21}, out);
     a.fill(1);
     b.fill(2);
-    kernels::matmul(queue, {.c = c, .a = a, .b = b, .op_b = Op::transpose});
+    OnDevice on;
+    kernels::matmul(on.queue, {.c = on(c), .a = on(a), .b = on(b), .op_b = Op::transpose});
+    on.fetch();
     for (int64_t s = 0; s < 3; ++s)
       for (int64_t i = 0; i < 17; ++i)
         for (int64_t j = 0; j < 21; ++j) {
           double want = 0;
           for (int64_t x = 0; x < 9; ++x) want += a.get(s * 17 + i, x) * b.get(s * 21 + j, x);
-          ASSERT_NEAR(c.get(s * 17 + i, j), want, 1e-4);
+          ASSERT_NEAR(c.get(s * 17 + i, j), want, 1e-4 + (out == DType::bf16 ? std::fabs(want) / 200 : 0));
         }
+  }
+}
+
+TEST(Matmul, ManyRowsRoundInPieces) {  // more floats than a stream has scratch memory for
+  for (Op op : {Op::none, Op::transpose}) {
+    const int64_t m = 2050, n = 4100;
+    Buffer a(stored(op, m, 1), DType::f32), b({1, n}, DType::f32), c({m, n}, DType::bf16);
+    for (int64_t i = 0; i < m; ++i) a.set(op == Op::none ? i : 0, op == Op::none ? 0 : i, i % 13 + 1);
+    for (int64_t j = 0; j < n; ++j) b.set(0, j, j % 11 + 1);
+    OnDevice on;
+    kernels::matmul(on.queue, {.c = on(c), .a = on(a), .b = on(b), .op_a = op});
+    on.fetch();
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j < n; ++j) ASSERT_EQ(c.get(i, j), (i % 13 + 1) * (j % 11 + 1)) << i << ", " << j;
   }
 }
 

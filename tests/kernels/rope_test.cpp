@@ -2,29 +2,42 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
+#include "kernels/numerics/rope.h"
 #include "tests/oracle/rope.h"
-#include "tests/support/buffer.h"
+#include "tests/support/on_device.h"
 
 using namespace osprey;
 using osprey::test::Buffer;
+using osprey::test::OnDevice;
 
 namespace {
 
+enum class Norms { none, queries, keys, both };
+
 struct Tensors {
-  int64_t rows, heads, kv_heads, size;
+  int64_t rows, heads, kv_heads, size, shift;
+  Norms norms;
+  OnDevice on;
   Buffer qkv, positions, q_weight, k_weight, saved, partial, dq_weight, dk_weight;
 
-  Tensors(DType dtype, int64_t n, int64_t h, int64_t g, int64_t d)
+  /// The heads begin `shift_by` columns into their rows.
+  Tensors(DType dtype, int64_t n, int64_t h, int64_t g, int64_t d, Norms which, int threads = 2,
+          int64_t shift_by = 0)
       : rows(n),
         heads(h),
         kv_heads(g),
         size(d),
-        qkv({n, (h + 2 * g) * d}, dtype, 5),
+        shift(shift_by),
+        norms(which),
+        on(threads),
+        qkv({n, shift_by + (h + 2 * g) * d}, dtype, shift_by == 0 ? 8 : 5),
         positions({n}, DType::i32),
         q_weight({d}, dtype),
         k_weight({d}, dtype),
-        saved({n, (h + g) * d}, dtype, 3),
-        partial({kernels::rope_partials(n), 2 * d}, DType::f32),
+        saved({n, (h + g) * d}, dtype, shift_by == 0 ? 8 : 3),
+        partial({kernels::rope_partials(on.queue, n), 2 * d}, DType::f32),
         dq_weight({d}, DType::f32),
         dk_weight({d}, DType::f32) {
     qkv.fill(1);
@@ -32,25 +45,55 @@ struct Tensors {
     k_weight.fill(3);
     for (int64_t i = 0; i < n; ++i) positions.set(0, i, static_cast<double>((i * 37) % 1000));
   }
-  Tensor q() const { return qkv.tensor().columns(0, heads * size); }
-  Tensor k() const { return qkv.tensor().columns(heads * size, (heads + kv_heads) * size); }
-  kernels::RopeForward forward(bool norms) {
-    kernels::RopeForward a{.q = q(), .k = k(), .positions = positions, .head_size = size, .theta = 5e5};
-    if (norms) a.q_weight = q_weight, a.k_weight = k_weight, a.saved = saved;
-    return a;
+  int64_t cols() const { return qkv.tensor().cols(); }
+  Tensor q() { return on(qkv).columns(shift, shift + heads * size); }
+  Tensor k() { return on(qkv).columns(shift + heads * size, shift + (heads + kv_heads) * size); }
+  bool q_norm() const { return norms == Norms::queries || norms == Norms::both; }
+  bool k_norm() const { return norms == Norms::keys || norms == Norms::both; }
+  void forward() {
+    kernels::RopeForward a{.q = q(), .k = k(), .positions = on(positions), .head_size = size, .theta = 5e5};
+    if (q_norm()) a.q_weight = on(q_weight);
+    if (k_norm()) a.k_weight = on(k_weight);
+    if (norms != Norms::none) a.saved = on(saved);
+    kernels::rope_forward(on.queue, a);
+    on.fetch();
   }
-  kernels::RopeBackward backward(bool norms) {
+  kernels::RopeBackward backward_args() {
     kernels::RopeBackward a{.dx_q = q(),
                             .dx_k = k(),
                             .dy_q = q(),
                             .dy_k = k(),
-                            .positions = positions,
+                            .positions = on(positions),
                             .head_size = size,
                             .theta = 5e5};
-    if (norms)
-      a.q_weight = q_weight, a.k_weight = k_weight, a.saved = saved, a.partial = partial,
-      a.dq_weight = {dq_weight, false}, a.dk_weight = {dk_weight, false};
+    if (norms != Norms::none) a.saved = on(saved), a.partial = on(partial);
+    if (q_norm()) a.q_weight = on(q_weight), a.dq_weight = {on(dq_weight), false};
+    if (k_norm()) a.k_weight = on(k_weight), a.dk_weight = {on(dk_weight), false};
     return a;
+  }
+  void backward() {
+    kernels::rope_backward(on.queue, backward_args());
+    on.fetch();
+  }
+  std::vector<double> oracle(const std::vector<double>& x) const {
+    const std::vector<double> qw = q_weight.values(), kw = k_weight.values();
+    std::vector<double> y = x;
+    std::vector<int> at;
+    for (int64_t i = 0; i < rows; ++i) at.push_back(static_cast<int>(positions.get(0, i)));
+    // The oracle's heads begin with the row.
+    std::vector<double> packed;
+    const int64_t width = cols() - shift;
+    for (int64_t r = 0; r < rows; ++r)
+      packed.insert(packed.end(), x.begin() + r * cols() + shift, x.begin() + (r + 1) * cols());
+    packed =
+        oracle::rope(packed, static_cast<size_t>(width), static_cast<size_t>(heads + kv_heads),
+                     static_cast<size_t>(size), at, 5e5, 1e-6, [&](size_t h) -> const std::vector<double>* {
+                       if (h < static_cast<size_t>(heads)) return q_norm() ? &qw : nullptr;
+                       return k_norm() ? &kw : nullptr;
+                     });
+    for (int64_t r = 0; r < rows; ++r)
+      std::copy(packed.begin() + r * width, packed.begin() + (r + 1) * width, y.begin() + r * cols() + shift);
+    return y;
   }
   bool guards_intact() const {
     for (const Buffer* b : {&qkv, &positions, &q_weight, &k_weight, &saved, &partial, &dq_weight, &dk_weight})
@@ -59,34 +102,36 @@ struct Tensors {
   }
 };
 
+/// max |got - want| / max |want| over the turned heads; the others have not changed at all.
+double error(const Tensors& t, const std::vector<double>& want, const std::vector<double>& before) {
+  const std::vector<double> got = t.qkv.values();
+  double worst = 0, most = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const int64_t c = static_cast<int64_t>(i) % t.cols() - t.shift;
+    if (c < 0 || c >= (t.heads + t.kv_heads) * t.size) {
+      EXPECT_EQ(got[i], before[i]);
+      continue;
+    }
+    worst = std::max(worst, std::abs(got[i] - want[i]));
+    most = std::max(most, std::abs(want[i]));
+  }
+  return worst / most;
+}
+
 }  // namespace
 
 TEST(RopeKernel, AgreesWithTheOracleAtLongPositionsAndLeavesValuesAlone) {
   for (DType dtype : {DType::f32, DType::bf16})
     for (int64_t size : {8, 24, 64, 128, 256})
-      for (bool norms : {false, true}) {
-        Tensors t(dtype, 33, 2, 1, size);
-        const std::vector<double> x = t.qkv.values(), qw = t.q_weight.values(), kw = t.k_weight.values();
-        std::vector<int> positions;
-        for (int64_t i = 0; i < 33; ++i) positions.push_back(static_cast<int>(t.positions.get(0, i)));
-        kernels::rope_forward({.device = {}, .threads = 2}, t.forward(norms));
-        const auto expected = oracle::rope(x, static_cast<size_t>(4 * size), 3, static_cast<size_t>(size),
-                                           positions, 5e5, 1e-6, [&](size_t h) {
-                                             return !norms ? nullptr : h < 2 ? &qw : &kw;
-                                           });
-        const std::vector<double> got = t.qkv.values();
-        double worst = 0, most = 0;
-        for (size_t i = 0; i < got.size(); ++i) {
-          worst = std::max(worst, std::abs(got[i] - expected[i]));
-          most = std::max(most, std::abs(expected[i]));
-          if (i % static_cast<size_t>(4 * size) >= static_cast<size_t>(3 * size)) {
-            ASSERT_EQ(got[i], x[i]);
-          }
+      for (Norms norms : {Norms::none, Norms::queries, Norms::keys, Norms::both})
+        for (int64_t shift : {0, 3}) {
+          SCOPED_TRACE(fmt::format("{} {} {} {}", name(dtype), size, static_cast<int>(norms), shift));
+          Tensors t(dtype, 33, 2, 1, size, norms, 2, shift);
+          const std::vector<double> x = t.qkv.values();
+          t.forward();
+          EXPECT_LT(error(t, t.oracle(x), x), dtype == DType::f32 ? 1e-6 : 4e-3);
+          EXPECT_TRUE(t.guards_intact());
         }
-        EXPECT_LT(worst / most, dtype == DType::f32 ? 1e-6 : 4e-3)
-            << name(dtype) << " " << size << " " << norms;
-        EXPECT_TRUE(t.guards_intact());
-      }
 }
 
 TEST(RopeKernel, FrequenciesAreThoseOfLlama3) {
@@ -96,7 +141,10 @@ TEST(RopeKernel, FrequenciesAreThoseOfLlama3) {
   k.fill_value(0);
   for (int64_t i = 0; i < 64; ++i) q.set(0, i, 1.0);
   positions.set(0, 0, 1);
-  kernels::rope_forward({}, {.q = q, .k = k, .positions = positions, .head_size = 128, .theta = 5e5});
+  OnDevice on;
+  kernels::rope_forward(on.queue,
+                        {.q = on(q), .k = on(k), .positions = on(positions), .head_size = 128, .theta = 5e5});
+  on.fetch();
   EXPECT_NEAR(q.get(0, 64), std::sin(1.0), 1e-6);
   EXPECT_NEAR(q.get(0, 65), std::sin(0.8146172), 1e-6);
   EXPECT_NEAR(q.get(0, 64 + 16), std::sin(0.03760603), 1e-6);
@@ -104,23 +152,113 @@ TEST(RopeKernel, FrequenciesAreThoseOfLlama3) {
 }
 
 TEST(RopeKernel, BackwardOfTheTurnIsTheTurnBack) {
-  Tensors t(DType::f32, 40, 3, 1, 32);
+  Tensors t(DType::f32, 40, 3, 1, 32, Norms::none);
   const std::vector<double> before = t.qkv.values();
-  kernels::rope_forward({.device = {}, .threads = 2}, t.forward(false));
-  kernels::rope_backward({.device = {}, .threads = 2}, t.backward(false));
+  t.forward();
+  t.backward();
   const std::vector<double> after = t.qkv.values();
   for (size_t i = 0; i < before.size(); ++i) ASSERT_NEAR(after[i], before[i], 1e-6);
 }
 
+TEST(RopeKernel, TurnsBackOneSideAloneWhenTheOtherIsNotWanted) {
+  for (Norms norms : {Norms::none, Norms::both}) {
+    Tensors both(DType::bf16, 40, 3, 2, 64, norms), keys(DType::bf16, 40, 3, 2, 64, norms);
+    both.forward();
+    keys.forward();
+    const std::vector<double> before = keys.qkv.values();
+    both.backward();
+    kernels::RopeBackward a = keys.backward_args();
+    a.dx_q = {};
+    kernels::rope_backward(keys.on.queue, a);
+    keys.on.fetch();
+    for (int64_t i = 0; i < keys.qkv.tensor().numel(); ++i)
+      ASSERT_EQ(keys.qkv.get(i), i % keys.cols() < 3 * 64 ? before[static_cast<size_t>(i)] : both.qkv.get(i));
+    if (norms == Norms::both) {
+      EXPECT_TRUE(both.dq_weight.same_bits(keys.dq_weight) && both.dk_weight.same_bits(keys.dk_weight));
+    }
+  }
+}
+
+TEST(RopeKernel, GradientsOfNormWeightsAreThoseOfTheOracleByDifferences) {
+  for (int64_t shift : {0, 3}) {
+    Tensors t(DType::f32, 50, 3, 2, 16, Norms::both, 2, shift);
+    const std::vector<double> x = t.qkv.values();
+    t.forward();
+    Buffer dy = std::move(Buffer(t.qkv.tensor().shape, DType::f32).fill(9));
+    for (int64_t r = 0; r < t.rows; ++r)
+      for (int64_t c = 0; c < t.cols(); ++c) t.qkv.set(r, c, dy.get(r, c));
+    const auto loss = [&] {
+      const std::vector<double> y = t.oracle(x), d = dy.values();
+      double sum = 0;
+      for (size_t i = 0; i < y.size(); ++i) sum += y[i] * d[i];
+      return sum;
+    };
+    OnDevice fresh;
+    kernels::RopeBackward a{.dx_q = fresh(t.qkv).columns(shift, shift + 48),
+                            .dx_k = fresh(t.qkv).columns(shift + 48, shift + 80),
+                            .dq_weight = {fresh(t.dq_weight), false},
+                            .dk_weight = {fresh(t.dk_weight), false},
+                            .dy_q = fresh(t.qkv).columns(shift, shift + 48),
+                            .dy_k = fresh(t.qkv).columns(shift + 48, shift + 80),
+                            .positions = fresh(t.positions),
+                            .head_size = 16,
+                            .theta = 5e5,
+                            .q_weight = fresh(t.q_weight),
+                            .k_weight = fresh(t.k_weight),
+                            .saved = fresh(t.saved),
+                            .partial = fresh(t.partial)};
+    kernels::rope_backward(fresh.queue, a);
+    fresh.fetch();
+    for (auto [weight, gradient] : {std::pair{&t.q_weight, &t.dq_weight}, {&t.k_weight, &t.dk_weight}})
+      for (int64_t i = 0; i < 16; ++i) {
+        const double w = weight->get(i), h = 1.0 / 64;  // the loss is linear in the weights
+        weight->set(0, i, w + h);
+        const double up = loss(), stepped = weight->get(i) - w;
+        weight->set(0, i, w);
+        EXPECT_NEAR(gradient->get(i), (up - loss()) / stepped, 1e-4) << i;
+      }
+    EXPECT_TRUE(t.guards_intact());
+  }
+}
+
+TEST(RopeKernel, ANegativePositionIsRefusedOrMakesItsRowNan) {
+  for (Norms norms : {Norms::none, Norms::both}) {
+    Tensors t(DType::bf16, 3, 1, 1, 16, norms);
+    t.positions.set(0, 1, -1);
+    if (t.on.queue.device.kind == DeviceKind::cpu) {
+      EXPECT_THROW(t.forward(), Error);
+      continue;
+    }
+    t.forward();
+    for (int64_t c = 0; c < t.cols(); ++c) {
+      EXPECT_EQ(std::isnan(t.qkv.get(1, c)), c < 32);
+      EXPECT_FALSE(std::isnan(t.qkv.get(0, c)) || std::isnan(t.qkv.get(2, c)));
+    }
+  }
+}
+
+TEST(RopeNumerics, AnglesOfAMillionPositionsAreThoseOfDoubles) {
+  double worst = 0;
+  for (double theta : {1e4, 5e5, 1e7})
+    for (int i : {0, 1, 7, 31, 63})
+      for (int p = 0; p <= 1000000; p += p < 1000 ? 1 : 997) {
+        const Turn turn = turn_by(p * turns_per_position(theta, i, 64));
+        const double angle = p * std::pow(theta, -i / 64.0);
+        worst =
+            std::max({worst, std::abs(turn.cosine - std::cos(angle)), std::abs(turn.sine - std::sin(angle))});
+      }
+  EXPECT_LT(worst, 1.2e-7);
+}
+
 TEST(RopeKernel, DoesNotDependOnTheNumberOfThreads) {
   for (DType dtype : {DType::f32, DType::bf16}) {
-    Tensors one(dtype, 300, 2, 2, 48);
-    kernels::rope_forward({.device = {}, .threads = 1}, one.forward(true));
-    kernels::rope_backward({.device = {}, .threads = 1}, one.backward(true));
+    Tensors one(dtype, 300, 2, 2, 48, Norms::both, 1);
+    one.forward();
+    one.backward();
     for (int threads : {2, 3}) {
-      Tensors other(dtype, 300, 2, 2, 48);
-      kernels::rope_forward({.device = {}, .threads = threads}, other.forward(true));
-      kernels::rope_backward({.device = {}, .threads = threads}, other.backward(true));
+      Tensors other(dtype, 300, 2, 2, 48, Norms::both, threads);
+      other.forward();
+      other.backward();
       EXPECT_TRUE(one.qkv.same_bits(other.qkv) && one.dq_weight.same_bits(other.dq_weight) &&
                   one.dk_weight.same_bits(other.dk_weight) && one.saved.same_bits(other.saved));
     }

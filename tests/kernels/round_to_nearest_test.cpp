@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "tests/support/slice.h"
 #include "tests/support/test_bed.h"
 
 using namespace osprey;
@@ -65,4 +66,25 @@ TEST(RoundToNearest, EightBitsErrIsHalfAStepAtMost) {
   double largest = 0;
   for (double v : x) largest = std::max(largest, std::abs(v));
   for (size_t i = 0; i < x.size(); ++i) EXPECT_LE(std::abs(x[i] - y[i]), largest / 127 * 0.501);
+}
+
+TEST(RoundToNearest, OnViewsOfAnyWidthIsWhatTheCpuDoes) {
+  for (DType dtype : {DType::f32, DType::bf16})
+    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {5, 17}, {3, 300}})
+      for (const auto& [grid, clip] : {std::pair{kernels::RowGrid::symmetric, kernels::ClipSearch::none},
+                                       {kernels::RowGrid::asymmetric, kernels::ClipSearch::none},
+                                       {kernels::RowGrid::symmetric, kernels::ClipSearch::osp}}) {
+        SCOPED_TRACE(fmt::format("{} {}x{}", name(dtype), rows, cols));
+        Slice x(rows, cols, dtype, {1, 2}), y(rows, cols, dtype, {4, 0}), on_cpu(rows, cols, dtype);
+        x.fill(1, 3);
+        x.set(rows - 1, 0, 40);
+        OnDevice on;
+        kernels::round_to_nearest(on.queue,
+                                  {.y = y.on(on), .x = x.on(on), .bits = 4, .grid = grid, .clip = clip});
+        on.fetch();
+        kernels::round_to_nearest(
+            Queue{}, {.y = on_cpu.on_host(), .x = x.on_host(), .bits = 4, .grid = grid, .clip = clip});
+        EXPECT_EQ(y.values(), on_cpu.values());
+        EXPECT_TRUE(y.surroundings_intact());
+      }
 }

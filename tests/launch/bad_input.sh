@@ -69,6 +69,17 @@ refused 'steps: Value 0 not in range 1' "$osprey" bench train --steps 0
 refused 'threads: Value 0 not in range 1' "$osprey" bench ops --threads 0
 refused 'sgd not in' "$osprey" bench train --optimizer sgd
 
+# Devices.
+refused 'tpu not in' "$osprey" eval "$checkpoint" --device tpu
+train 'no CUDA graphs on the CPU' --set run.device=cpu --set train.cuda_graphs=on
+train 'is for runs on GPUs' --set run.device=cpu --set parallel.offload_optimizer=true
+train 'timeout_s must be' --set parallel.timeout_s=0
+if "$osprey" devices | grep -q '^cuda  none'; then
+  train '\[run.device\] cuda is asked for, but .*(driver|built without CUDA).*; .*run.device: cpu' --set run.device=cuda
+  for command in eval inspect generate; do refused '\[run.device\]|built without CUDA' "$osprey" "$command" "$checkpoint" --device cuda; done
+  for what in gemm ops train; do refused '\[run.device\]|built without CUDA' "$osprey" bench "$what" --device cuda; done
+fi
+
 # Recipes.
 for command in check plan train; do
   refused 'nothere.yaml: no such file' "$osprey" "$command" nothere.yaml
@@ -212,7 +223,7 @@ refused '\(2 ranks\).*spare' "${job[@]}" train $recipe "${data[@]}" --set data.s
 refused 'checkpoint.resume is .*nowhere' "${job[@]}" train $recipe "${data[@]}" --set checkpoint.resume=nowhere
 
 # Every command shows an example.
-for command in train check plan prepare eval inspect generate export report fields bench 'bench gemm' 'bench ops' 'bench train'; do
+for command in train check plan prepare eval inspect generate export report fields devices bench 'bench gemm' 'bench ops' 'bench train'; do
   rows=$((rows + 1))
   # shellcheck disable=SC2086  # two words
   "$osprey" $command --help >"$folder/log" 2>&1 &&

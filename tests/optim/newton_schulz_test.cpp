@@ -3,10 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <memory>
 
 #include "kernels/core/random.h"
 #include "tests/oracle/muon.h"
+#include "tests/support/device_copy.h"
 
 namespace osprey {
 namespace {
@@ -62,29 +62,37 @@ std::vector<double> spread(size_t count, double smallest) {
   return sigma;
 }
 
-// The framework's Newton-Schulz on x, normalised with the method's safety factor.
-Dense run(const Dense& x, NewtonSchulz method, int steps, DType dtype, int threads = 2) {
-  const auto m = static_cast<int64_t>(x.rows), n = static_cast<int64_t>(x.cols);
-  std::vector<float> memory(static_cast<size_t>(NewtonSchulzBuffers::elements(m, n)) + 16, NAN);
-  void* aligned = memory.data();
-  size_t space = memory.size() * 4;
-  std::align(64, space - 64, aligned, space);
-  const NewtonSchulzBuffers buffers = NewtonSchulzBuffers::cut(aligned, m, n, dtype, {});
-  const double length = oracle::norm(x) * newton_schulz_safety(method);
-  for (size_t i = 0; i < x.v.size(); ++i) {
-    const float e = static_cast<float>(length > 0 ? x.v[i] / length : 0);
-    if (dtype == DType::bf16)
-      buffers.x.as<bf16>()[i] = to_bf16(e);
-    else
-      buffers.x.as<float>()[i] = e;
+template <class T>
+std::vector<Dense> run_as(const std::vector<Dense>& xs, NewtonSchulz method, int steps, int threads) {
+  const auto batch = static_cast<int64_t>(xs.size()), m = static_cast<int64_t>(xs[0].rows),
+             n = static_cast<int64_t>(xs[0].cols);
+  const auto elements = static_cast<size_t>(NewtonSchulzBuffers::elements(batch, m, n));
+  const test::DeviceCopy<T> memory(std::vector<T>(elements, Convert<T>::from(NAN)));
+  const NewtonSchulzBuffers buffers =
+      NewtonSchulzBuffers::cut(memory.flat().data, batch, m, n, DTypeOf<T>::value, test::test_device());
+  std::vector<T> values;
+  for (const Dense& x : xs) {
+    const double length = oracle::norm(x) * newton_schulz_safety(method);
+    for (double e : x.v) values.push_back(Convert<T>::from(static_cast<float>(length > 0 ? e / length : 0)));
   }
-  Queue queue;
-  queue.threads = threads;
-  const Tensor result = newton_schulz(queue, buffers, method, steps);
-  Dense out(x.rows, x.cols);
-  for (size_t i = 0; i < out.v.size(); ++i)
-    out.v[i] = dtype == DType::bf16 ? to_float(result.as<bf16>()[i]) : result.as<float>()[i];
+  const Queue queue = test::test_queue(threads);
+  kernels::upload(queue, buffers.x, values.data());
+  kernels::download(queue, values.data(), newton_schulz(queue, buffers, method, steps));
+  EXPECT_TRUE(memory.guards_intact());
+  std::vector<Dense> out(xs.size(), Dense(xs[0].rows, xs[0].cols));
+  for (size_t i = 0; i < values.size(); ++i)
+    out[i / xs[0].v.size()].v[i % xs[0].v.size()] = static_cast<double>(to_float(values[i]));
   return out;
+}
+
+// The framework's Newton-Schulz on each of xs, normalised with the method's safety factor, in one batch.
+std::vector<Dense> run(const std::vector<Dense>& xs, NewtonSchulz method, int steps, DType dtype,
+                       int threads = 2) {
+  return dtype == DType::bf16 ? run_as<bf16>(xs, method, steps, threads)
+                              : run_as<float>(xs, method, steps, threads);
+}
+Dense run(const Dense& x, NewtonSchulz method, int steps, DType dtype, int threads = 2) {
+  return run(std::vector<Dense>{x}, method, steps, dtype, threads)[0];
 }
 
 double scalar(NewtonSchulz method, int steps, double sigma) {
@@ -164,6 +172,19 @@ TEST(NewtonSchulz, DoesNotDependOnThreads) {
   }
 }
 
+TEST(NewtonSchulz, ABatchIsItsMatrices) {
+  // Odd sizes too: then the matrices of a batch do not begin at aligned addresses.
+  for (const auto& [m, n] : {std::pair<size_t, size_t>{64, 96}, {33, 65}, {7, 7}})
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      std::vector<Dense> xs;
+      for (uint64_t i = 0; i < 3; ++i) xs.push_back(draw(m, n, 20 + i));
+      const std::vector<Dense> together = run(xs, NewtonSchulz::polar_express, 5, dtype);
+      for (size_t i = 0; i < xs.size(); ++i)
+        EXPECT_EQ(together[i].v, run(xs[i], NewtonSchulz::polar_express, 5, dtype).v)
+            << name(dtype) << " " << m << " x " << n;
+    }
+}
+
 TEST(NewtonSchulz, ZeroStaysZeroAndMissingRankStaysMissing) {
   for (NewtonSchulz method : methods) {
     for (double e : run(Dense(20, 30), method, 5, DType::bf16).v) EXPECT_EQ(e, 0);
@@ -177,9 +198,10 @@ TEST(NewtonSchulz, ZeroStaysZeroAndMissingRankStaysMissing) {
 }
 
 TEST(NewtonSchulz, TallMatricesAreRefusedWithTheCure) {
-  std::vector<float> memory(4096);
-  const NewtonSchulzBuffers buffers = NewtonSchulzBuffers::cut(memory.data(), 8, 4, DType::f32, {});
-  EXPECT_THROW(newton_schulz({}, buffers, NewtonSchulz::keller, 5), Error);
+  const test::DeviceCopy<float> memory(std::vector<float>(4096));
+  const NewtonSchulzBuffers buffers =
+      NewtonSchulzBuffers::cut(memory.flat().data, 1, 8, 4, DType::f32, test::test_device());
+  EXPECT_THROW(newton_schulz(test::test_queue(), buffers, NewtonSchulz::keller, 5), Error);
 }
 
 }  // namespace

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <map>
 
 #include "framework/config/reader.h"
 #include "kernels/core/check.h"
 #include "launch/recipe.h"
+#include "launch/session.h"
 #include "tests/support/paths.h"
 #include "tests/support/temp_dir.h"
 
@@ -51,6 +53,25 @@ TEST(Recipes, EveryOneParsesAndItsDumpMeansTheSame) {
     std::ofstream(copy) << dump;
     EXPECT_EQ(dump_recipe(load_recipe(copy, {})), dump);
   }
+}
+
+TEST(Recipes, EveryOnePlansForGpus) {
+  for (const std::string& path : recipes())
+    for (int ranks : {1, 4}) {
+      SCOPED_TRACE(path);
+      const Recipe recipe = load_recipe(path, {});
+      if (recipe.train.global_batch_tokens %
+          (recipe.train.micro_batch_size * recipe.data.sequence_len * ranks))
+        continue;
+      std::map<std::string, int64_t> bytes;
+      for (const MemoryCategory& c : plan_memory(recipe, 0, ranks, 1, DeviceKind::cuda))
+        bytes[c.name] = c.bytes;
+      for (const char* category :
+           {"parameters", "gradients", "optimizer state", "activations", "GPU workspace"})
+        EXPECT_GT(bytes[category], 0) << category;
+      EXPECT_EQ(bytes["packed weights"], 0) << "a GPU reads weights as they are";
+      EXPECT_EQ(bytes.contains("NCCL scratch"), ranks > 1);
+    }
 }
 
 TEST(Recipes, EveryOneSaysAtItsTopWhatItShows) {

@@ -27,11 +27,15 @@ class Buffer {
   Buffer(Buffer&&) = default;
   operator const Tensor&() const { return view_; }
   const Tensor& tensor() const { return view_; }
+  /// All of its memory, guards included, for copies to a device and back.
+  const std::vector<char>& bytes() const { return bytes_; }
+  std::vector<char>& bytes() { return bytes_; }
 
   double get(int64_t row, int64_t col) const {
     const char* p = at(row, col);
     if (dtype_ == DType::bf16) return to_float(*reinterpret_cast<const bf16*>(p));
     if (dtype_ == DType::i32) return *reinterpret_cast<const int32_t*>(p);
+    if (dtype_ == DType::f64) return *reinterpret_cast<const double*>(p);
     return *reinterpret_cast<const float*>(p);
   }
   double get(int64_t i) const { return get(i / view_.cols(), i % view_.cols()); }
@@ -41,6 +45,8 @@ class Buffer {
       *reinterpret_cast<bf16*>(p) = to_bf16(static_cast<float>(value));
     else if (dtype_ == DType::i32)
       *reinterpret_cast<int32_t*>(p) = static_cast<int32_t>(value);
+    else if (dtype_ == DType::f64)
+      *reinterpret_cast<double*>(p) = value;
     else
       *reinterpret_cast<float*>(p) = static_cast<float>(value);
   }

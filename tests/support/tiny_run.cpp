@@ -1,5 +1,6 @@
 #include "tests/support/tiny_run.h"
 
+#include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -71,9 +72,11 @@ struct Collect : StepHook {
 };
 
 TinyResult run_rank(const Recipe& recipe, Communicator& world, int threads, int64_t distinct_steps,
-                    const std::function<void(Session&, int64_t)>& on_step) {
-  const Queue queue{.device = {}, .threads = threads};
-  Session session(recipe, world, queue, int64_t{256} << 20);
+                    const std::function<void(Session&, int64_t)>& on_step, DeviceKind kind) {
+  const kernels::OpenQueue open =
+      kernels::open_queue({kind, kind == DeviceKind::cuda ? world.local_rank() : 0}, threads);
+  Session session(recipe, world, open.queue,
+                  SessionMemory::of(plan_memory(recipe, world.rank(), world.size(), threads, kind)));
   session.initialize();
   SyntheticSource source(recipe.model.vocab_size, world.rank(), world.size(), distinct_steps);
   TrainerParts parts = session.parts();
@@ -85,19 +88,28 @@ TinyResult run_rank(const Recipe& recipe, Communicator& world, int threads, int6
   trainer.run(0);
   for (const auto& p : session.params.all()) result.parameters.push_back(read(p->value));
   result.memory = session.memory(&trainer);
+  result.replayed_steps = trainer.replayed_steps();
   return result;
 }
 
 }  // namespace
 
 TinyResult tiny_run(const Recipe& recipe, int ranks, int threads, int64_t distinct_steps,
-                    const std::function<void(Session&, int64_t)>& on_step) {
-  if (ranks == 1) return run_rank(recipe, *make_self_comm(), threads, distinct_steps, on_step);
+                    const std::function<void(Session&, int64_t)>& on_step, DeviceKind kind) {
+  if (ranks == 1) return run_rank(recipe, *make_self_comm(), threads, distinct_steps, on_step, kind);
   std::vector<TinyResult> results(static_cast<size_t>(ranks));
   run_thread_ranks(ranks, [&](Communicator& world) {
-    results[static_cast<size_t>(world.rank())] = run_rank(recipe, world, threads, distinct_steps, on_step);
+    results[static_cast<size_t>(world.rank())] =
+        run_rank(recipe, world, threads, distinct_steps, on_step, kind);
   });
   return results[0];
+}
+
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double d = 0;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) d = std::max(d, std::abs(a[i] - b[i]));
+  return d;
 }
 
 }  // namespace osprey::test

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "launch/session.h"
+#include "tests/support/test_bed.h"
 
 namespace osprey::test {
 
@@ -28,11 +29,16 @@ struct TinyResult {
   std::vector<double> losses, grad_norms;
   std::vector<std::vector<double>> parameters;  // of rank 0, at the end, in the order of the store
   std::vector<MemoryCategory> memory;
+  int64_t replayed_steps = 0;
 };
 
 /// Runs the recipe on `ranks` threads and returns rank 0's view; throws what any rank threw.
-/// `on_step`, if given, is called on every rank after each step.
+/// `on_step`, if given, is called on every rank after each step. On GPUs each rank takes one of its own.
 TinyResult tiny_run(const Recipe& recipe, int ranks = 1, int threads = 1, int64_t distinct_steps = 1 << 20,
-                    const std::function<void(Session&, int64_t)>& on_step = {});
+                    const std::function<void(Session&, int64_t)>& on_step = {},
+                    DeviceKind kind = test_device().kind);
+
+/// Between elements of the same place. Lists of different lengths fail the test.
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b);
 
 }  // namespace osprey::test

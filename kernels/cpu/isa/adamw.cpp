@@ -1,7 +1,5 @@
 #include "kernels/cpu/isa/adamw.h"
 
-#include <math.h>
-
 namespace osprey::cpu::OSPREY_ISA {
 
 // Always whole blocks of this many elements, tails included (through a copy): every element goes
@@ -10,16 +8,7 @@ constexpr int64_t block = 64;
 
 static inline void update_block(float* __restrict master, float* __restrict m, float* __restrict v,
                                 const float* __restrict grad, const AdamWFactors& f) {
-  for (int64_t i = 0; i < block; ++i) {
-    const float g = grad[i] * f.grad_scale;
-    const float first = m[i] + f.one_minus_beta1 * (g - m[i]);
-    const float second = f.beta2 * v[i] + f.one_minus_beta2 * (g * g);
-    const float denominator = sqrtf(second) * f.root_scale + f.eps;
-    m[i] = first;
-    v[i] = second;
-    // The decay is part of the difference: 1 - decay would lose most of a small decay's digits.
-    master[i] = master[i] - (f.decay * master[i] + f.step_size * (first / denominator));
-  }
+  for (int64_t i = 0; i < block; ++i) adamw_element(master[i], m[i], v[i], grad[i], f);
 }
 
 static void update(bf16* value, float* master, float* m, float* v, const float* grad, int64_t n,

@@ -10,8 +10,8 @@ static double momentum(float* __restrict m, const float* __restrict grad, int64_
                        float grad_scale, MuonDirectionFactors f) {
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) {
-    m[i] = beta * m[i] + grad_scale * grad[i];
-    const double u = f.of_grad * grad[i] + f.of_momentum * m[i];
+    m[i] = muon_momentum_element(m[i], grad[i], beta, grad_scale);
+    const double u = muon_direction_element(m[i], grad[i], f);
     sum += u * u;
   }
   return sum;
@@ -20,7 +20,7 @@ static double momentum(float* __restrict m, const float* __restrict grad, int64_
 template <class T>
 static void direction(T* __restrict x, const float* __restrict m, const float* __restrict grad, int64_t n,
                       MuonDirectionFactors f) {
-  for (int64_t i = 0; i < n; ++i) x[i] = Convert<T>::from(f.of_grad * grad[i] + f.of_momentum * m[i]);
+  for (int64_t i = 0; i < n; ++i) x[i] = Convert<T>::from(muon_direction_element(m[i], grad[i], f));
 }
 
 template <class T>
@@ -33,7 +33,7 @@ static void transposed(T* __restrict x, const float* __restrict m, const float* 
       float u[tile][tile];
       for (int64_t r = r0; r < r1; ++r)
         for (int64_t c = c0; c < c1; ++c)
-          u[r - r0][c - c0] = f.of_grad * grad[r * cols + c] + f.of_momentum * m[r * cols + c];
+          u[r - r0][c - c0] = muon_direction_element(m[r * cols + c], grad[r * cols + c], f);
       for (int64_t c = c0; c < c1; ++c)
         for (int64_t r = r0; r < r1; ++r) x[c * rows + r] = Convert<T>::from(u[r - r0][c - c0]);
     }
@@ -45,7 +45,7 @@ static void update(bf16* __restrict value, float* __restrict master, const T* __
                    int64_t begin, int64_t end, int64_t x_row, int64_t x_col, float step_size, float decay) {
   if (x_col == 1) {
     for (int64_t i = begin * cols; i < end * cols; ++i)
-      master[i] = master[i] - (decay * master[i] + step_size * to_float(x[i]));
+      master[i] = muon_update_element(master[i], to_float(x[i]), step_size, decay);
   } else {
     for (int64_t r0 = begin; r0 < end; r0 += tile) {
       const int64_t r1 = smaller(r0 + tile, end);
@@ -57,7 +57,7 @@ static void update(bf16* __restrict value, float* __restrict master, const T* __
         for (int64_t r = r0; r < r1; ++r)
           for (int64_t c = c0; c < c1; ++c) {
             float& p = master[r * cols + c];
-            p = p - (decay * p + step_size * u[r - r0][c - c0]);
+            p = muon_update_element(p, u[r - r0][c - c0], step_size, decay);
           }
       }
     }

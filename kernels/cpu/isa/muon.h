@@ -1,14 +1,9 @@
 #pragma once
 
 #include "kernels/cpu/isa.h"
-#include "kernels/numerics/bf16.h"
+#include "kernels/numerics/muon.h"
 
 namespace osprey::cpu {
-
-/// The direction is u = of_grad * grad + of_momentum * momentum.
-struct MuonDirectionFactors {
-  float of_grad, of_momentum;
-};
 
 struct MuonTable {
   /// momentum = beta momentum + grad_scale grad; returns the sum of u^2.

@@ -47,9 +47,10 @@ void rmsnorm_backward_rows(const NormRows<T>& a) {
     if (!a.out) continue;
     T* dx = a.out + r * a.out_stride;
     const float k = dot * rstd * rstd * rstd / static_cast<float>(a.cols);
-    if (a.add_dx) {
+    if (a.base) {
+      const T* base = a.base + r * a.base_stride;
       for (int64_t c = 0; c < a.cols; ++c)
-        dx[c] = Convert<T>().from(to_float(dx[c]) +
+        dx[c] = Convert<T>().from(to_float(base[c]) +
                                   rstd * to_float(dy[c]) * (Scalar ? w0 : to_float(a.weight[c])) -
                                   k * to_float(x[c]));
     } else {
@@ -110,10 +111,11 @@ void layernorm_backward(const NormRows<T>& a) {
     }
     if (!a.out) continue;
     T* dx = a.out + r * a.out_stride;
+    const T* base = a.base ? a.base + r * a.base_stride : nullptr;
     for (int64_t c = 0; c < a.cols; ++c) {
       const float xhat = (to_float(x[c]) - mean) * rstd;
       const float d = rstd * (to_float(dy[c]) * to_float(a.weight[c]) - sum / n - xhat * dot / n);
-      dx[c] = Convert<T>().from(a.add_dx ? to_float(dx[c]) + d : d);
+      dx[c] = Convert<T>().from(base ? to_float(base[c]) + d : d);
     }
   }
 }

@@ -22,7 +22,8 @@ struct NormRows {
   float* stats;          // rstd per row; LayerNorm: mean, rstd per row
   float* partial;        // backward: dweight of this run (weight_count), LayerNorm: then dbias (cols)
   float eps;
-  int add_dx;  // 1: add to out
+  const T* base;  // backward: what dx is added to (may be out, may be null)
+  int64_t base_stride;
 };
 
 struct NormTable {

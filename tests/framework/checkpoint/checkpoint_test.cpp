@@ -70,7 +70,7 @@ void save_on(int ranks, const fs::path& dir, const std::vector<int64_t>& steps, 
     Toy toy(comm.rank(), comm.size());
     for (int64_t step : steps) {
       toy.fill(static_cast<float>(step));
-      saver.save(at_step(step, ranks), toy.pieces(), toy.values());
+      saver.save({}, at_step(step, ranks), toy.pieces(), toy.values());
       toy.fill(-1);  // the copy is what is written
     }
     saver.wait();
@@ -88,7 +88,7 @@ TEST(Checkpoint, WrittenByAnyNumberOfRanksIsReadByAnyOther) {
       run_thread_ranks(readers, [&](Communicator& comm) {
         Toy toy(comm.rank(), comm.size());
         toy.fill(1000);
-        load_pieces(*found, comm, toy.pieces());
+        load_pieces(*found, comm, {}, toy.pieces());
         for (int64_t i = 0; i < 60; ++i)
           ASSERT_EQ(toy.w[static_cast<size_t>(i)],
                     static_cast<float>(i + (i >= toy.begin() && i < toy.end() ? 7 : 1000)));
@@ -114,9 +114,9 @@ TEST(Checkpoint, WhatSeveralRanksHoldIsSavedOnce) {
     const auto mine = pieces_to_save(comm, pieces);
     EXPECT_EQ(mine.size(), comm.rank() == 1 ? 0u : 1u);
     Checkpointer saver(dir.path(), 3, comm, toy_texts());
-    saver.save(at_step(1, 3), mine, toy.values());
+    saver.save({}, at_step(1, 3), mine, toy.values());
     saver.wait();
-    load_pieces(dir.path() / checkpoint_name(1), comm, pieces);
+    load_pieces(dir.path() / checkpoint_name(1), comm, {}, pieces);
   });
 }
 
@@ -146,7 +146,7 @@ TEST(Checkpoint, ADamagedFileIsNamedOnEveryRank) {
   std::vector<std::string> messages(3);
   run_thread_ranks(3, [&](Communicator& comm) {
     Toy toy(comm.rank(), comm.size());
-    messages[static_cast<size_t>(comm.rank())] = refusal([&] { load_pieces(c, comm, toy.pieces()); });
+    messages[static_cast<size_t>(comm.rank())] = refusal([&] { load_pieces(c, comm, {}, toy.pieces()); });
   });
   EXPECT_NE(messages[0].find("rank-00001.safetensors is damaged"), std::string::npos) << messages[0];
   EXPECT_EQ(messages[0], messages[1]);
@@ -162,7 +162,7 @@ TEST(Checkpoint, AnotherModelIsRefusedBeforeAnythingIsRead) {
     auto pieces = toy.pieces();
     if (comm.rank() == 1) pieces.back().full_shape = {3, 2};
     const std::string message =
-        refusal([&] { load_pieces(*find_checkpoint("auto", dir.path()), comm, pieces); });
+        refusal([&] { load_pieces(*find_checkpoint("auto", dir.path()), comm, {}, pieces); });
     EXPECT_NE(message.find("m:momentum is (2, 3) in the checkpoint and (3, 2) here"), std::string::npos)
         << message;
     EXPECT_EQ(toy.w[0], 50.0f);
@@ -178,10 +178,10 @@ TEST(Checkpoint, AFailureOfOneRankReachesAllAndLeavesTheOldCheckpoint) {
     Toy toy(comm.rank(), comm.size());
     auto pieces = toy.pieces();
     if (comm.rank() == 1) pieces[0].end += 5;  // does not fit its data
-    saver.save(at_step(2, 2), pieces, toy.values());
+    saver.save({}, at_step(2, 2), pieces, toy.values());
     messages[static_cast<size_t>(comm.rank())] = refusal([&] { saver.wait(); });
     EXPECT_NO_THROW(saver.wait()) << "a failure is told once";
-    saver.save(at_step(3, 2), toy.pieces(), toy.values());
+    saver.save({}, at_step(3, 2), toy.pieces(), toy.values());
     saver.wait();
     EXPECT_EQ(list_checkpoints(dir.path()).back().step, 3);
   });
@@ -199,8 +199,8 @@ TEST(Checkpoint, KilledWhileSavingTheNewestCheckpointLoads) {
   TempDir dir;
   const auto start = std::chrono::steady_clock::now();
   save_on(1, dir.path(), {1});
-  // Kills fall anywhere in the first saves of a process, later and later: on a busy machine a save may take much
-  // longer than the first one did.
+  // Kills fall anywhere in the first saves of a process, later and later: on a busy machine a save may take
+  // much longer than the first one did.
   const auto three =
       3 * std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start);
   int64_t newest = 1, finished = 0;
@@ -212,11 +212,11 @@ TEST(Checkpoint, KilledWhileSavingTheNewestCheckpointLoads) {
       Toy toy(0, 1);
       for (int64_t step = newest + 1;; ++step) {
         toy.fill(static_cast<float>(step));
-        saver.save(at_step(step, 1), toy.pieces(), toy.values());
+        saver.save({}, at_step(step, 1), toy.pieces(), toy.values());
       }
     }
-    std::this_thread::sleep_for(
-        std::chrono::microseconds(test::FuzzDraws(round).below(static_cast<size_t>(three.count()) * (1 + round / 4))));
+    std::this_thread::sleep_for(std::chrono::microseconds(
+        test::FuzzDraws(round).below(static_cast<size_t>(three.count()) * (1 + round / 4))));
     ::kill(pid, SIGKILL);
     int status = 0;
     ::waitpid(pid, &status, 0);
@@ -225,7 +225,7 @@ TEST(Checkpoint, KilledWhileSavingTheNewestCheckpointLoads) {
     ASSERT_TRUE(found);
     auto comm = make_self_comm();
     Toy toy(0, 1);
-    load_pieces(*found, *comm, toy.pieces());
+    load_pieces(*found, *comm, {}, toy.pieces());
     const int64_t step = read_checkpoint_state(*found).step;
     ASSERT_EQ(toy.w[3], static_cast<float>(step + 3));
     ASSERT_GE(step, newest);

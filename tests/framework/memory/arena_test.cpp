@@ -34,7 +34,7 @@ TEST(Arena, RefusesSizesBeyond64BitsInsteadOfWrappingAround) {
 
 TEST(Arena, GuardZonesFindAnOverrun) {
   Arena a("test", {}, 1 << 20);
-  a.enable_guards();
+  a.enable_guards({});
   const Tensor t = a.alloc({5}, DType::f32);
   EXPECT_NO_THROW(a.check_guards());
   static_cast<char*>(t.data)[20] = 1;

@@ -75,11 +75,7 @@ OpCase attention_case(const Variant& c) {
   if (c.sink) op.inputs.push_back({.shape = {c.heads}, .kind = parameter});
   op.build = [=](Tape& t, const std::vector<Var>& v) {
     AttentionArgs args = c.args();
-    if (c.documents) {
-      args.document_start = t.arena().alloc({c.batch, c.tokens}, DType::i32);
-      const std::vector<int> s = c.starts();
-      std::copy(s.begin(), s.end(), args.document_start.as<int32_t>());
-    }
+    if (c.documents) args.document_start = make_i32(t.arena(), {c.batch, c.tokens}, c.starts());
     return attention(t, v[0], args, c.gate != Gate::none ? v[1] : Var{}, c.sink ? v.back() : Var{});
   };
   op.oracle = [=](const std::vector<Values>& v) {
@@ -108,6 +104,10 @@ TEST(AttentionOp, PassesTheOpCaseInEveryVariant) {
   check_op(attention_case({.sink = true, .gate = Gate::headwise}));
   check_op(attention_case({.clip = kernels::Clip{.zeta = 1.0f, .gamma = -0.02f}}));
   check_op(attention_case({.clip = kernels::Clip{.zeta = 1.0f, .gamma = -0.02f}, .gate = Gate::headwise}));
+  check_op(attention_case({.clip = kernels::Clip{.zeta = 1.0f, .gamma = -0.02f},
+                           .sink = true,
+                           .gate = Gate::elementwise,
+                           .documents = true}));
 }
 
 TEST(AttentionOp, ShowsQueriesKeysAndRowSumsToTheTap) {
@@ -115,12 +115,12 @@ TEST(AttentionOp, ShowsQueriesKeysAndRowSumsToTheTap) {
     void observe(int, const char*, const Tensor&) override {}
     void observe_attention(int, const AttentionView& v) override {
       ++calls;
-      first = v.q.as<float>()[0];
-      lse = v.lse.as<float>()[0];
+      first = read(v.q)[0];
+      lse = read(v.lse)[0];
       tokens = v.tokens;
     }
     int calls = 0;
-    float first = 0, lse = 0;
+    double first = 0, lse = 0;
     int64_t tokens = 0;
   } probe;
   TestBed bed;
@@ -130,11 +130,11 @@ TEST(AttentionOp, ShowsQueriesKeysAndRowSumsToTheTap) {
   const Var qkv = bed.tape.source(make(bed.inputs, {c.rows(), 64}, DType::f32, x));
   attention(bed.tape, qkv, c.args(), {}, {});
   EXPECT_EQ(probe.calls, 1);
-  EXPECT_EQ(probe.first, static_cast<float>(x[0]));
+  EXPECT_EQ(probe.first, x[0]);
   EXPECT_EQ(probe.tokens, 10);
   double s = 0;  // the first row sees itself: its sum is one exponential
   for (size_t d = 0; d < 16; ++d) s += x[d] * x[32 + d];
-  EXPECT_NEAR(static_cast<double>(probe.lse), s / 4, 1e-5);
+  EXPECT_NEAR(probe.lse, s / 4, 1e-5);
   bed.tape.reset();
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 // What every communicator must do, as functions of a communicator: run by SelfComm and ThreadComm in
-// communicator_test.cpp, and by MpiComm under mpirun in mpi/mpi_main.cpp.
+// communicator_test.cpp, by MpiComm under mpirun in mpi/mpi_main.cpp, and by NcclComm on tensors of its GPU
+// (on_device.h) in nccl_comm_test.cpp.
 
 #include <gtest/gtest.h>
 
@@ -68,6 +69,19 @@ inline void all_reduce_of_integers_wraps(Communicator& comm) {
   }
 }
 
+inline void all_reduce_of_doubles_is_the_rank_order_sum(Communicator& comm) {
+  for (const int64_t n : {1, 8, 20'001}) {
+    std::vector<double> v(static_cast<size_t>(n)), want(v.size());
+    const auto value = [](int r, int64_t i) { return static_cast<double>(contribution(r, i)) / 3; };
+    for (int64_t i = 0; i < n; ++i) {
+      v[static_cast<size_t>(i)] = value(comm.rank(), i);
+      for (int r = 0; r < comm.size(); ++r) want[static_cast<size_t>(i)] += value(r, i);
+    }
+    comm.all_reduce(tensor_of(v), DType::f64);
+    EXPECT_EQ(v, want);
+  }
+}
+
 /// Uneven pieces with gaps, several for one owner, empty ones.
 inline std::vector<Piece> odd_pieces(int size, int64_t n) {
   std::vector<Piece> pieces;
@@ -108,6 +122,13 @@ inline void all_gather_copies_pieces_of_any_type(Communicator& comm) {
   expect_all_gather<float>(comm, 300'000, [](int r, int64_t i) { return contribution(r, i); });
   expect_all_gather<bf16>(comm, 30'001, [](int r, int64_t i) { return to_bf16(contribution(r, i)); });
   expect_all_gather<int32_t>(comm, 77, [](int r, int64_t i) { return static_cast<int32_t>(i * 10 + r); });
+}
+
+inline void local_ranks_count_the_ranks_of_a_host(Communicator& comm) {
+  EXPECT_GE(comm.local_rank(), 0);
+  EXPECT_LT(comm.local_rank(), comm.local_size());
+  EXPECT_LE(comm.local_size(), comm.size());
+  EXPECT_LE(comm.local_rank(), comm.rank());
 }
 
 inline void broadcast_copies_from_any_root(Communicator& comm) {
@@ -230,6 +251,8 @@ inline void bad_arguments_are_refused(Communicator& comm) {
                  comm.all_reduce(tensor_of(v).view({5, 2}).columns(0, 1), DType::f32);
                }),
                {"contiguous"});
+  std::vector<double> doubles(10);
+  expect_words(error_of([&] { comm.all_reduce(tensor_of(doubles), DType::f32); }), {"f64 (10) sent as f32"});
   expect_words(error_of([&] { comm.all_reduce(make_tensor(nullptr, {4}, DType::f32), DType::f32); }),
                {"without memory"});
 }
@@ -242,9 +265,11 @@ struct Case {
 inline const Case kCases[] = {
     {"AllReduceIsTheRankOrderSum", all_reduce_is_the_rank_order_sum},
     {"AllReduceOfIntegersWraps", all_reduce_of_integers_wraps},
+    {"AllReduceOfDoublesIsTheRankOrderSum", all_reduce_of_doubles_is_the_rank_order_sum},
     {"ReduceScatterGivesOwnersTheSum", reduce_scatter_gives_owners_the_sum},
     {"AllGatherCopiesPiecesOfAnyType", all_gather_copies_pieces_of_any_type},
     {"BroadcastCopiesFromAnyRoot", broadcast_copies_from_any_root},
+    {"LocalRanksCountTheRanksOfAHost", local_ranks_count_the_ranks_of_a_host},
     {"MaximaAndSumsOfDoubles", maxima_and_sums_of_doubles},
     {"StringsArriveInRankOrder", strings_arrive_in_rank_order},
     {"ADuplicateWorksBesideTheOriginal", a_duplicate_works_beside_the_original},

@@ -83,7 +83,7 @@ TEST_P(EveryReducer, SumsGradientsWhereTheyAreUsedAndSpreadsTheUpdatedValues) {
   const auto [ranks, zero, wire, values] = GetParam();
   run_thread_ranks(ranks, [&, n = ranks, z = zero, w = wire, v = values](Communicator& comm) {
     Fixture f(n, z, w, v);
-    Reducer reducer(comm, f.plan, f.spec, reduce_buckets(f.store));
+    Reducer reducer(comm, Queue{}, f.plan, f.spec, reduce_buckets(f.store));
     for (int64_t step = 0; step < 3; ++step) {
       f.write_gradients(comm.rank(), step);
       reducer.arm();
@@ -133,7 +133,7 @@ TEST(Reducer, Bf16OnTheWireStaysWithinRounding) {
 TEST(Reducer, DoesNothingUntilArmed) {
   run_thread_ranks(2, [](Communicator& comm) {
     Fixture f(2, 1, DType::f32, DType::f32);
-    Reducer reducer(comm, f.plan, f.spec, reduce_buckets(f.store));
+    Reducer reducer(comm, Queue{}, f.plan, f.spec, reduce_buckets(f.store));
     f.write_gradients(comm.rank(), 0);
     for (const int layer : {1, 0, -1}) reducer.after_backward(layer);
     reducer.wait_all();
@@ -148,7 +148,7 @@ TEST(Reducer, DoesNothingUntilArmed) {
 TEST(Reducer, RanksThatDisagreeAreToldSoByWaitAll) {
   run_thread_ranks(3, [](Communicator& comm) {
     Fixture f(3, 1, DType::f32, DType::f32);
-    Reducer reducer(comm, f.plan, f.spec, reduce_buckets(f.store));
+    Reducer reducer(comm, Queue{}, f.plan, f.spec, reduce_buckets(f.store));
     f.write_gradients(comm.rank(), 0);
     reducer.reduce(comm.rank() == 1 ? 0 : 1);
     expect_words(error_of([&] { reducer.wait_all(); }), {"[reduce_scatter]", "rank 1 is at", "rank 0 is at"});
@@ -160,7 +160,7 @@ TEST(Reducer, ARankThatLeavesEndsTheWaitOfTheOthers) {
   const auto first = error_of([&] {
     run_thread_ranks(2, [&](Communicator& comm) {
       Fixture f(2, 1, DType::f32, DType::f32);
-      Reducer reducer(comm, f.plan, f.spec, reduce_buckets(f.store));
+      Reducer reducer(comm, Queue{}, f.plan, f.spec, reduce_buckets(f.store));
       if (comm.rank() == 1) fail("test", "no more");
       f.write_gradients(comm.rank(), 0);
       reducer.reduce(0);
@@ -174,7 +174,7 @@ TEST(Reducer, ARankThatLeavesEndsTheWaitOfTheOthers) {
 TEST(Reducer, RefusesAPlanForAnotherWorld) {
   Fixture f(2, 1, DType::f32, DType::f32);
   const auto comm = make_self_comm();
-  expect_words(error_of([&] { Reducer(*comm, f.plan, f.spec, reduce_buckets(f.store)); }),
+  expect_words(error_of([&] { Reducer(*comm, Queue{}, f.plan, f.spec, reduce_buckets(f.store)); }),
                {"plan is for 2 ranks, there are 1"});
 }
 

@@ -34,7 +34,7 @@ class TappedModel final : public LanguageModel {
     t.observe("final_hidden", x);
     return t.input(x);
   }
-  Var loss(Tape&, const BatchView&, float, LossSum&, const Tensor&) override { return {}; }
+  Var loss(Tape&, const BatchView&, const LossArgs&) override { return {}; }
   Tensor decode(Tape&, const Tensor&, const Tensor&, DecodeCache&) override { return {}; }
   DecodeCache make_cache(Arena&, int64_t, int64_t) override { return {}; }
   double flops_per_token(int64_t) const override { return 1e6; }
@@ -54,6 +54,7 @@ struct Bench {
   Tape tape{queue, arena, pool};
   ParamStore params;
   TappedModel model;
+  ShardPlan plan;  // of nothing
   std::unique_ptr<Trainer> trainer;
   int quiet[2];
 
@@ -64,7 +65,7 @@ struct Bench {
     spec.micro_batch_size = 2;
     TrainerParts parts;
     parts.queue = queue, parts.model = &model, parts.params = &params, parts.tape = &tape,
-    parts.world = world.get();
+    parts.world = world.get(), parts.device_world = world.get(), parts.plan = &plan;
     parts.sequence_len = 8;
     trainer = std::make_unique<Trainer>(spec, parts);
     const BatchView& batch = trainer->last_batch();

@@ -22,7 +22,7 @@ TEST(Summary, HoldsWhatItWasGivenAsJson) {
   s.validation_loss = 3.25;
   s.wall_s = 12.5;
   s.memory_peak_bytes = {{"activations", 1 << 20}, {"parameters", 1 << 10}};
-  s.hosts = {{"one", "cpu", "avx512_bf16", 2, 8}, {"two", "cpu", "avx2", 4, 16}};
+  s.hosts = {{"one", "cpu", "avx512_bf16", 2, 8}, {"two", "cpu", "avx2", 4, 16, "a GPU"}};
   const fs::path file = fs::path(testing::TempDir()) / "osprey_summary.json";
   write_summary(file, s);
   const auto j = nlohmann::json::parse(std::ifstream(file));
@@ -33,6 +33,8 @@ TEST(Summary, HoldsWhatItWasGivenAsJson) {
   EXPECT_EQ(j["memory_peak_bytes"]["activations"], 1 << 20);
   EXPECT_EQ(j["hosts"].size(), 2u);
   EXPECT_EQ(j["hosts"][1]["isa"], "avx2");
+  EXPECT_EQ(j["hosts"][1]["gpu"], "a GPU");
+  EXPECT_FALSE(j["hosts"][0].contains("gpu"));
   EXPECT_FALSE(fs::exists(file.string() + ".partial"));
 }
 

@@ -71,7 +71,8 @@ struct Outcome {
 /// What one rank does: resumes from `dir` if it holds something, goes on to `last`, saves.
 Outcome train_to(int64_t last, const Recipe& base, const fs::path& dir, Communicator& world) {
   Recipe recipe = base;
-  Session session(recipe, world, Queue{}, int64_t{64} << 20);
+  Session session(recipe, world, Queue{},
+                  {.activation_bytes = int64_t{64} << 20, .activation_gradient_bytes = 0});
   session.initialize();
   Counting source(world);
   TrainerParts parts = session.parts();
@@ -235,7 +236,7 @@ TEST(Resume, TheSavedModelIsTheOneThatWasTrained) {
   ParamStore loaded;
   make_llama(hub.spec(), 16)->declare(loaded);
   loaded.materialize({}, DType::bf16, ParamStore::Gradients::off);
-  hub.load(loaded);
+  hub.load({}, loaded);
   const Parameter& up = loaded.at("layers.1.mlp.up.weight");
   EXPECT_EQ(0, std::memcmp(up.value.data, run.values.at(up.name).data(), run.values.at(up.name).size()));
 }

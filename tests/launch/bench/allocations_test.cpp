@@ -9,6 +9,7 @@
 
 #include "kernels/core/random.h"
 #include "kernels/linear.h"
+#include "kernels/step_control.h"
 #include "models/llama/llama.h"
 #include "optim/muon.h"
 #include "tests/support/test_bed.h"
@@ -44,12 +45,12 @@ TEST(Allocations, AStepOfTheModelMakesNoneAfterTheFirst) {
       batch.targets.as<int32_t>()[i] = i + 1;
       batch.positions.as<int32_t>()[i] = i % 16;
     }
+    const Tensor sums = bed.zeros(2), grad_scale = make(bed.inputs, {1}, DType::f64, {1.0 / 32});
     int64_t counts[3];
     for (int64_t& count : counts) {
       const int64_t before = allocations();
       bed.params.begin_step();
-      LossSum sum;
-      bed.tape.backward(model->loss(bed.tape, batch, 1.0f / 32, sum, {}));
+      bed.tape.backward(model->loss(bed.tape, batch, {.grad_scale = grad_scale, .sums = sums}));
       bed.tape.reset();
       for (const auto& p : bed.params.all()) ++p->version;
       count = allocations() - before;
@@ -91,10 +92,14 @@ TEST(Allocations, AMuonStepMakesNoneAfterTheFirst) {
       pieces.push_back(piece);
     }
     const Tensor workspace = bed.inputs.alloc({muon.workspace_bytes(bed.queue, pieces) / 4 + 16}, DType::f32);
+    Values scalars(kernels::step_scalars, 0.0);
+    scalars[kernels::step_learning_rate_factor] = scalars[kernels::step_grad_scale] =
+        scalars[kernels::step_apply] = 1;
+    const Tensor control = make(bed.inputs, {kernels::step_scalars}, DType::f64, scalars);
     int64_t counts[3];
     for (int64_t& count : counts) {
       const int64_t before = allocations();
-      const StepInfo info{.learning_rate = 1e-3, .workspace = workspace};
+      const StepInfo info{.control = control, .workspace = workspace};
       muon.step(bed.queue, pieces, info);                           // a thread takes whole matrices
       muon.step(bed.queue, std::span(pieces).subspan(1, 1), info);  // threads share one
       count = allocations() - before;

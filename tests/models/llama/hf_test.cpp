@@ -85,7 +85,7 @@ TEST(HuggingFace, ANormWithOneScaleAndProjectionsBecomeAPlainLlama) {
   ParamStore loaded;
   make_llama(hub.spec(), 16)->declare(loaded);
   loaded.materialize({}, DType::bf16, ParamStore::Gradients::off);
-  hub.load(loaded);
+  hub.load({}, loaded);
   for (const char* name : {"layers.1.norm2.weight", "norm.weight"}) {
     const Parameter& wide = loaded.at(name);
     ASSERT_EQ(wide.shape, (Shape{32}));
@@ -169,7 +169,7 @@ TEST(HuggingFace, EveryVariantSaysItsArchitectureAndComesBackTheSame) {
     EXPECT_EQ(hub.spec().attention.zeta, spec.attention.zeta);
     make_llama(hub.spec(), 16)->declare(loaded);
     loaded.materialize({}, DType::bf16, ParamStore::Gradients::off);
-    hub.load(loaded);
+    hub.load({}, loaded);
     ASSERT_EQ(loaded.all().size(), params.all().size());
     for (const auto& p : params.all())
       EXPECT_EQ(
@@ -290,8 +290,11 @@ std::vector<float> sequence_losses(LanguageModel& model, std::vector<int32_t> id
                         .positions = make_tensor(positions.data(), {1, T}, DType::i32),
                         .document_start = {}};
   std::vector<float> losses(static_cast<size_t>(T));
-  LossSum sum;
-  model.loss(tape, batch, 1.0f, sum, make_tensor(losses.data(), {T}, DType::f32));
+  double sums[2] = {};
+  model.loss(tape, batch,
+             {.grad_scale = {},
+              .sums = make_tensor(sums, {2}, DType::f64),
+              .token_losses = make_tensor(losses.data(), {T}, DType::f32)});
   return losses;
 }
 
@@ -327,7 +330,7 @@ TEST(HuggingFace, LogitsAreThoseOfTransformers) {
       ParamStore loaded;
       model->declare(loaded);
       loaded.materialize({}, dtype, ParamStore::Gradients::off);
-      hub.load(loaded);
+      hub.load({}, loaded);
       const auto logits = decode_logits(*model, ids);
       const auto losses = sequence_losses(*model, ids);
       double worst_loss = 0;

@@ -5,8 +5,10 @@
 #include <cstdlib>
 
 #include "framework/parallel/mpi_comm.h"
+#include "framework/parallel/nccl_comm.h"
 #include "tests/framework/parallel/comm_cases.h"
 #include "tests/framework/parallel/mpi/count_allocations.h"
+#include "tests/framework/parallel/on_device.h"
 
 namespace osprey {
 namespace {
@@ -24,6 +26,25 @@ TEST_P(Mpi, Does) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Mpi, testing::ValuesIn(comm_cases::kCases),
+                         [](const auto& p) { return p.param.name; });
+
+/// The same on GPUs, where each rank has one.
+class Nccl : public testing::TestWithParam<comm_cases::Case> {};
+
+TEST_P(Nccl, Does) {
+  double lacking[] = {kernels::gpu_count() < world->local_size() ? 1.0 : 0.0};
+  world->max(lacking);
+  if (lacking[0] > 0) GTEST_SKIP() << "needs a GPU for each rank of a host";
+  const Device gpu{DeviceKind::cuda, world->local_rank()};
+  try {
+    comm_cases::OnDevice comm(make_nccl_comm(*world, gpu), gpu);
+    GetParam().run(comm);
+  } catch (const std::exception& e) {
+    world->abort(std::string(GetParam().name) + ": " + e.what());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Nccl, testing::ValuesIn(comm_cases::kCases),
                          [](const auto& p) { return p.param.name; });
 
 TEST(MpiComm, BuffersLargerThanOneMessageAreSplit) {

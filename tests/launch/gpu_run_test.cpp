@@ -1,0 +1,103 @@
+// Whole runs on a GPU, or on the one that the executor plays.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "tests/support/test_bed.h"
+#include "tests/support/tiny_run.h"
+
+using namespace osprey;
+using namespace osprey::test;
+
+namespace {
+
+class GpuRun : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (kernels::gpu_count() == 0) GTEST_SKIP() << kernels::why_no_gpu();
+  }
+};
+
+TinyResult on_gpu(const std::vector<std::string>& overrides,
+                  const std::function<void(Session&, int64_t)>& on_step = {}) {
+  return tiny_run(tiny_recipe(overrides), 1, 1, 1 << 20, on_step, DeviceKind::cuda);
+}
+
+}  // namespace
+
+TEST_F(GpuRun, LosesAsMuchAsOnTheCpu) {
+  for (const auto& [precision, tolerance] : {std::pair{"fp32", 1e-4}, {"bf16", 2e-2}}) {
+    const std::vector<std::string> changes = {"train.steps=4", fmt::format("train.precision={}", precision)};
+    const TinyResult cpu = tiny_run(tiny_recipe(changes), 1, 1, 1 << 20, {}, DeviceKind::cpu),
+                     gpu = on_gpu(changes);
+    EXPECT_LT(largest_difference(cpu.losses, gpu.losses), tolerance) << precision;
+    EXPECT_LT(largest_difference(cpu.grad_norms, gpu.grad_norms), tolerance * cpu.grad_norms[0]) << precision;
+  }
+}
+
+TEST_F(GpuRun, ReplaysStepsBitForBit) {
+  const TinyResult eager = on_gpu({"train.cuda_graphs=off"}), replayed = on_gpu({"train.cuda_graphs=on"});
+  EXPECT_EQ(eager.replayed_steps, 0);
+  EXPECT_EQ(replayed.replayed_steps, 4) << "of six steps the first two run as they are";
+  EXPECT_EQ(eager.losses, replayed.losses);
+  EXPECT_EQ(eager.grad_norms, replayed.grad_norms);
+  EXPECT_TRUE(eager.parameters == replayed.parameters);
+}
+
+TEST_F(GpuRun, RecordsAgainWhenOtherParametersAreTrained) {
+  // The first layer freezes after the fourth step: two steps as they are and two replays, and the same again.
+  const auto freeze = [](Session& s, int64_t step) {
+    for (const auto& p : s.params.all())
+      if (p->layer == 0 && step == 4) p->trainable = false;
+  };
+  const std::vector<std::string> eight = {"train.steps=8"};
+  const TinyResult replayed = on_gpu(eight, freeze),
+                   eager = on_gpu({"train.steps=8", "train.cuda_graphs=off"}, freeze);
+  EXPECT_EQ(replayed.replayed_steps, 4);
+  EXPECT_EQ(replayed.losses, eager.losses);
+  EXPECT_TRUE(replayed.parameters == eager.parameters);
+}
+
+TEST_F(GpuRun, RecomputesWithoutChangingABit) {
+  const TinyResult plain = on_gpu({"train.steps=3", "train.precision=bf16"});
+  for (const char* recompute : {"attention", "block"}) {
+    const TinyResult again =
+        on_gpu({"train.steps=3", "train.precision=bf16", fmt::format("train.recompute={}", recompute)});
+    EXPECT_EQ(plain.losses, again.losses) << recompute;
+    EXPECT_TRUE(plain.parameters == again.parameters) << recompute;
+  }
+}
+
+TEST_F(GpuRun, UsesTheMemoryThatWasPlanned) {
+  const std::vector<std::string> changes = {"train.steps=3", "train.precision=bf16"};
+  const Recipe recipe = tiny_recipe(changes);
+  const std::vector<MemoryCategory> planned = plan_memory(recipe, 0, 1, 1, DeviceKind::cuda),
+                                    used = on_gpu(changes).memory;
+  ASSERT_EQ(planned.size(), used.size());
+  for (size_t i = 0; i < planned.size(); ++i) {
+    EXPECT_EQ(planned[i].name, used[i].name);
+    EXPECT_EQ(planned[i].bytes, used[i].bytes) << planned[i].name;
+  }
+}
+
+TEST_F(GpuRun, KeepsItsOptimizerStateOnTheHostWithoutChangingABit) {
+  const TinyResult plain = on_gpu({"train.steps=4", "train.precision=bf16"}),
+                   offloaded =
+                       on_gpu({"train.steps=4", "train.precision=bf16", "parallel.offload_optimizer=true"});
+  EXPECT_EQ(plain.losses, offloaded.losses);
+  EXPECT_TRUE(plain.parameters == offloaded.parameters);
+  for (const MemoryCategory& c : offloaded.memory)
+    EXPECT_EQ(c.where == MemoryCategory::Where::host,
+              c.name == "optimizer state" || c.name == "checkpoint copies");
+}
+
+TEST_F(GpuRun, SkipsAnUpdateWithoutAskingTheHost) {
+  const TinyResult r = on_gpu({"train.steps=4"}, [](Session& s, int64_t step) {
+    if (step == 2) write(s.params.at("layers.0.mlp.up.weight").value, Values(96 * 64, NAN));
+  });
+  EXPECT_TRUE(std::isfinite(r.losses[1]));
+  EXPECT_TRUE(std::isnan(r.losses[2]));
+  for (double v : r.parameters[0]) ASSERT_TRUE(std::isfinite(v)) << "an update from a NaN loss was applied";
+}
