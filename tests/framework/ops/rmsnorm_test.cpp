@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+
+#include "framework/ops/pointwise.h"
 #include "tests/oracle/norm.h"
 #include "tests/support/op_case.h"
 
@@ -29,6 +32,36 @@ TEST(Rmsnorm, WithOneScaleIsSsnorm) {
             .inputs = {{.shape = {70, 48}}, {.shape = {1}, .kind = parameter, .scale = 0.1, .offset = 0.7}},
             .build = [](Tape& t, const std::vector<Var>& v) { return rmsnorm(t, v[0], v[1], 1e-6f); },
             .oracle = [](const std::vector<Values>& v) { return oracle::rmsnorm(v[0], v[1], 48, 1e-6); }});
+}
+
+TEST(Rmsnorm, OfASumPassesTheOpCaseWithOneAndWithTwoReaders) {
+  enum class Readers { norm, both };
+  for (const Readers readers : {Readers::norm, Readers::both})
+    for (const auto& [rows, cols, weights] :
+         {std::array<int64_t, 3>{130, 65, 65}, {70, 96, 96}, {33, 48, 1}}) {
+      const auto sum_of = [](const std::vector<Values>& v) {
+        Values sum = v[0];
+        for (size_t i = 0; i < sum.size(); ++i) sum[i] += v[1][i];
+        return sum;
+      };
+      check_op({.name = fmt::format("add_rmsnorm {}x{}, {} reader(s)", rows, cols,
+                                    readers == Readers::both ? 2 : 1),
+                .inputs = {{.shape = {rows, cols}},
+                           {.shape = {rows, cols}, .scale = 2.0},
+                           {.shape = {weights}, .kind = parameter, .scale = 0.3, .offset = 1}},
+                .build =
+                    [=](Tape& t, const std::vector<Var>& v) {
+                      const NormedSum r = add_rmsnorm(t, v[0], v[1], v[2], 1e-5f);
+                      return readers == Readers::both ? add(t, r.normed, r.sum) : r.normed;
+                    },
+                .oracle =
+                    [=, cols = cols](const std::vector<Values>& v) {
+                      const Values sum = sum_of(v);
+                      Values y = oracle::rmsnorm(sum, v[2], static_cast<size_t>(cols), 1e-5);
+                      for (size_t i = 0; readers == Readers::both && i < y.size(); ++i) y[i] += sum[i];
+                      return y;
+                    }});
+    }
 }
 
 TEST(Layernorm, PassesTheOpCase) {
