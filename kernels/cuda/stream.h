@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "kernels/cuda/workspace.h"
 #include "kernels/device.h"
 
 namespace osprey::cuda {
@@ -33,12 +34,10 @@ class Stream {
   /// finds in it is undefined. Errors: throws when an op asks for more than scratch_bytes,
   /// or for any on a transfer stream.
   void* scratch(int64_t bytes);
-  /// cuDNN's deterministic backward on Hopper writes 2 bytes a score: this is a sequence of 2048 with 16
-  /// heads, twice.
-  static constexpr int64_t scratch_bytes = int64_t{256} << 20;
+  static constexpr int64_t scratch_bytes = stream_scratch_bytes;
   /// For GEMM libraries.
   void* gemm_workspace() const { return workspace_ + scratch_bytes; }
-  static constexpr int64_t gemm_workspace_bytes = int64_t{32} << 20;
+  static constexpr int64_t gemm_workspace_bytes = stream_gemm_bytes;
 
  private:
   int index_;

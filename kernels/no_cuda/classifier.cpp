@@ -1,8 +1,9 @@
-#include "kernels/classifier.h"
-
+#include "kernels/cuda/classifier_chunks.h"
 #include "kernels/no_cuda/absent.h"
 
 namespace osprey::cuda {
 void classifier(const Queue&, const kernels::Classifier&) { absent("classifier"); }
-int64_t classifier_scratch(int64_t, int64_t, DType, kernels::Gradients) { absent("classifier"); }
+int64_t classifier_scratch(int64_t rows, int64_t vocabulary, DType, kernels::Gradients) {
+  return ClassifierChunks::of(rows, vocabulary).floats();
+}
 }  // namespace osprey::cuda

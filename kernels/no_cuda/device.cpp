@@ -1,5 +1,6 @@
 #include "kernels/device.h"
 
+#include "kernels/cuda/workspace.h"
 #include "kernels/no_cuda/absent.h"
 
 namespace osprey::cuda {
@@ -12,7 +13,7 @@ kernels::GpuInfo gpu_info(int) { absent("gpu"); }
 std::string why_no_cudnn(const Queue&) { absent("gpu"); }
 Stream* open_stream(int, kernels::StreamUse) { absent("gpu"); }
 void close_stream(Stream*) {}
-int64_t stream_workspace_bytes() { return 0; }
+int64_t stream_workspace_bytes() { return stream_scratch_bytes + stream_gemm_bytes; }
 void* allocate(int, int64_t, const std::string&) { absent("memory"); }
 void release(int, void*) {}
 void* allocate_host(int64_t, const std::string&) { absent("memory"); }
