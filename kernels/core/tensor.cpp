@@ -2,7 +2,20 @@
 
 namespace osprey {
 
-int64_t size_bytes(DType dtype) { return dtype == DType::bf16 ? 2 : dtype == DType::f64 ? 8 : 4; }
+int64_t size_bytes(DType dtype) {
+  switch (dtype) {
+    case DType::u8:
+      return 1;
+    case DType::bf16:
+      return 2;
+    case DType::f32:
+    case DType::i32:
+      return 4;
+    case DType::f64:
+      return 8;
+  }
+  return 0;
+}
 
 const char* name(DType dtype) {
   switch (dtype) {
@@ -14,6 +27,8 @@ const char* name(DType dtype) {
       return "i32";
     case DType::f64:
       return "f64";
+    case DType::u8:
+      return "u8";
   }
   return "?";
 }

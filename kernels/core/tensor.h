@@ -15,8 +15,8 @@
 
 namespace osprey {
 
-/// f64 holds sums and the scalars of a step; no op computes on it.
-enum class DType : uint8_t { f32, bf16, i32, f64 };
+/// f64 holds sums and the scalars of a step, u8 packed codes and their scales; no op computes on them.
+enum class DType : uint8_t { f32, bf16, i32, f64, u8 };
 
 int64_t size_bytes(DType dtype);
 const char* name(DType dtype);
@@ -91,10 +91,13 @@ template <>
 struct DTypeOf<int32_t> {
   static constexpr DType value = DType::i32;
 };
-
 template <>
 struct DTypeOf<double> {
   static constexpr DType value = DType::f64;
+};
+template <>
+struct DTypeOf<uint8_t> {
+  static constexpr DType value = DType::u8;
 };
 
 template <class T>

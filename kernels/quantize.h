@@ -1,0 +1,95 @@
+#pragma once
+// From numbers to packed blocks and back, with what goes with it: rotations, masks, measured errors.
+
+#include "kernels/block_format.h"
+#include "kernels/core/queue.h"
+
+namespace osprey::kernels {
+
+/// A randomised Hadamard transform of groups of `size` neighbours along the quantized dimension:
+/// x' = (x .* s) H / sqrt(size), H Sylvester's matrix. The signs s are on the input side: on the output side
+/// they would commute with every symmetric quantizer and randomise nothing. They are a function of (seed,
+/// stream) and of the index within the group; both operands of a product must use the same ones.
+struct Rotation {
+  int size = 0;  // 0: none; else 16, 32, 64 or 128
+  uint64_t seed = 0, stream = 0;
+  explicit operator bool() const { return size > 0; }
+  bool operator==(const Rotation&) const = default;
+};
+
+struct Rounding {
+  enum class Kind : uint8_t { nearest_even, stochastic } kind = Kind::nearest_even;
+  uint64_t seed = 0,
+           stream = 0;  // of the draws of stochastic rounding; element (r, c) of y draws number r * cols + c
+};
+
+/// y = quantize(prescale * rotate(x)), or of x's transpose.
+/// Shapes: x (N, K) bf16 or f32, or packed_x (N, K); y (N, K), or (K, N) when transposed: blocks always run
+/// along y's rows. rotation.size divides y.cols. mask (y.rows, y.cols / 8) u8, out, or undefined: bit i % 8
+/// of byte i / 8 is 1 where element i was not clipped (|x'| <= largest element * scale). Numerics: fp32. A
+/// block with a NaN or Inf, and with an f32 scale its whole row or matrix, becomes NaN. Scale rules: see
+/// ScaleRule. A block of zeros has scale code 0 (e8m0: 2^-127) and codes 0. The number of threads changes no
+/// bit.
+struct Quantize {
+  Packed y;
+  Tensor x = {};
+  Packed packed_x = {};  // instead of x
+  bool transpose = false;
+  ScaleRule rule = ScaleRule::even;
+  Rounding rounding = {};
+  Rotation rotation = {};
+  float prescale = 1;
+  Tensor mask = {};
+};
+void quantize(const Queue& queue, const Quantize& args);
+
+/// y = factor * x, or of x's transpose.
+/// Shapes: x (N, K); y (N, K) or (K, N), bf16 or f32.
+struct Dequantize {
+  Tensor y;
+  Packed x;
+  bool transpose = false;
+  float factor = 1;
+};
+void dequantize(const Queue& queue, const Dequantize& args);
+
+/// y (+)= unrotate(mask .* x), the transpose of what quantize() did before rounding: for gradients that
+/// arrived in the rotated basis.
+/// Shapes: x, y (N, K), f32 or bf16; mask as quantize() wrote it, or undefined (all ones). y may be x.
+struct Unrotate {
+  Accum y;
+  Tensor x;
+  Tensor mask = {};
+  Rotation rotation = {};
+};
+void unrotate(const Queue& queue, const Unrotate& args);
+
+/// Sums over a quantization, for telemetry: into `sums` go, in this order, sum x^2, sum (q - x)^2, elements,
+/// elements that were clipped, nonzero elements that became zero, rows, rows whose scales span more than
+/// 2^3, and more than 2^14 (a scale of an all-zero block does not count).
+/// Shapes: x as quantize() saw it (before rotation and prescale), y what came out; sums (quantization_sums)
+/// f64. Numerics: fp32 per element, sums in f64 over fixed chunks in fixed order.
+inline constexpr int64_t quantization_sums = 8;
+struct MeasureQuantization {
+  Tensor sums;
+  Tensor x;
+  Packed y;
+  Rotation rotation = {};
+  float prescale = 1;
+};
+void measure_quantization(const Queue& queue, const MeasureQuantization& args);
+
+}  // namespace osprey::kernels
+
+namespace osprey::cpu {
+void quantize(const Queue& queue, const kernels::Quantize& args);
+void dequantize(const Queue& queue, const kernels::Dequantize& args);
+void unrotate(const Queue& queue, const kernels::Unrotate& args);
+void measure_quantization(const Queue& queue, const kernels::MeasureQuantization& args);
+}  // namespace osprey::cpu
+namespace osprey::cuda {
+void quantize(const Queue& queue, const kernels::Quantize& args);
+void dequantize(const Queue& queue, const kernels::Dequantize& args);
+void unrotate(const Queue& queue, const kernels::Unrotate& args);
+void measure_quantization(const Queue& queue, const kernels::MeasureQuantization& args);
+}  // namespace osprey::cuda
