@@ -54,8 +54,9 @@ struct Check {
     require(t.dtype == DType::i32, where, "document_start must be i32, got {}", t);
     device("document_start", t);
   }
-  void options(const std::optional<float>& scale, const std::optional<Clip>& clip, const Tensor& sink,
-               const Tensor& gate) const {
+  void options(int64_t window, const std::optional<float>& scale, const std::optional<Clip>& clip,
+               const Tensor& sink, const Tensor& gate) const {
+    require(window >= 0, where, "window must be at least 1, or 0 for none, got {}", window);
     require(!scale || *scale > 0, where, "scale must be positive, got {}", scale.value_or(0));
     require(!clip || (clip->gamma <= 0 && clip->zeta >= 1), where,
             "clipped softmax needs gamma <= 0 and zeta >= 1, got gamma {} and zeta {}",
@@ -86,7 +87,7 @@ void attention_forward(const Queue& queue, const AttentionForward& a) {
   check.matrix("o", a.o, a.q.cols());
   check.lse(a.lse, a.batch);
   check.starts(a.document_start);
-  check.options(a.scale, a.clip, a.sink, a.gate);
+  check.options(a.window, a.scale, a.clip, a.sink, a.gate);
   dispatch(queue, a, cpu::attention_forward, cuda::attention_forward);
 }
 
@@ -101,7 +102,7 @@ void attention_backward(const Queue& queue, const AttentionBackward& a) {
   check.matrix("dy", a.dy, a.q.cols());
   check.lse(a.lse, a.batch);
   check.starts(a.document_start);
-  check.options(a.scale, a.clip, a.sink, a.gate);
+  check.options(a.window, a.scale, a.clip, a.sink, a.gate);
   if (a.dq) check.matrix("dq", a.dq.tensor, a.q.cols());
   if (a.dk) check.matrix("dk", a.dk.tensor, a.k.cols());
   if (a.dv) check.matrix("dv", a.dv.tensor, a.v.cols());
@@ -130,7 +131,7 @@ void attention_decode(const Queue& queue, const AttentionDecode& a) {
   require_shape("attention decode", "lengths", a.lengths, {check.rows});
   require(a.lengths.dtype == DType::i32, "attention decode", "lengths must be i32, got {}", a.lengths);
   check.device("lengths", a.lengths);
-  check.options(a.scale, a.clip, a.sink, a.gate);
+  check.options(a.window, a.scale, a.clip, a.sink, a.gate);
   dispatch(queue, a, cpu::attention_decode, cuda::attention_decode);
 }
 

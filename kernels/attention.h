@@ -27,6 +27,7 @@ struct AttentionForward {
   int64_t batch = 1;      // B; N = B*T
   int64_t head_size = 0;  // D
   Tensor document_start = {};       // (N) i32: first key this row sees, counted within its sequence
+  int64_t window = 0;               // a row sees this many keys, itself included; 0: all before it
   std::optional<float> scale = {};  // of the scores; 1/sqrt(D) unless given
   std::optional<Clip> clip = {};
   Tensor sink = {};  // (H) f32 or the dtype of q: logit of one more key that has no value
@@ -37,9 +38,10 @@ struct AttentionForward {
 /// Shapes: D a multiple of 8 up to 256 (32, 64, 128 are fastest); H a multiple of G. Rows of q, k,
 /// v, o and gate may be strided (columns of one fused buffer). Aliasing: o and lse overlap no
 /// input. Numerics: bf16 or f32 tensors; scores, row statistics and sums in fp32; probabilities are
-/// rounded to bf16 before they meet v when q is bf16. A row sees the keys from min(document_start,
-/// row) to itself. The number of threads does not change a bit. Errors: throws when shapes, dtypes
-/// or options do not fit. Reference: Dao et al., "FlashAttention" (2022), for the online softmax.
+/// rounded to bf16 before they meet v when q is bf16. A row sees the keys from
+/// first_visible_key() (kernels/numerics/first_key.h) to itself; tiles that nobody sees cost nothing. The
+/// number of threads does not change a bit. Errors: throws when shapes, dtypes or options do not fit.
+/// Reference: Dao et al., "FlashAttention" (2022), for the online softmax.
 void attention_forward(const Queue& queue, const AttentionForward& args);
 
 struct AttentionBackward {
@@ -55,6 +57,7 @@ struct AttentionBackward {
   int64_t batch = 1;
   int64_t head_size = 0;
   Tensor document_start = {};
+  int64_t window = 0;
   std::optional<float> scale = {};
   std::optional<Clip> clip = {};
   Tensor sink = {};
@@ -80,6 +83,7 @@ struct AttentionDecode {
   Tensor k = {};   // (B, G*D): keys of the new tokens, written to the cache first; both or neither
   Tensor v = {};   // (B, G*D)
   int64_t head_size = 0;
+  int64_t window = 0;  // keys that the new token sees, itself included; 0: all
   std::optional<float> scale = {};
   std::optional<Clip> clip = {};
   Tensor sink = {};

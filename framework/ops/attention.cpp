@@ -36,6 +36,7 @@ Var attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink) {
                                          .batch = args.batch,
                                          .head_size = args.head_size,
                                          .document_start = flat(args.document_start),
+                                         .window = args.window,
                                          .clip = args.clip,
                                          .sink = t.value_or_none(sink),
                                          .gate = t.value_or_none(gate)});
@@ -49,6 +50,7 @@ Var attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink) {
                             .heads = args.heads,
                             .kv_heads = args.kv_heads,
                             .head_size = args.head_size,
+                            .window = args.window,
                             .scale = 1.0f / std::sqrt(static_cast<float>(args.head_size))});
   return t.record("attention", o, {qkv, gate, sink}, [=, &t](Tensor dy) {
     const Fused x = split(t.value(qkv), args);
@@ -68,6 +70,7 @@ Var attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var sink) {
                                             .batch = args.batch,
                                             .head_size = args.head_size,
                                             .document_start = flat(args.document_start),
+                                            .window = args.window,
                                             .clip = args.clip,
                                             .sink = t.value_or_none(sink),
                                             .gate = t.value_or_none(gate)});
@@ -88,6 +91,7 @@ Var cached_attention(Tape& t, Var qkv, const AttentionArgs& args, Var gate, Var 
                                         .k = in.k,
                                         .v = in.v,
                                         .head_size = args.head_size,
+                                        .window = args.window,
                                         .clip = args.clip,
                                         .sink = t.value_or_none(sink),
                                         .gate = t.value_or_none(gate)});

@@ -11,6 +11,7 @@ struct AttentionArgs {
   int64_t heads = 0, kv_heads = 0, head_size = 0;
   Tensor document_start;              // (B, T) i32, or undefined
   std::optional<kernels::Clip> clip;  // clipped softmax
+  int64_t window = 0;                 // keys that a token sees, itself included; 0: all before it
 };
 
 /// Causal attention on a fused buffer. Saves its output and the row log-sum-exps only.

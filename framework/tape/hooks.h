@@ -30,6 +30,7 @@ class Tap {
   struct AttentionView {
     Tensor q, k, lse;
     int64_t batch, tokens, heads, kv_heads, head_size;
+    int64_t window;  // tokens that a token sees; 0: all before it
     float scale;
   };
   virtual void observe_attention(int /*layer*/, const AttentionView&) {}

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/numerics/first_key.h"
+
 namespace osprey {
 namespace {
 
@@ -17,7 +19,7 @@ FirstTokenSums one_head(const FirstTokenArgs& a, int64_t b, int64_t h) {
   FirstTokenSums s;
   for (int64_t i = 1; i < a.tokens; ++i) {
     const int64_t first = starts ? starts[i] : 0;
-    if (first < 0 || first >= i) continue;
+    if (first < 0 || first >= i || first_visible_key(i, first, a.window) != first) continue;
     double dot = 0;
     for (int64_t d = 0; d < D; ++d)
       dot += static_cast<double>(to_float(q[i * q_stride + d])) *

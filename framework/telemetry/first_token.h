@@ -15,6 +15,7 @@ struct FirstTokenArgs {
   Tensor lse;             // (B, H, T) f32: log of the softmax denominator of scale * q.k
   Tensor document_start;  // (B, T) i32: the first token each query may see; undefined: the sequence's first
   int64_t batch = 0, tokens = 0, heads = 0, kv_heads = 0, head_size = 0;
+  int64_t window = 0;  // tokens that a query sees, itself included; 0: all before it
   float scale = 1;
 };
 
@@ -31,7 +32,8 @@ struct FirstTokenSums {
 
 /// Sum over sequences, heads and queries i of exp(scale * q_i . k_s - lse_i), where s is the first token
 /// that the query may see: 0, or the start of its document. Query head h reads key head h / (H / G).
-/// A first token itself is left out: it attends to nothing else, always 1.
+/// A first token itself is left out: it attends to nothing else, always 1; so are queries whose window does
+/// not reach back to s.
 /// Numerics: dot products and sums in double; bits do not depend on queue.threads. With attention sinks
 /// the sink's mass is in lse; for clipped softmax this is the share before clipping.
 /// Errors: throws when shapes disagree.

@@ -58,6 +58,7 @@ void OutlierObserver::observe_attention(int layer, const AttentionView& v) {
                             .heads = v.heads,
                             .kv_heads = v.kv_heads,
                             .head_size = v.head_size,
+                            .window = v.window,
                             .scale = v.scale};
   rows_[{protocol_, static_cast<int>(observed_tensors().size()), layer}].first_token.merge(
       first_token_share(host_queue(queue_), args));

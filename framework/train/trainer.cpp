@@ -37,46 +37,77 @@ Trainer::Trainer(const TrainSpec& spec, const TrainerParts& parts)
 
 Trainer::~Trainer() { release_host(parts_.queue.device, host_, host_bytes_); }
 
-void Trainer::allocate() {
-  const Device device = parts_.queue.device;
-  const Shape shape{spec_.micro_batch_size, parts_.sequence_len};
-  const int views = parts_.documents == TrainerParts::Documents::apart ? 4 : 3;
-  const int64_t view_bytes = (shape.numel() * 4 + 63) / 64 * 64,
-                batch_bytes = view_bytes * views * micro_steps_, scalar_bytes = step_scalars * 8;
-  const auto views_of = [&](auto&& make) {
-    std::vector<BatchView> batches;
-    for (int64_t i = 0; i < micro_steps_; ++i) {
-      batches.push_back({.tokens = make(), .targets = make(), .positions = make(), .document_start = {}});
-      if (views == 4) batches.back().document_start = make();
-    }
-    return batches;
+int64_t Trainer::StepInputs::bytes(const Layout& l) {
+  return scalar_bytes + l.view_bytes() * l.views * l.micro_steps;
+}
+
+Trainer::StepInputs::StepInputs(void* memory, Device device, const Layout& l) {
+  all = make_tensor(memory, {bytes(l) / 4}, DType::i32, device);
+  scalars = make_tensor(memory, {step_scalars}, DType::f64, device);
+  char* at = static_cast<char*>(memory);  // null on meta
+  if (at != nullptr) at += scalar_bytes;
+  const auto view = [&] {
+    const Tensor t = make_tensor(at, l.shape, DType::i32, device);
+    if (at != nullptr) at += l.view_bytes();
+    return t;
   };
-  memory_ = std::make_unique<Arena>("token buffers", device, batch_bytes + scalar_bytes + 256);
-  batches_ = views_of([&] { return memory_->alloc(shape, DType::i32); });
-  control_ = memory_->alloc({step_scalars}, DType::f64);
-  evaluation_ = memory_->alloc({2}, DType::f64);
-  const bool staged = device.kind != DeviceKind::cpu;  // a CPU reads what loaders write where they write it
-  host_bytes_ = 2 * (scalar_bytes + (staged ? batch_bytes : 0));
-  host_ = static_cast<char*>(allocate_host(device, host_bytes_, "staging buffers"));
-  char* at = host_;
-  for (Flight& f : flights_) {
-    f.done = std::make_unique<Event>(device);
-    f.scalars = reinterpret_cast<double*>(at);
-    at = at ? at + scalar_bytes : at;
-    f.batches = staged ? views_of([&] {
-      const Tensor t = make_tensor(at, shape, DType::i32);
-      at = at ? at + view_bytes : at;
-      return t;
-    })
-                       : batches_;
+  for (int64_t i = 0; i < l.micro_steps; ++i) {
+    batches.push_back({.tokens = view(), .targets = view(), .positions = view(), .document_start = {}});
+    if (l.views == 4) batches.back().document_start = view();
   }
 }
 
-void Trainer::upload(const BatchView& to, const BatchView& from) const {
-  if (to.tokens.data == from.tokens.data) return;
-  for (Tensor BatchView::*view :
-       {&BatchView::tokens, &BatchView::targets, &BatchView::positions, &BatchView::document_start})
-    if ((to.*view).defined()) upload_async(parts_.queue, to.*view, (from.*view).data);
+void Trainer::allocate() {
+  const Device device = parts_.queue.device;
+  const StepInputs::Layout layout{.shape = {spec_.micro_batch_size, parts_.sequence_len},
+                                  .views = parts_.documents == TrainerParts::Documents::apart ? 4 : 3,
+                                  .micro_steps = micro_steps_};
+  const int64_t bytes = StepInputs::bytes(layout);
+  const bool is_host = parts_.queue.target() == DeviceKind::cpu;  // reads what loaders write where they write it
+  memory_ = std::make_unique<Arena>("token buffers", device, (is_host ? 1 : 2) * bytes + 1024);
+  const auto on_device = [&] {
+    return StepInputs(memory_->alloc({bytes / 4}, DType::i32).data, device, layout);
+  };
+  inputs_ = on_device();
+  evaluation_ = memory_->alloc({2}, DType::f64);
+  host_bytes_ = 2 * (is_host ? StepInputs::scalar_bytes : bytes);
+  host_ = static_cast<char*>(allocate_host(device, host_bytes_, "staging buffers"));
+  for (size_t i = 0; i < flights_.size(); ++i) {
+    Flight& f = flights_[i];
+    char* at = host_ == nullptr ? nullptr : host_ + static_cast<int64_t>(i) * host_bytes_ / 2;
+    f.done = std::make_unique<Event>(device);
+    if (is_host) {
+      f.inputs = inputs_;
+      f.inputs.scalars = make_tensor(at, {step_scalars}, DType::f64);
+    } else {
+      f.inputs = StepInputs(at, {}, layout);
+    }
+  }
+  if (is_host) return;
+  landing_ = on_device();
+  copy_stream_ = open_stream(device, StreamUse::transfer);
+  copies_ = {.device = device, .threads = 1, .stream = copy_stream_.get()};
+  landed_ = std::make_unique<Event>(device);
+  taken_ = std::make_unique<Event>(device);
+}
+
+/// Brings scalars and the first `count` batches to where the device reads them. On a GPU they cross the bus
+/// on a stream of their own, while the step before still computes, and wait in `landing_` until it is over.
+void Trainer::send(const Flight& flight, int64_t count) {
+  if (!copy_stream_) return upload_async(parts_.queue, inputs_.scalars, flight.inputs.scalars.data);
+  const Tensor& last = inputs_.batches[static_cast<size_t>(count - 1)].positions;
+  const Tensor& documents = inputs_.batches[static_cast<size_t>(count - 1)].document_start;
+  const Tensor& end = documents.defined() ? documents : last;
+  const int64_t words = end.as<int32_t>() + end.numel() - inputs_.all.as<int32_t>();
+  const auto part = [&](const StepInputs& inputs) {
+    return make_tensor(inputs.all.data, {words}, DType::i32, inputs.all.device);
+  };
+  taken_->hold(copies_);
+  upload_async(copies_, part(landing_), flight.inputs.all.data);
+  landed_->record(copies_);
+  landed_->hold(parts_.queue);
+  copy(parts_.queue, {.y = part(inputs_), .x = part(landing_)});
+  taken_->record(parts_.queue);
 }
 
 /// Puts a step on the queue: batch and scalars up, the work, scalars down.
@@ -87,7 +118,7 @@ void Trainer::enqueue(int64_t step, Flight& flight) {
   double counted[2] = {0, static_cast<double>(stop_requested_)};
   for (int64_t i = 0; i < micro_steps_; ++i)
     counted[0] += static_cast<double>(
-        parts_.train->fill(step, i, micro_steps_, flight.batches[static_cast<size_t>(i)]));
+        parts_.train->fill(step, i, micro_steps_, flight.inputs.batches[static_cast<size_t>(i)]));
   parts_.world->sum(counted);
   if (counted[0] == 0)
     throw AgreedError(
@@ -96,26 +127,28 @@ void Trainer::enqueue(int64_t step, Flight& flight) {
                     step));
   flight.counted = counted[0];
   flight.stopping = counted[1] > 0;
-  std::fill_n(flight.scalars, step_scalars, 0.0);
-  flight.scalars[step_loss_scale] = 1.0 / counted[0];
-  flight.scalars[step_learning_rate_factor] = parts_.schedule(step);
-  flight.scalars[step_number] = static_cast<double>(step);
-  upload_async(parts_.queue, control_, flight.scalars);
-  for (size_t i = 0; i < batches_.size(); ++i) upload(batches_[i], flight.batches[i]);
+  double* scalars = flight.scalars();
+  std::fill_n(scalars, step_scalars, 0.0);
+  scalars[step_loss_scale] = 1.0 / counted[0];
+  scalars[step_learning_rate_factor] = parts_.schedule(step);
+  scalars[step_number] = static_cast<double>(step);
+  send(flight, micro_steps_);
   compute_or_replay();
-  download_async(parts_.queue, flight.scalars, control_);
+  download_async(parts_.queue, scalars, inputs_.scalars);
   flight.done->record(parts_.queue);
 }
 
 /// Forward, backward, reduction, norm and update: all that happens on the device.
 void Trainer::compute() {
   Tape& tape = *parts_.tape;
-  const auto scalars = [&](int begin, int end) { return control_.columns(begin, end).view({end - begin}); };
+  const auto scalars = [&](int begin, int end) {
+    return inputs_.scalars.columns(begin, end).view({end - begin});
+  };
   parts_.params->begin_step();
   tape.set_mode(Tape::Mode::train);
   for (int64_t i = 0; i < micro_steps_; ++i) {
     if (i + 1 == micro_steps_) parts_.reducer->arm();
-    tape.backward(parts_.model->loss(tape, batches_[static_cast<size_t>(i)],
+    tape.backward(parts_.model->loss(tape, inputs_.batches[static_cast<size_t>(i)],
                                      {.grad_scale = scalars(step_loss_scale, step_loss_scale + 1),
                                       .sums = scalars(step_loss, step_tokens + 1)}));
     tape.reset();
@@ -127,8 +160,8 @@ void Trainer::compute() {
   parts_.device_world->start_after(parts_.queue);
   parts_.device_world->all_reduce(scalars(step_loss, step_sum_of_squares + 1), DType::f64);
   parts_.device_world->finish_before(parts_.queue);
-  decide_step(parts_.queue, {.control = control_, .max_grad_norm = spec_.max_grad_norm});
-  parts_.updater->step(control_, parts_.seed);
+  decide_step(parts_.queue, {.control = inputs_.scalars, .max_grad_norm = spec_.max_grad_norm});
+  parts_.updater->step(inputs_.scalars, parts_.seed);
   tape.lap("optimizer");
   parts_.reducer->gather_all();
   parts_.reducer->wait_all();
@@ -166,10 +199,10 @@ StepResult Trainer::finish(Flight& flight) {
   r.step = flight.step + 1;
   r.total_steps = spec_.total_steps();
   r.tokens = tokens_after(r.step);
-  r.loss = flight.scalars[step_loss] / flight.counted;
-  r.grad_norm = std::sqrt(flight.scalars[step_sum_of_squares]);
-  r.learning_rate_factor = flight.scalars[step_learning_rate_factor];
-  r.skipped = flight.scalars[step_apply] == 0;
+  r.loss = flight.scalars()[step_loss] / flight.counted;
+  r.grad_norm = std::sqrt(flight.scalars()[step_sum_of_squares]);
+  r.learning_rate_factor = flight.scalars()[step_learning_rate_factor];
+  r.skipped = flight.scalars()[step_apply] == 0;
   skipped_total += r.skipped;
   r.skipped_total = skipped_total;
   r.reduce_exposed_ms = parts_.reducer->times().exposed_ms;
@@ -246,10 +279,10 @@ EvalResult Trainer::evaluate(int64_t step) {
   for (int64_t i = 0; i < rounds; ++i) {
     Flight& flight = flights_[static_cast<size_t>(i % 2)];
     flight.done->wait();
-    parts_.validation->fill(0, i, rounds, flight.batches.front());
-    upload(batches_.front(), flight.batches.front());
+    parts_.validation->fill(0, i, rounds, flight.inputs.batches.front());
+    send(flight, 1);
     flight.done->record(parts_.queue);
-    parts_.model->loss(tape, batches_.front(), {.grad_scale = {}, .sums = evaluation_});
+    parts_.model->loss(tape, inputs_.batches.front(), {.grad_scale = {}, .sums = evaluation_});
     tape.reset();
   }
   double total[2];

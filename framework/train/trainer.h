@@ -109,7 +109,7 @@ class Trainer {
   const TrainerParts& parts() const { return parts_; }
   int64_t tokens_after(int64_t steps) const { return steps * spec_.global_batch_tokens; }
   /// The micro batch of the last step that this rank computed last, on the device.
-  const BatchView& last_batch() const { return batches_.back(); }
+  const BatchView& last_batch() const { return inputs_.batches.back(); }
   /// Bytes of token buffers and scalars on the device.
   int64_t batch_bytes() const { return memory_->used_bytes(); }
   /// How many steps were replays of a recorded one.
@@ -118,17 +118,34 @@ class Trainer {
   int64_t skipped_total = 0;
 
  private:
-  /// Host memory of one step on its way. Two of them, so that one fills while the other is on the device.
+  /// What a step reads, in one piece of memory: its scalars, then its batches.
+  struct StepInputs {
+    struct Layout {
+      Shape shape;  // of a view, (B, T)
+      int views;    // of a batch
+      int64_t micro_steps;
+      int64_t view_bytes() const { return (shape.numel() * 4 + 63) / 64 * 64; }
+    };
+    static constexpr int64_t scalar_bytes = (kernels::step_scalars * 8 + 63) / 64 * 64;
+    static int64_t bytes(const Layout& layout);
+    StepInputs() = default;
+    StepInputs(void* memory, Device device, const Layout& layout);
+
+    Tensor all;      // as i32
+    Tensor scalars;  // (step_scalars) f64
+    std::vector<BatchView> batches;
+  };
+  /// A step on its way. Two of them, so that one fills while the other is on the device.
   struct Flight {
-    std::vector<BatchView> batches;  // the device's own where that is the host
-    double* scalars = nullptr;       // (step_scalars)
+    StepInputs inputs;  // in host memory; the batches are the device's own where that is the host
+    double* scalars() const { return inputs.scalars.as<double>(); }
     std::unique_ptr<kernels::Event> done;
     int64_t step = -1;
     double start_s = 0, counted = 0;
     bool stopping = false;
   };
   void allocate();
-  void upload(const BatchView& to, const BatchView& from) const;
+  void send(const Flight& flight, int64_t count);
   void enqueue(int64_t step, Flight& flight);
   void compute();
   void compute_or_replay();
@@ -143,9 +160,11 @@ class Trainer {
   std::unique_ptr<Arena> memory_;
   char* host_ = nullptr;  // staging memory of both flights
   int64_t host_bytes_ = 0;
-  std::vector<BatchView> batches_;  // on the device
-  Tensor control_;                  // (step_scalars) f64
-  Tensor evaluation_;               // (2) f64
+  StepInputs inputs_, landing_;  // on the device; steps read the first
+  kernels::StreamHandle copy_stream_;
+  Queue copies_;                                    // null stream, and unused, on the CPU
+  std::unique_ptr<kernels::Event> landed_, taken_;  // into and out of landing_
+  Tensor evaluation_;                               // (2) f64
   std::array<Flight, 2> flights_;
   std::vector<Tensor> owned_gradients_;
   std::vector<StepHook*> hooks_;

@@ -53,6 +53,7 @@ void set_common(AttentionParams& p, const Args& a) {
   p.heads = a.q.cols() / size;
   p.head_size = size;
   p.q = rows_in(a.q);
+  p.window = a.window;
   p.scale = a.scale.value_or(1.0f / std::sqrt(static_cast<float>(size)));
 }
 

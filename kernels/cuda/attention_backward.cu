@@ -201,7 +201,7 @@ struct KeyBlock {
     const int64_t row = first_token() + first_key_row, at = static_cast<int64_t>(kv_head) * a.head_size;
     load_tile(shared.k, p.k, row, a.tokens - first_key_row, at, a.head_size);
     load_tile(shared.v, p.v, row, a.tokens - first_key_row, at, a.head_size);
-    const int last = a.document_start ? last_query() : a.tokens - 1;
+    const int last = a.hides_early_keys() ? last_query() : a.tokens - 1;
     first_row = first_key_row / queries * queries;
     end_row = last + 1;
 #pragma unroll
@@ -266,7 +266,7 @@ struct KeyBlock {
   /// Scores are computed transposed, keys by queries: so they are left operands of dv and dk as they stand.
   __device__ void take(int stage, int first) {
     const AttentionProblem& a = p.problem;
-    const bool masked = first < warp_key() + warp_keys || a.document_start;
+    const bool masked = first < warp_key() + warp_keys || a.hides_early_keys();
     Strip<queries> s[strips], dp[strips];
     multiply_transposed(s, shared.k.row(warp * warp_keys), shared.q[stage]);
     multiply_transposed(dp, shared.v.row(warp * warp_keys), shared.dy[stage]);
@@ -408,7 +408,7 @@ struct QueryBlock {
 
   __device__ void take(int stage, int first) {
     const AttentionProblem& a = p.problem;
-    const bool masked = first + keys - 1 > warp_row() || a.document_start;
+    const bool masked = first + keys - 1 > warp_row() || a.hides_early_keys();
     Strip<keys> s[strips], dp[strips];
     multiply_transposed(s, shared.q.row(warp * warp_rows), shared.k[stage]);
     multiply_transposed(dp, shared.dy.row(warp * warp_rows), shared.v[stage]);

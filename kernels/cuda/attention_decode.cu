@@ -33,17 +33,29 @@ struct DecodeParams {
   float* sums = nullptr;    // the same times D: weighted values
 };
 
-/// Keys of a sequence, or 0 when its length makes no sense.
+/// Keys in the cache of a sequence, or 0 when its length makes no sense.
 template <class T>
-__device__ inline int keys_of(const DecodeParams<T>& p, int sequence) {
+__device__ inline int length_of(const DecodeParams<T>& p, int sequence) {
   const int length = p.lengths[sequence];
   return length < 1 || length > p.problem.tokens ? 0 : length;
+}
+
+/// Keys that the new token sees, from `first` on; chunks are counted from there.
+struct Visible {
+  int first, keys;
+  __device__ int chunks() const { return (keys + chunk_keys - 1) / chunk_keys; }
+};
+template <class T>
+__device__ inline Visible visible_of(const DecodeParams<T>& p, int sequence) {
+  const int length = length_of(p, sequence);
+  const int first = length == 0 ? 0 : static_cast<int>(first_visible_key(length - 1, 0, p.problem.window));
+  return {first, length - first};
 }
 
 /// One block a sequence.
 template <class T>
 __global__ void __launch_bounds__(decode_threads) append_kernel(DecodeParams<T> p) {
-  const int sequence = p.problem.first_sequence + static_cast<int>(blockIdx.x), keys = keys_of(p, sequence);
+  const int sequence = p.problem.first_sequence + static_cast<int>(blockIdx.x), keys = length_of(p, sequence);
   if (keys == 0) return;
   const int64_t row = static_cast<int64_t>(sequence) * p.problem.tokens + keys - 1;
   const int cols = p.problem.kv_heads * p.problem.head_size;
@@ -79,6 +91,7 @@ struct Chunk {
   const DecodeParams<T>& p;
   ChunkShared<Heads>& shared;
   int sequence, local, first_head, chunk;
+  int first_key;                 // of this chunk
   int keys, chunks;              // keys of this chunk, chunks of this sequence
   int lanes, team, lane, teams;  // `lanes` lanes, a team, hold 8 elements each of a row
 
@@ -89,8 +102,7 @@ struct Chunk {
   __device__ const T* row(const Rows<T>& cache, int key) const {
     const AttentionProblem& a = p.problem;
     const int kv_head = first_head / (a.heads / a.kv_heads);
-    return cache.data +
-           (static_cast<int64_t>(sequence) * a.tokens + chunk * chunk_keys + key) * cache.stride +
+    return cache.data + (static_cast<int64_t>(sequence) * a.tokens + first_key + key) * cache.stride +
            static_cast<int64_t>(kv_head) * a.head_size + lane * 8;
   }
 
@@ -174,10 +186,12 @@ __global__ void __launch_bounds__(decode_threads) chunk_kernel(DecodeParams<T> p
   c.sequence = p.problem.first_sequence + c.local;
   c.first_head = static_cast<int>(blockIdx.x) * Heads;
   c.chunk = static_cast<int>(blockIdx.y);
-  const int all = keys_of(p, c.sequence), left = all - c.chunk * chunk_keys;
+  const Visible visible = visible_of(p, c.sequence);
+  const int left = visible.keys - c.chunk * chunk_keys;
   if (left <= 0) return;
   c.keys = left < chunk_keys ? left : chunk_keys;
-  c.chunks = (all + chunk_keys - 1) / chunk_keys;
+  c.first_key = visible.first + c.chunk * chunk_keys;
+  c.chunks = visible.chunks();
   c.lanes = lanes;
   c.team = thread / lanes;
   c.lane = thread % lanes;
@@ -194,11 +208,12 @@ __global__ void __launch_bounds__(decode_threads) combine_kernel(DecodeParams<T>
   const AttentionProblem& a = p.problem;
   const int head = static_cast<int>(blockIdx.x), local = static_cast<int>(blockIdx.y),
             sequence = a.first_sequence + local;
-  const int keys = keys_of(p, sequence), chunks = (keys + chunk_keys - 1) / chunk_keys;
+  const Visible visible = visible_of(p, sequence);
+  const int chunks = visible.chunks();
   const int64_t slot = (static_cast<int64_t>(local) * a.heads + head) * p.chunks;
   const RowSum whole = row_sum_of_chunks(p.stats + slot, chunks, sink_logit(a, head));
   for (int d = static_cast<int>(threadIdx.x); d < a.head_size; d += decode_threads) {
-    float sum = keys == 0 ? NAN : 0.0f;
+    float sum = visible.keys == 0 ? NAN : 0.0f;
     for (int c = 0; c < chunks; ++c) {
       const float part = p.sums[(slot + c) * a.head_size + d];
       sum += p.clipped ? part : part * fast_exp2(p.stats[slot + c].x - whole.top);
@@ -226,6 +241,7 @@ void launch_chunks(const Queue& queue, const DecodeParams<T>& p, int64_t sequenc
 
 template <class T>
 void decode(const Queue& queue, const kernels::AttentionDecode& a, const AttentionProblem& problem) {
+  const int64_t most_keys = a.window > 0 ? std::min<int64_t>(a.window, problem.tokens) : problem.tokens;
   DecodeParams<T> p{.problem = problem,
                     .q = rows_in<T>(a.q),
                     .gate = rows_in<T>(a.gate),
@@ -235,7 +251,7 @@ void decode(const Queue& queue, const kernels::AttentionDecode& a, const Attenti
                     .v_cache = rows_out<T>(a.v_cache),
                     .o = rows_out<T>(a.o),
                     .lengths = a.lengths.as<int32_t>(),
-                    .chunks = (problem.tokens + chunk_keys - 1) / chunk_keys,
+                    .chunks = static_cast<int>((most_keys + chunk_keys - 1) / chunk_keys),
                     .clipped = a.clip ? 1 : 0};
   // Partial results wait in scratch, for as many sequences at a time as fit.
   const int64_t batch = a.q.rows(), slots = static_cast<int64_t>(problem.heads) * p.chunks;

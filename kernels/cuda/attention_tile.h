@@ -13,6 +13,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/row.h"
 #include "kernels/numerics/exp.h"
+#include "kernels/numerics/first_key.h"
 
 namespace osprey::cuda {
 
@@ -42,10 +43,13 @@ struct AttentionProblem {
   GateKind gate_kind;
   float scale, factor;  // of scores; times log2(e)
   float stretch, gamma;
+  int64_t window;
   const int32_t* document_start;
   const float* sink_f32;  // (H); at most one of these two
   const bf16* sink_bf16;
   __host__ __device__ bool has_sink() const { return sink_f32 || sink_bf16; }
+  /// Is there more to hide than later keys?
+  __host__ __device__ bool hides_early_keys() const { return document_start || window > 0; }
 };
 
 template <class T>
@@ -69,6 +73,7 @@ AttentionProblem attention_problem(const Args& a, int64_t tokens, int64_t kv_col
   p.kv_heads = static_cast<int>(kv_cols / a.head_size);
   p.scale = a.scale.value_or(1.0f / std::sqrt(static_cast<float>(a.head_size)));
   p.factor = p.scale * log2e;
+  p.window = a.window;
   if (a.clip) {
     p.stretch = a.clip->zeta - a.clip->gamma;
     p.gamma = a.clip->gamma;
@@ -87,9 +92,9 @@ __device__ inline float sink_logit(const AttentionProblem& p, int head) {
 
 /// The first key that row `t` of a sequence sees; `t` is the last.
 __device__ inline int first_key(const AttentionProblem& p, int sequence, int t) {
-  if (!p.document_start || t >= p.tokens) return 0;
-  const int start = p.document_start[static_cast<int64_t>(sequence) * p.tokens + t];
-  return start < 0 ? 0 : start > t ? t : start;
+  if (t >= p.tokens) return 0;
+  const int document = p.document_start ? p.document_start[static_cast<int64_t>(sequence) * p.tokens + t] : 0;
+  return static_cast<int>(first_visible_key(t, document, p.window));
 }
 
 /// A clipped probability. NaN stays NaN.

@@ -26,6 +26,7 @@ using fe::graph::Tensor_attributes;
 /// One attention as cuDNN sees it; what a plan depends on.
 struct Problem {
   int64_t batch, tokens, heads, kv_heads, head_size;
+  int64_t window;  // keys that a row sees, itself included; 0: all before it
   float scale;
   // From row to row: q, k, v and o may be columns of a fused buffer.
   int64_t q_stride, k_stride, v_stride, o_stride;
@@ -35,8 +36,9 @@ struct Problem {
   bool forward() const { return dq_stride == 0; }
   int64_t heads_per_group() const { return heads / kv_heads; }
   std::string str() const {
-    return fmt::format("attention {} (B {}, T {}, heads {}, kv heads {}, head size {})",
-                       forward() ? "forward" : "backward", batch, tokens, heads, kv_heads, head_size);
+    return fmt::format("attention {} (B {}, T {}, heads {}, kv heads {}, head size {}{})",
+                       forward() ? "forward" : "backward", batch, tokens, heads, kv_heads, head_size,
+                       window > 0 ? fmt::format(", window {}", window) : "");
   }
 };
 
@@ -110,14 +112,19 @@ struct Inputs {
   }
 };
 
+/// Causal, within a window where there is one: cuDNN too counts the row itself.
+template <class Attributes>
+Attributes masked(Attributes attributes, const Problem& p) {
+  attributes.set_attn_scale(p.scale)
+      .set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT)
+      .set_diagonal_band_right_bound(0);
+  if (p.window > 0) attributes.set_diagonal_band_left_bound(p.window);
+  return attributes;
+}
+
 std::unique_ptr<Graph> forward_graph(const Problem& p, const Slice& s) {
   Inputs in(p, s);
-  const auto options = fe::graph::SDPA_attributes()
-                           .set_name("attention")
-                           .set_generate_stats(true)
-                           .set_attn_scale(p.scale)
-                           .set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT)
-                           .set_diagonal_band_right_bound(0);
+  const auto options = masked(fe::graph::SDPA_attributes().set_name("attention").set_generate_stats(true), p);
   const auto [o, lse] = in.graph->sdpa(in.q, in.k, in.v, options);
   head_rows(o->set_output(true).set_uid(id_o), p, s, p.heads_per_group(), p.o_stride);
   lse_rows(lse->set_output(true).set_uid(id_lse), p, s);
@@ -131,12 +138,10 @@ std::unique_ptr<Graph> backward_graph(const Problem& p, const Slice& s) {
   Tensor_attributes stats;
   stats.set_name("lse").set_uid(id_lse);
   const auto lse = in.graph->tensor(lse_rows(stats, p, s));
-  const auto options = fe::graph::SDPA_backward_attributes()
-                           .set_name("attention backward")
-                           .set_deterministic_algorithm(true)  // else dq is summed in the order blocks finish
-                           .set_attn_scale(p.scale)
-                           .set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT)
-                           .set_diagonal_band_right_bound(0);
+  const auto options = masked(fe::graph::SDPA_backward_attributes()
+                                  .set_name("attention backward")
+                                  .set_deterministic_algorithm(true),  // else dq is summed in any order
+                              p);
   const auto [dq, dk, dv] = in.graph->sdpa_backward(in.q, in.k, in.v, o, dy, lse, options);
   head_rows(dq->set_output(true).set_uid(id_dq), p, s, p.heads_per_group(), p.dq_stride);
   head_rows(dk->set_output(true).set_uid(id_dk), p, s, 1, p.dk_stride);
@@ -226,6 +231,8 @@ Problem problem_of(const Arguments& a) {
           .heads = a.q.cols() / a.head_size,
           .kv_heads = a.k.cols() / a.head_size,
           .head_size = a.head_size,
+          // A window of the whole sequence hides nothing.
+          .window = a.window < a.q.rows() / a.batch ? a.window : 0,
           .scale = a.scale.value_or(1 / std::sqrt(static_cast<float>(a.head_size))),
           .q_stride = a.q.row_stride(),
           .k_stride = a.k.row_stride(),

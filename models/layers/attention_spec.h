@@ -17,6 +17,7 @@ struct AttentionSpec {
   std::optional<double> alpha;
   Gate gate = Gate::headwise;
   double bias_init = 0.0;
+  int64_t window = 0;
 
   /// gamma itself, or -alpha / sequence_len.
   double clip_gamma(int64_t sequence_len) const {
@@ -34,6 +35,10 @@ struct AttentionSpec {
         "2505.06708); sink is a learned extra logit per head; clipped_softmax works for encoders but makes "
         "causal models worse to quantize (OPT-125m: kurtosis 1778 -> 19728, W8A8 perplexity 21.2 -> 37.2; "
         "Bondarenko et al. 2306.12929)");
+    f("window", window,
+      "tokens that a token sees, itself included (sliding window, as in Mistral 7B with 4096); 0: all before "
+      "it",
+      at_least(0));
     f.when(kind == Kind::clipped_softmax, "kind is clipped_softmax", [&] {
       f("zeta", zeta, "upper stretch of clip((zeta - gamma) p + gamma, 0, 1)", at_least(1));
       f("gamma", gamma, "lower stretch, at most 0; give gamma or alpha", Limits{{}, 0.0, false});

@@ -100,6 +100,7 @@ ordered_json osprey_keys(const ModelSpec& s) {
       if (a.alpha) attention["alpha"] = *a.alpha;
       break;
   }
+  if (a.window > 0) attention["window"] = a.window;
   return keys;
 }
 
@@ -109,10 +110,17 @@ ordered_json or_null(const std::optional<T>& v) {
 }
 
 ordered_json config_json(const ModelSpec& s, const HubContext& context) {
-  const bool qwen = plain(s) && s.qk_norm;
+  const bool qwen = plain(s) && s.qk_norm, mistral = plain(s) && !qwen && s.attention.window > 0;
+  const char* family = qwen ? "qwen3" : mistral ? "mistral" : plain(s) ? "llama" : "osprey";
+  const char* architecture = qwen       ? "Qwen3ForCausalLM"
+                             : mistral  ? "MistralForCausalLM"
+                             : plain(s) ? "LlamaForCausalLM"
+                                        : "OspreyForCausalLM";
+  const ordered_json window =
+      s.attention.window > 0 ? ordered_json(s.attention.window) : ordered_json(nullptr);
   ordered_json c = {
-      {"architectures", {plain(s) ? (qwen ? "Qwen3ForCausalLM" : "LlamaForCausalLM") : "OspreyForCausalLM"}},
-      {"model_type", plain(s) ? (qwen ? "qwen3" : "llama") : "osprey"},
+      {"architectures", {architecture}},
+      {"model_type", family},
       {"hidden_size", s.hidden_size},
       {"intermediate_size", s.ffn_size},
       {"num_hidden_layers", s.layers},
@@ -135,11 +143,12 @@ ordered_json config_json(const ModelSpec& s, const HubContext& context) {
       {"use_cache", true},
   };
   if (qwen) {
-    c["use_sliding_window"] = false;
-    c["sliding_window"] = nullptr;
-    c["max_window_layers"] = s.layers;
+    c["use_sliding_window"] = s.attention.window > 0;
+    c["sliding_window"] = window;
+    c["max_window_layers"] = s.attention.window > 0 ? 0 : s.layers;  // layers from this one on have it
   } else {
     c["mlp_bias"] = false;
+    if (mistral) c["sliding_window"] = window;
   }
   if (!plain(s)) c["osprey"] = osprey_keys(s);
   return c;
@@ -162,6 +171,14 @@ struct Config {
     return v->get<int64_t>();
   }
   int64_t whole(const char* key, int64_t otherwise) const { return find(key) ? whole(key) : otherwise; }
+  /// 0 where the key is absent or null.
+  int64_t whole_or_zero(const json& holder, const char* key) const {
+    const auto it = holder.find(key);
+    if (it == holder.end() || it->is_null()) return 0;
+    require(it->is_number_unsigned() && it->get<uint64_t>() <= (uint64_t{1} << 40), where,
+            "{} must be a whole number, found {}", key, shown(it->dump()));
+    return it->get<int64_t>();
+  }
   double real(const json& holder, const char* key, double otherwise) const {
     const auto it = holder.find(key);
     if (it == holder.end() || it->is_null()) return otherwise;
@@ -212,6 +229,22 @@ void read_attention(const Config& c, const json& keys, AttentionSpec& a) {
   } else {
     require(kind == "softmax", c.where, "osprey.attention.kind '{}' is unknown", shown(kind));
   }
+  a.window = c.whole_or_zero(keys, "window");
+}
+
+/// Tokens that a token sees in every layer, by the keys of the family; 0: all.
+int64_t read_window(const Config& c, const std::string& type, int64_t layers) {
+  if (type == "mistral") return c.whole_or_zero(c.tree, "sliding_window");
+  if (type != "qwen3" || !c.flag("use_sliding_window", false)) return 0;
+  require(c.find("max_window_layers"), c.where,
+          "use_sliding_window is true, but max_window_layers does not say for which layers");
+  const int64_t full_layers = c.whole_or_zero(c.tree, "max_window_layers");
+  if (full_layers >= layers) return 0;
+  require(
+      full_layers == 0, c.where,
+      "max_window_layers {} gives a sliding window to some layers only; Osprey computes one for all or none",
+      full_layers);
+  return c.whole_or_zero(c.tree, "sliding_window");
 }
 
 /// The keys that only Osprey writes.
@@ -256,8 +289,7 @@ ModelSpec read_model(const Config& c) {
           shown(c.word("hidden_act", "")));
   for (const char* bias : {"attention_bias", "mlp_bias"})
     require(!c.flag(bias, false), c.where, "{} is true; Osprey's linear layers have no bias", bias);
-  require(!c.find("sliding_window") || !c.flag("use_sliding_window", type == "mistral"), c.where,
-          "sliding_window is not computed by Osprey");
+  s.attention.window = read_window(c, type, s.layers);
   s.tie_embeddings = c.flag("tie_word_embeddings", false);
   s.init_std = c.real("initializer_range", 0.02);
   s.qk_norm = type == "qwen3";

@@ -1,10 +1,11 @@
 #pragma once
 // The Llama family as a Hugging Face directory: names, config.json, and what has to be folded.
 //
-// A model that transformers knows is written as what it knows: LlamaForCausalLM, or Qwen3ForCausalLM when
-// qk_norm is on. Norms with one scale are written with that scale in every channel; embedding projections are
-// multiplied into embedding and head. Any other variant is written as "OspreyForCausalLM" (model_type
-// "osprey", with an "osprey" object that holds the recipe's keys), which only Osprey loads.
+// A model that transformers knows is written as what it knows: LlamaForCausalLM, Qwen3ForCausalLM when
+// qk_norm is on, or MistralForCausalLM when attention has a window. Norms with one scale are written with
+// that scale in every channel; embedding projections are multiplied into embedding and head. Any other
+// variant is written as "OspreyForCausalLM" (model_type "osprey", with an "osprey" object that holds the
+// recipe's keys), which only Osprey loads.
 
 #include <cstdint>
 #include <filesystem>

@@ -45,7 +45,8 @@ struct Attention {
             .kv_heads = spec->groups(),
             .head_size = spec->head_dim(),
             .document_start = document_start,
-            .clip = clip};
+            .clip = clip,
+            .window = spec->attention.window};
   }
 
   Var operator()(Tape& t, Var x, const BatchView& batch) const {  // (N, C) -> (N, C)
@@ -238,7 +239,11 @@ double Llama::flops_per_token(int64_t sequence) const {
   for (const Block& b : blocks_)
     if (b.attention.gate_weight) weights += static_cast<double>(b.attention.gate_weight->shape.numel());
   if (spec_.embedding_projection) weights += 2 * width * width;
-  return 6 * weights + 6 * layers * static_cast<double>(sequence) * heads;
+  // A token sees half of the sequence on average; with a window of w, w (1 - w / (2 T)).
+  const double tokens = static_cast<double>(sequence);
+  const double window =
+      spec_.attention.window > 0 ? std::min(static_cast<double>(spec_.attention.window), tokens) : tokens;
+  return 6 * weights + 6 * layers * heads * window * (2 - window / tokens);
 }
 
 }  // namespace

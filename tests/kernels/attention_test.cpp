@@ -21,16 +21,17 @@ struct Case {
   bool sink = false;
   Gate gate = Gate::none;
   bool documents = false;
+  int64_t window = 0;
   double q_scale = 1.0;
   int64_t padding = 8;  // elements between the rows of q, k, v and of their gradients
 
   std::string str() const {
-    return fmt::format("{} B{} T{} H{} G{} D{}{}{}{}{}", name(dtype), batch, tokens, heads, kv_heads,
+    return fmt::format("{} B{} T{} H{} G{} D{}{}{}{}{}{}", name(dtype), batch, tokens, heads, kv_heads,
                        head_size, clip ? " clip" : "", sink ? " sink" : "",
                        gate == Gate::headwise      ? " headwise"
                        : gate == Gate::elementwise ? " elementwise"
                                                    : "",
-                       documents ? " documents" : "");
+                       documents ? " documents" : "", window ? fmt::format(" window {}", window) : "");
   }
   int64_t rows() const { return batch * tokens; }
 };
@@ -79,6 +80,7 @@ struct Tensors {
             .batch = c.batch,
             .head_size = c.head_size,
             .document_start = c.documents ? on(start) : Tensor{},
+            .window = c.window,
             .clip = c.clip,
             .sink = c.sink ? on(sink) : Tensor{},
             .gate = c.gate != Gate::none ? on(gate) : Tensor{}};
@@ -98,6 +100,7 @@ struct Tensors {
             .batch = c.batch,
             .head_size = c.head_size,
             .document_start = c.documents ? on(start) : Tensor{},
+            .window = c.window,
             .clip = c.clip,
             .sink = c.sink ? on(sink) : Tensor{},
             .gate = c.gate != Gate::none ? on(gate) : Tensor{}};
@@ -165,6 +168,7 @@ oracle::Attention oracle_of(const Case& c, const Tensors& t) {
   }
   if (c.documents)
     for (int64_t i = 0; i < c.rows(); ++i) a.document_start.push_back(static_cast<int>(t.start.get(0, i)));
+  a.window = static_cast<size_t>(c.window);
   return a;
 }
 
@@ -306,6 +310,50 @@ TEST(Attention, AgreesAtEveryLengthAroundATile) {
           if (clipped) c.clip = clip;
           expect_oracle(c);
         }
+}
+
+TEST(Attention, SeesAWindowOfAnySize) {
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    for (int64_t window : {2, 17, 63, 64, 65, 200, 1000})
+      for (bool documents : {false, true})
+        expect_oracle({.dtype = dtype,
+                       .batch = 1,
+                       .tokens = 200,
+                       .heads = 2,
+                       .kv_heads = 1,
+                       .head_size = 32,
+                       .documents = documents,
+                       .window = window});
+    for (Case c : variants()) {
+      c.dtype = dtype;
+      c.tokens = 150;
+      c.window = 40;
+      expect_oracle(c);
+    }
+  }
+}
+
+TEST(Attention, AWindowOfOneKeyGivesItsValue) {
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    Tensors t({.dtype = dtype, .tokens = 70, .head_size = 32, .window = 1});
+    t.run(2);
+    const double near = dtype == DType::bf16 ? 8e-3 : 3e-6;
+    EXPECT_LT(distance(values(t.o.tensor()), values(t.v(t.qkv))), near);
+    EXPECT_LT(distance(values(t.v(t.dqkv)), values(t.dy.tensor())), near);
+  }
+}
+
+TEST(Attention, AWindowAsWideAsTheSequenceChangesNoBit) {
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    Case c{.dtype = dtype, .tokens = 130, .head_size = 32};
+    Tensors all(c);
+    all.run(2);
+    c.window = 130;
+    Tensors windowed(c);
+    windowed.run(2);
+    EXPECT_EQ(all.o.values(), windowed.o.values());
+    EXPECT_EQ(all.dqkv.values(), windowed.dqkv.values());
+  }
 }
 
 TEST(Attention, SharesKvHeadsAmongGroupsOfHeads) {
@@ -598,6 +646,7 @@ struct DecodeTensors {
                                          .k = on(k),
                                          .v = on(v),
                                          .head_size = d.c.head_size,
+                                         .window = d.c.window,
                                          .clip = d.c.clip,
                                          .sink = d.c.sink ? on(sink) : Tensor{},
                                          .gate = d.c.gate != Gate::none ? on(gate) : Tensor{}});
@@ -615,7 +664,8 @@ struct DecodeTensors {
                         .kv_heads = static_cast<size_t>(one.kv_heads),
                         .head_size = static_cast<size_t>(one.head_size),
                         .scale = 1 / std::sqrt(static_cast<double>(one.head_size)),
-                        .clipped = one.clip.has_value()};
+                        .clipped = one.clip.has_value(),
+                        .window = static_cast<size_t>(one.window)};
     if (one.clip)
       a.zeta = static_cast<double>(one.clip->zeta), a.gamma = static_cast<double>(one.clip->gamma);
     const size_t last = a.tokens - 1, width = a.heads * a.head_size;
@@ -672,6 +722,21 @@ TEST(Attention, DecodesOverCachesOfManyLengths) {
     }
 }
 
+TEST(Attention, DecodesWithinAWindow) {
+  for (DType dtype : {DType::f32, DType::bf16})
+    for (int64_t window : {1, 7, 255, 256, 300, 529, 530, 600})
+      for (bool clipped : {false, true}) {
+        Case c{.dtype = dtype, .heads = 4, .kv_heads = 1, .head_size = 24, .window = window};
+        if (clipped) c.clip = kernels::Clip{.zeta = 1.0f, .gamma = -0.001f};
+        SCOPED_TRACE(c.str());
+        DecodeTensors t({c, {1, 8, 256, 257, 530}, 540});
+        t.run();
+        const double near = dtype == DType::bf16 ? 8e-3 : 5e-6;
+        for (int64_t b = 0; b < t.batch(); ++b)
+          EXPECT_LT(distance(values(t.o.tensor().row_range(b, b + 1)), t.expected(b)), near) << b;
+      }
+}
+
 TEST(Attention, DecodesEveryHeadSize) {
   for (DType dtype : {DType::f32, DType::bf16})
     for (int64_t head_size : {8, 40, 128, 200, 256}) {
@@ -720,6 +785,8 @@ TEST(Attention, SaysWhatDoesNotFit) {
   EXPECT_EQ(message([&](auto& a) { a.sink = a.lse; }), "[attention] sink must be (2), got (2, 2, 65)");
   EXPECT_EQ(message([&](auto& a) { a.k = a.k.columns(0, 16); }),
             "[attention] k and v must have one shape, got f32 (130, 16) and f32 (130, 32)");
+  EXPECT_EQ(message([](auto& a) { a.window = -1; }),
+            "[attention] window must be at least 1, or 0 for none, got -1");
   EXPECT_NE(message([](auto& a) { a.document_start = a.lse; }).find("document_start"), std::string::npos);
 }
 

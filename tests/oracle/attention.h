@@ -16,6 +16,7 @@ struct Attention {
   double zeta = 1.0, gamma = 0.0;
   enum class Gate { none, headwise, elementwise } gate = Gate::none;
   std::vector<int> document_start = {};  // empty: 0 everywhere
+  size_t window = 0;                     // keys that a row sees; 0: all
 
   struct Inputs {
     std::vector<double> q, k, v, sink, gate;  // sink and gate may be empty
@@ -26,8 +27,10 @@ struct Attention {
 
   double sigmoid(double x) const { return 1.0 / (1.0 + std::exp(-x)); }
   size_t first(size_t b, size_t t) const {
-    if (document_start.empty()) return 0;
-    return static_cast<size_t>(std::clamp(document_start[b * tokens + t], 0, static_cast<int>(t)));
+    const size_t near = window > 0 && t + 1 > window ? t + 1 - window : 0;
+    if (document_start.empty()) return near;
+    return std::max(near,
+                    static_cast<size_t>(std::clamp(document_start[b * tokens + t], 0, static_cast<int>(t))));
   }
   double open(const Inputs& in, size_t row, size_t h, size_t d) const {
     if (gate == Gate::none) return 1.0;

@@ -24,6 +24,7 @@ struct AttentionParams {
   int64_t batch, tokens, heads, kv_heads, head_size;
   RowsIn q, k, v;
   const int32_t* document_start;  // (N) or null
+  int64_t window;
   float scale;
   bool clipped;
   float zeta, gamma;

@@ -108,9 +108,8 @@ struct BackwardTask {
         for (int d = 0; d < padded; d += lanes) total += load(dy + d) * load(y + d);
         row_term[t] = sum_lanes(total);
         log_sum[t] = a.lse[(b * a.heads + head) * a.tokens + t] * log2e;
-        int64_t s = a.document_start ? a.document_start[b * a.tokens + t] : 0;
-        s = s < 0 ? 0 : s > t ? t : s;
-        start[t] = static_cast<int32_t>(s);
+        const int64_t document = a.document_start ? a.document_start[b * a.tokens + t] : 0;
+        start[t] = static_cast<int32_t>(first_visible_key(t, document, a.window));
         if (a.gate_kind != GateKind::none) through_gate(head, t, dy, y, gate, row_term[t]);
         put_gradient_row(r, dy);
       }

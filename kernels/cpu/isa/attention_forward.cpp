@@ -56,9 +56,8 @@ struct Task {
   void prepare() {
     for (int64_t i = 0; i < blocks * tile; ++i) {
       const int64_t t = first_block * tile + i;
-      int64_t s = a.document_start && t < a.tokens ? a.document_start[b * a.tokens + t] : 0;
-      s = s < 0 ? 0 : s > t ? t : s;
-      start[i] = static_cast<int32_t>(s);
+      const int64_t document = a.document_start && t < a.tokens ? a.document_start[b * a.tokens + t] : 0;
+      start[i] = static_cast<int32_t>(first_visible_key(t, document, a.window));
     }
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t i = 0; i < blocks; ++i) {
@@ -107,11 +106,13 @@ struct Task {
     const bool diagonal = j == first_block + i;
     const int columns = diagonal ? r + strip : tile;  // later keys are invisible to the whole strip
     const int64_t key = j * tile, row = (first_block + i) * tile + r;
-    int32_t latest = 0;
-    for (int n = 0; n < strip; ++n) {
+    int32_t earliest = start[i * tile + r], latest = earliest;
+    for (int n = 1; n < strip; ++n) {
       const int32_t s = start[i * tile + r + n];
+      earliest = s < earliest ? s : earliest;
       latest = s > latest ? s : latest;
     }
+    if (earliest >= key + tile) return;
     gemm<W, false>(scores, tile, q_rows + (slot * tile + r) * words, words, keys, tile, strip, columns,
                    words);
     if (diagonal || latest > key)
@@ -287,7 +288,7 @@ int64_t decode_scratch_bytes(const AttentionDecodeParams& a) {
 template <class T>
 void decode_run(const AttentionDecodeParams& a, int64_t task, void* scratch) {
   const int64_t b = task / a.heads, h = task % a.heads, g = h / (a.heads / a.kv_heads), size = a.head_size;
-  const int64_t length = a.lengths[b];
+  const int64_t length = a.lengths[b], first = first_visible_key(length - 1, 0, a.window);
   const T* q = static_cast<const T*>(a.q.data) + b * a.q.stride + h * size;
   const T* keys = static_cast<const T*>(a.k.data) + b * a.tokens * a.k.stride + g * size;
   const T* values = static_cast<const T*>(a.v.data) + b * a.tokens * a.v.stride + g * size;
@@ -295,13 +296,13 @@ void decode_run(const AttentionDecodeParams& a, int64_t task, void* scratch) {
   for (int64_t d = 0; d < size; ++d) query[d] = to_float(q[d]) * a.scale;
   for (int64_t d = 0; d < size; ++d) out[d] = 0;
   float most = a.sink ? a.sink[h] : -INFINITY;
-  for (int64_t t = 0; t < length; ++t) {
+  for (int64_t t = first; t < length; ++t) {
     p[t] = dot(keys + t * a.k.stride, query, size);
     most = p[t] > most ? p[t] : most;
   }
   float sum = a.sink ? expf(a.sink[h] - most) : 0.0f;
-  for (int64_t t = 0; t < length; ++t) sum += p[t] = expf(p[t] - most);
-  for (int64_t t = 0; t < length; ++t) {
+  for (int64_t t = first; t < length; ++t) sum += p[t] = expf(p[t] - most);
+  for (int64_t t = first; t < length; ++t) {
     float weight = p[t] / sum;
     if (a.clipped) {
       weight = (a.zeta - a.gamma) * weight + a.gamma;

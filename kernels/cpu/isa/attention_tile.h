@@ -9,6 +9,7 @@
 //   panel   [K / per_word][N]    right operand: one row of N words for each step of the reduction
 
 #include "kernels/cpu/isa/vec.h"
+#include "kernels/numerics/first_key.h"
 
 namespace osprey::cpu::OSPREY_ISA {
 

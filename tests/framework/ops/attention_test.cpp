@@ -19,6 +19,7 @@ struct Variant {
   bool sink = false;
   Gate gate = Gate::none;
   bool documents = false;
+  int64_t window = 0;
 
   int64_t rows() const { return batch * tokens; }
   AttentionArgs args() const {
@@ -27,7 +28,8 @@ struct Variant {
             .kv_heads = kv_heads,
             .head_size = head_size,
             .document_start = {},
-            .clip = clip};
+            .clip = clip,
+            .window = window};
   }
   std::vector<int> starts() const {
     std::vector<int> s;
@@ -46,6 +48,7 @@ struct Variant {
                         .gate = gate};
     if (clip) a.zeta = static_cast<double>(clip->zeta), a.gamma = static_cast<double>(clip->gamma);
     if (documents) a.document_start = starts();
+    a.window = static_cast<size_t>(window);
     return a;
   }
 };
@@ -66,9 +69,9 @@ oracle::Attention::Inputs unfuse(const Variant& c, const Values& qkv) {
 
 OpCase attention_case(const Variant& c) {
   OpCase op;
-  op.name = fmt::format("attention B{} T{} H{} G{} D{}{}{} gate{}{}", c.batch, c.tokens, c.heads, c.kv_heads,
-                        c.head_size, c.clip ? " clip" : "", c.sink ? " sink" : "", static_cast<int>(c.gate),
-                        c.documents ? " documents" : "");
+  op.name = fmt::format("attention B{} T{} H{} G{} D{}{}{} gate{}{}{}", c.batch, c.tokens, c.heads,
+                        c.kv_heads, c.head_size, c.clip ? " clip" : "", c.sink ? " sink" : "",
+                        static_cast<int>(c.gate), c.documents ? " documents" : "", c.window ? " window" : "");
   op.inputs = {{.shape = {c.rows(), (c.heads + 2 * c.kv_heads) * c.head_size}}};
   if (c.gate != Gate::none)
     op.inputs.push_back({.shape = {c.rows(), c.gate == Gate::headwise ? c.heads : c.heads * c.head_size}});
@@ -98,6 +101,8 @@ TEST(AttentionOp, PassesTheOpCase) {
 }
 
 TEST(AttentionOp, PassesTheOpCaseInEveryVariant) {
+  check_op(attention_case({.tokens = 70, .window = 5}));
+  check_op(attention_case({.sink = true, .gate = Gate::headwise, .documents = true, .window = 3}));
   check_op(attention_case({.sink = true}));
   check_op(attention_case({.gate = Gate::headwise}));
   check_op(attention_case({.gate = Gate::elementwise, .documents = true}));
@@ -139,10 +144,11 @@ TEST(AttentionOp, ShowsQueriesKeysAndRowSumsToTheTap) {
 }
 
 TEST(AttentionOp, TokenByTokenOverACacheGivesWhatTheWholeSequenceGives) {
-  for (DType dtype : {DType::f32, DType::bf16}) {
+  for (auto [dtype, window] : std::vector<std::pair<DType, int64_t>>{
+           {DType::f32, 0}, {DType::bf16, 0}, {DType::f32, 4}, {DType::bf16, 4}}) {
     TestBed bed;
     bed.tape.set_mode(Tape::Mode::evaluate);
-    const Variant c{.batch = 2, .tokens = 9, .heads = 4, .kv_heads = 2, .head_size = 8};
+    const Variant c{.batch = 2, .tokens = 9, .heads = 4, .kv_heads = 2, .head_size = 8, .window = window};
     const int64_t cols = 64, kv = 16, capacity = 12;
     const Values x = random_values("x", c.rows() * cols, dtype);
     const Values gate = random_values("gate", c.rows() * 4, dtype), sink = random_values("sink", 4, dtype);

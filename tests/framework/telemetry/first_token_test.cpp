@@ -141,6 +141,20 @@ TEST(FirstToken, DocumentsHaveFirstTokensOfTheirOwn) {
   EXPECT_NEAR(first_token_share(Queue{}, args).probability, want, 1e-5 * static_cast<double>(N));
 }
 
+TEST(FirstToken, QueriesWhoseWindowDoesNotReachBackAreLeftOut) {
+  Case c;
+  FirstTokenArgs args = c.args();
+  args.window = 3;  // queries 1 and 2 see token 0
+  const FirstTokenSums s = first_token_share(Queue{}, args);
+  EXPECT_EQ(s.queries, c.B * c.H * 2);
+  double want = 0;
+  for (int64_t b = 0; b < c.B; ++b)
+    for (int64_t h = 0; h < c.H; ++h)
+      for (int64_t i = 1; i < 3; ++i)
+        want += std::exp(c.score(b, h, i, 0) - double(c.lse[static_cast<size_t>((b * c.H + h) * c.T + i)]));
+  EXPECT_NEAR(s.probability, want, 1e-5 * static_cast<double>(c.B * c.T));
+}
+
 TEST(FirstToken, SequencesOfLengthOneHaveNoShare) {
   Case c;
   FirstTokenArgs args = c.args();

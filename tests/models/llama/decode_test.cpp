@@ -93,6 +93,9 @@ TEST(Decode, DoesSoForEveryVariant) {
   ModelSpec tied = small();
   tied.tie_embeddings = tied.qk_norm = true;
   check(tied);
+  ModelSpec windowed = small();
+  windowed.attention.window = 3;
+  check(windowed);
   using Kind = AttentionSpec::Kind;
   for (Kind kind : {Kind::clipped_softmax, Kind::sink, Kind::gated}) {
     for (auto gate : {AttentionSpec::Gate::headwise, AttentionSpec::Gate::elementwise}) {

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 IDS = [5, 63, 0, 17, 17, 42, 8, 29, 61, 33, 2, 50]
 logits = {}
-for name in ("osp", "qwen3", "tied"):
+for name in ("osp", "qwen3", "tied", "mistral", "qwen3_window"):
     model, info = AutoModelForCausalLM.from_pretrained(
         f"{sys.argv[1]}/{name}", torch_dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
     assert not any(info.values()), info

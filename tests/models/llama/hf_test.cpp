@@ -127,6 +127,17 @@ TEST(HuggingFace, EveryVariantSaysItsArchitectureAndComesBackTheSame) {
       {[](ModelSpec&) {}, "LlamaForCausalLM", ""},
       {[](ModelSpec& s) { s.tie_embeddings = true; }, "LlamaForCausalLM", ""},
       {[](ModelSpec& s) { s.qk_norm = true; }, "Qwen3ForCausalLM", ""},
+      {[](ModelSpec& s) { s.attention.window = 5; }, "MistralForCausalLM", ""},
+      {[](ModelSpec& s) {
+         s.attention.window = 5;
+         s.qk_norm = true;
+       },
+       "Qwen3ForCausalLM", ""},
+      {[](ModelSpec& s) {
+         s.attention.kind = AttentionSpec::Kind::sink;
+         s.attention.window = 5;
+       },
+       "OspreyForCausalLM", "model.attention.kind: sink"},
       {[](ModelSpec& s) {
          s.head_size = 16;
          s.kv_heads = 1;
@@ -167,6 +178,7 @@ TEST(HuggingFace, EveryVariantSaysItsArchitectureAndComesBackTheSame) {
     EXPECT_EQ(hub.spec().attention.gate, spec.attention.gate);
     EXPECT_EQ(hub.spec().attention.alpha, spec.attention.alpha);
     EXPECT_EQ(hub.spec().attention.zeta, spec.attention.zeta);
+    EXPECT_EQ(hub.spec().attention.window, spec.attention.window);
     make_llama(hub.spec(), 16)->declare(loaded);
     loaded.materialize({}, DType::bf16, ParamStore::Gradients::off);
     hub.load({}, loaded);
@@ -223,6 +235,27 @@ TEST(HuggingFace, WhatOspreyDoesNotComputeIsRefusedByItsKey) {
   EXPECT_NE(refusal([&] { HubModel hub(dir.path()); }).find("config.json"), std::string::npos);
 }
 
+TEST(HuggingFace, ASlidingWindowIsForAllLayersOrNone) {
+  TempDir dir;
+  ModelSpec spec = tiny();
+  spec.qk_norm = true;
+  spec.attention.window = 5;
+  ParamStore params;
+  fill(spec, params);
+  write_hub(spec, params, dir / "m");
+  const json good = json::parse(read_file(dir / "m" / "config.json", 10000));
+  const auto window = [&](const json& layers) {
+    json config = good;
+    config["max_window_layers"] = layers;
+    std::ofstream(dir / "m" / "config.json") << config;
+    return HubModel(dir / "m").spec().attention.window;
+  };
+  EXPECT_EQ(window(0), 5);
+  EXPECT_EQ(window(spec.layers), 0);
+  EXPECT_NE(refusal([&] { window(1); }).find("max_window_layers 1"), std::string::npos);
+  EXPECT_NE(refusal([&] { window(nullptr); }).find("max_window_layers"), std::string::npos);
+}
+
 TEST(HuggingFace, MutatedConfigsAreReadOrRefusedButNeverCrash) {
   TempDir dir;
   ParamStore params;
@@ -256,7 +289,12 @@ std::map<std::string, ModelSpec> golden_models() {
   tied.init_std = 0.25;
   tied.tie_embeddings = true;
   tied.kv_heads = 1;
-  return {{"osp", osp}, {"qwen3", qwen}, {"tied", tied}};
+  ModelSpec mistral = tiny();
+  mistral.init_std = 0.25;
+  mistral.attention.window = 3;
+  ModelSpec qwen_window = qwen;
+  qwen_window.attention.window = 4;
+  return {{"osp", osp}, {"qwen3", qwen}, {"tied", tied}, {"mistral", mistral}, {"qwen3_window", qwen_window}};
 }
 
 /// Logits (T, V) of one sequence, fed a token at a time.
