@@ -234,7 +234,8 @@ OSPREY_HD TensorScale tensor_scale_of(Element e, ScaleRule rule, uint32_t larges
 }
 
 /// The scale of a block: what is stored (a code, or the bits of an f32), and what its elements are multiplied
-/// by to be encoded. NaN for a block that becomes NaN, 0 for one whose scale is zero.
+/// by to be encoded. That is NaN for a block that becomes NaN, and 0 for one of zeros or whose scale
+/// underflowed to 0; either way its codes are 0.
 struct BlockScale {
   uint32_t stored;
   float inverse;
@@ -250,7 +251,9 @@ OSPREY_HD float inverse_f32(float scale) {
   return scale == 0 ? 0.0f : quotient > float_largest ? float_largest : quotient;
 }
 
-OSPREY_HD BlockScale block_scale_e8m0(uint32_t code) { return {code, reciprocal_e8m0(code)}; }
+OSPREY_HD BlockScale block_scale_e8m0(uint32_t code, uint32_t largest) {
+  return {code, largest == 0 ? 0.0f : reciprocal_e8m0(code)};
+}
 
 /// `stretch` is 1.5 to put the block's largest element of e2m1 at 4, else 1.
 OSPREY_HD BlockScale block_scale_e4m3(Element e, uint32_t largest, TensorScale tensor, float stretch) {
