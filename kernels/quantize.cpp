@@ -15,6 +15,12 @@ void require_rotation(const char* where, const Rotation& r, int64_t cols) {
           cols);
 }
 
+void require_step(const char* where, const Tensor& step, Device device) {
+  if (!step.defined()) return;
+  require(step.numel() == 1 && step.dtype == DType::f64 && step.device == device, where,
+          "step must be one f64 on {}, got {}", name(device.kind), step);
+}
+
 void require_mask(const char* where, const Tensor& mask, int64_t rows, int64_t cols) {
   if (!mask.defined()) return;
   require(cols % 8 == 0, where, "a mask needs rows of whole bytes: {} is no multiple of 8", cols);
@@ -51,6 +57,8 @@ void quantize(const Queue& queue, const Quantize& a) {
   require(a.rule != ScaleRule::four_over_six || (f.element == Element::e2m1 && f.scale == ScaleType::e4m3),
           where, "rule four_over_six is for e2m1 elements with e4m3 scales, not for {}", name(f));
   require_rotation(where, a.rotation, a.y.cols);
+  require_step(where, a.rotation.step, queue.device);
+  require_step(where, a.rounding.step, queue.device);
   require_mask(where, a.mask, a.y.rows, a.y.cols);
   dispatch(queue, a, cpu::quantize, cuda::quantize);
 }

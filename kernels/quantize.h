@@ -14,8 +14,9 @@ namespace osprey::kernels {
 struct Rotation {
   int size = 0;  // 0: none; else 16, 32, 64 or 128
   uint64_t seed = 0, stream = 0;
+  Tensor step = {};  // (1) f64 on the device, or undefined: its value is added to the stream, so that a
+                     // recorded step draws anew whenever it is replayed
   explicit operator bool() const { return size > 0; }
-  bool operator==(const Rotation&) const = default;
 };
 /// prescale / sqrt(size), in one rounding: what a sum of a rotation is multiplied by; prescale without one.
 float rotation_factor(const Rotation& rotation, float prescale);
@@ -25,6 +26,7 @@ struct Rounding {
   uint64_t seed = 0,
            stream = 0;  // of the draws of stochastic rounding; element (r, c) of y draws number r * cols + c,
                         // of 16 bits. Unbiased where the rule does not clip: ceil, rceil, a smaller prescale
+  Tensor step = {};     // as of a rotation
 };
 
 /// y = quantize(prescale * rotate(x)), or of x's transpose.

@@ -49,6 +49,7 @@ class Session {
   Arena activations;
   Pool pool;
   Tape tape;
+  std::unique_ptr<QuantSchemes> schemes;
   std::unique_ptr<OptimizerGroups> optimizers;
   ShardPlan plan;
   std::unique_ptr<Reducer> reducer;

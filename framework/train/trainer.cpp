@@ -63,7 +63,8 @@ void Trainer::allocate() {
                                   .views = parts_.documents == TrainerParts::Documents::apart ? 4 : 3,
                                   .micro_steps = micro_steps_};
   const int64_t bytes = StepInputs::bytes(layout);
-  const bool is_host = parts_.queue.target() == DeviceKind::cpu;  // reads what loaders write where they write it
+  const bool is_host =
+      parts_.queue.target() == DeviceKind::cpu;  // reads what loaders write where they write it
   memory_ = std::make_unique<Arena>("token buffers", device, (is_host ? 1 : 2) * bytes + 1024);
   const auto on_device = [&] {
     return StepInputs(memory_->alloc({bytes / 4}, DType::i32).data, device, layout);
@@ -148,6 +149,8 @@ void Trainer::compute() {
   tape.set_mode(Tape::Mode::train);
   for (int64_t i = 0; i < micro_steps_; ++i) {
     if (i + 1 == micro_steps_) parts_.reducer->arm();
+    tape.set_draw_index({.step = scalars(step_number, step_number + 1),
+                         .micro_batch = i * parts_.world->size() + parts_.world->rank()});
     tape.backward(parts_.model->loss(tape, inputs_.batches[static_cast<size_t>(i)],
                                      {.grad_scale = scalars(step_loss_scale, step_loss_scale + 1),
                                       .sums = scalars(step_loss, step_tokens + 1)}));
@@ -169,17 +172,14 @@ void Trainer::compute() {
 }
 
 /// The first steps run as they are: buffers are made and libraries choose their algorithms. Then one is
-/// recorded, and again whenever other parameters are trained.
+/// recorded, and again whenever other parameters are trained, or quantized in another way.
 void Trainer::compute_or_replay() {
   if (parts_.graphs == TrainerParts::Graphs::off || parts_.tape->profiled()) return compute();
   const auto& params = parts_.params->all();
-  bool changed = false;
-  trained_.resize(params.size());
-  for (size_t i = 0; i < params.size(); ++i) {
-    changed = changed || trained_[i] != params[i]->trainable;
-    trained_[i] = params[i]->trainable;
-  }
-  if (changed) {
+  std::vector<Use> uses;
+  for (const auto& p : params) uses.push_back({p->trainable, p->scheme});
+  if (uses != uses_) {
+    uses_ = std::move(uses);
     graph_.clear();
     eager_steps_ = 0;
   }

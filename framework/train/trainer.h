@@ -173,7 +173,12 @@ class Trainer {
   double last_finish_s_ = 0;
   kernels::Graph graph_;
   int64_t eager_steps_ = 0, replayed_ = 0;
-  std::vector<char> trained_;  // which parameters the last step trained
+  struct Use {
+    bool trainable;
+    const QuantScheme* scheme;
+    bool operator==(const Use&) const = default;
+  };
+  std::vector<Use> uses_;  // of the parameters in the last step
   static volatile std::sig_atomic_t stop_requested_;
 };
 

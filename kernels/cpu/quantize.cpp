@@ -104,9 +104,15 @@ void store_run(const Tensor& y, int64_t row, int64_t col, const float* v, int64_
     quantize_table().store_f32(at<float>(y, row, col), v, n, add);
 }
 
+/// The stream of a rotation or a rounding in its step.
+template <class Draws>
+uint64_t stream_at(const Draws& d) {
+  return d.stream + (d.step.defined() ? static_cast<uint64_t>(*d.step.template as<double>()) : 0);
+}
+
 struct Signs {
   explicit Signs(const kernels::Rotation& r) {
-    const Philox p = rotation_signs(r.seed, r.stream);
+    const Philox p = rotation_signs(r.seed, stream_at(r));
     for (size_t i = 0; i < bits.size(); ++i) bits[i] = (p.v[i / 32] >> i % 32) << 31;
   }
   std::array<uint32_t, 128> bits;
@@ -277,7 +283,7 @@ void quantize(const Queue& queue, const kernels::Quantize& a) {
              .mask = a.mask.defined() ? at<uint8_t>(a.mask, y_row, p.col / 8) : nullptr,
              .stochastic = a.rounding.kind == kernels::Rounding::Kind::stochastic,
              .seed = a.rounding.seed,
-             .stream = a.rounding.stream,
+             .stream = stream_at(a.rounding),
              .first_draw = static_cast<uint64_t>(y_row * a.y.cols + p.col)});
       }
     }

@@ -121,6 +121,7 @@ void train(const Options& options, Communicator& world) {
   });
   const std::optional<int64_t> resumed = resume_run(*saver);
   watch = watch_run(recipe, session, trainer, world, resumed);
+  trainer.add_hook(session.schemes.get());
   trainer.add_hook(watch.get());  // first: the train entry of a step stands before its checkpoint
   trainer.add_hook(saver.get());
   std::optional<StepTrace> trace;
