@@ -169,19 +169,20 @@ OSPREY_HD uint32_t clamp_e8m0(Element e, int code) {
 /// Reference: OCP MX v1.0 section 6.3 (floor); cvt.rp.satfinite.ue8m0x2.f32 of a times the fp32 reciprocal of
 /// the largest element (rceil).
 OSPREY_HD uint32_t e8m0_of_largest(Element e, ScaleRule rule, uint32_t largest) {
-  if (largest >= float_infinity) return e8m0_nan;
-  if (largest == 0) return 0;
   const ElementLayout l = element_layout(e);
   const int t = l.largest_exponent;
+  int code;
   if (rule == ScaleRule::rceil) {
     const uint32_t d = float_bits(bits_float(largest) * (1.0f / l.largest)), mantissa = d & 0x7fffffu;
-    const bool up = d < 0x800000u ? mantissa > 0x400000u : mantissa != 0;
-    return clamp_e8m0(e, static_cast<int>(d >> 23) + up);
+    code = static_cast<int>(d >> 23) + (mantissa > (d < 0x800000u ? 0x400000u : 0u));
+  } else if (rule == ScaleRule::ceil) {
+    code = static_cast<int>(largest >> 23) + ((largest & 0x7fffffu) != 0) - t;
+  } else {
+    const uint32_t half_step = rule == ScaleRule::even ? 1u << (22 - l.mantissa) : 0;
+    code = static_cast<int>((largest + half_step) >> 23) - t;
   }
-  if (rule == ScaleRule::ceil)
-    return clamp_e8m0(e, static_cast<int>(largest >> 23) + ((largest & 0x7fffffu) != 0) - t);
-  const uint32_t half_step = rule == ScaleRule::even ? 1u << (22 - l.mantissa) : 0;
-  return clamp_e8m0(e, static_cast<int>((largest + half_step) >> 23) - t);
+  const uint32_t clamped = clamp_e8m0(e, code);
+  return largest >= float_infinity ? e8m0_nan : largest == 0 ? 0 : clamped;
 }
 
 /// Sums over a block in units that make them integers: any order gives the same bits. A unit is 2^-20 of the

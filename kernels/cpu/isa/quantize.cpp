@@ -1,5 +1,6 @@
 #include "kernels/cpu/isa/quantize.h"
 
+#include "kernels/cpu/isa/transpose.h"
 #include "kernels/cpu/isa/vec.h"
 
 namespace osprey::cpu::OSPREY_ISA {
@@ -12,11 +13,19 @@ void load_run(float* __restrict v, const T* __restrict x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) v[i] = to_float(x[i]);
 }
 
+/// Through 32 rows of x as floats.
 template <class T>
-void load_columns(float* __restrict v, int64_t v_stride, const T* __restrict x, int64_t x_stride,
-                  int64_t rows, int64_t cols) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < cols; ++c) v[c * v_stride + r] = to_float(x[r * x_stride + c]);
+void load_columns(float* v, int64_t v_stride, const T* x, int64_t x_stride, int64_t rows, int64_t cols) {
+  constexpr int64_t tile = 32;
+  alignas(64) float t[tile * tile];
+  for (int64_t r0 = 0; r0 < rows; r0 += tile) {
+    const int64_t high = r0 + tile < rows ? tile : rows - r0;
+    for (int64_t c0 = 0; c0 < cols; c0 += tile) {
+      const int64_t wide = c0 + tile < cols ? tile : cols - c0;
+      for (int64_t r = 0; r < high; ++r) load_run(t + r * tile, x + (r0 + r) * x_stride + c0, wide);
+      transpose(v + c0 * v_stride + r0, v_stride, t, tile, static_cast<int>(high), static_cast<int>(wide));
+    }
+  }
 }
 
 template <class T>
@@ -81,8 +90,36 @@ void rotate(const RotateRun& a) {
   }
 }
 
+OSPREY_INLINE Vec magnitude(Vec v) { return (Vec)((IVec)v & splat(int32_t{0x7fffffff})); }
+
+/// Bits of magnitudes order as integers do.
+struct LargestOf {
+  OSPREY_INLINE Vec of(Vec a, Vec b) {
+    const IVec x = (IVec)a, y = (IVec)b;
+    return (Vec)(x > y ? x : y);
+  }
+  OSPREY_INLINE float lane(Vec v) {
+    IVec bits = (IVec)v;
+    int32_t most = 0;
+    for (int i = 0; i < lanes; ++i) most = bits[i] > most ? bits[i] : most;
+    return bits_float(static_cast<uint32_t>(most));
+  }
+};
+
 void largest_of_blocks(uint32_t* largest, const float* v, int64_t n, int64_t block) {
-  for (int64_t b = 0; b * block < n; ++b) {
+  int64_t b = 0;
+  if (block % lanes == 0)
+    for (; (b + 16) * block <= n; b += 16) {  // 16 blocks at once
+      Vec most[16];
+      for (int i = 0; i < 16; ++i) {
+        const float* p = v + (b + i) * block;
+        most[i] = magnitude(load(p));
+        for (int64_t k = lanes; k < block; k += lanes)
+          most[i] = LargestOf::of(most[i], magnitude(load(p + k)));
+      }
+      reduce_rows<LargestOf>(reinterpret_cast<float*>(largest + b), most);
+    }
+  for (; b * block < n; ++b) {
     uint32_t most = 0;
     const int64_t end = (b + 1) * block < n ? (b + 1) * block : n;
 #pragma omp simd reduction(max : most)
@@ -91,6 +128,29 @@ void largest_of_blocks(uint32_t* largest, const float* v, int64_t n, int64_t blo
       most = m > most ? m : most;
     }
     largest[b] = most;
+  }
+}
+
+template <ScaleRule rule>
+OSPREY_INLINE void power_scales_by(uint8_t* codes, float* inverse, const uint32_t* largest, int64_t count,
+                                   Element e) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t code = e8m0_of_largest(e, rule, largest[i]);
+    inverse[i] = block_scale_e8m0(code, largest[i]).inverse;
+    codes[i] = static_cast<uint8_t>(code);
+  }
+}
+void power_scales(uint8_t* __restrict codes, float* __restrict inverse, const uint32_t* __restrict largest,
+                  int64_t count, Element e, ScaleRule rule) {
+  switch (rule) {
+    case ScaleRule::floor:
+      return power_scales_by<ScaleRule::floor>(codes, inverse, largest, count, e);
+    case ScaleRule::ceil:
+      return power_scales_by<ScaleRule::ceil>(codes, inverse, largest, count, e);
+    case ScaleRule::rceil:
+      return power_scales_by<ScaleRule::rceil>(codes, inverse, largest, count, e);
+    default:
+      return power_scales_by<ScaleRule::even>(codes, inverse, largest, count, e);
   }
 }
 
@@ -105,6 +165,18 @@ void block_sums(int64_t* sum, int64_t* squares, const float* v, int64_t n, int u
   }
   *sum = s;
   *squares = q;
+}
+
+int64_t error_difference(const float* v, int64_t n, BlockScale a, BlockScale b, float tensor_scale,
+                         int unit) {
+  int64_t difference = 0;
+#pragma omp simd reduction(+ : difference)
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t x = error_in_units(Element::e2m1, v[i], a, tensor_scale, unit),
+                  y = error_in_units(Element::e2m1, v[i], b, tensor_scale, unit);
+    difference += x * x - y * y;
+  }
+  return difference;
 }
 
 /// Codes, one in a word, to their places in bytes.
@@ -144,49 +216,53 @@ OSPREY_INLINE void unpack(uint32_t* __restrict codes, const uint8_t* __restrict 
   }
 }
 
-/// 16 elements with one scale.
-template <Element e>
-OSPREY_INLINE void encode_step(uint32_t* codes, const float* v, float inverse) {
-#pragma omp simd
-  for (int64_t i = 0; i < step; ++i) codes[i] = encode_nearest(e, v[i] * inverse);
-}
-template <Element e>
-OSPREY_INLINE void encode_step_stochastic(uint32_t* codes, const float* v, float inverse, uint64_t seed,
-                                          uint64_t stream, uint64_t first) {
-  // Draws come by eight; a row may begin within a group.
-  for (int64_t i = 0; i < step;) {
-    const Philox group = draw_group(seed, stream, (first + static_cast<uint64_t>(i)) / 8);
-    do {
-      const uint64_t draw = first + static_cast<uint64_t>(i);
-      codes[i] = encode_stochastic(e, v[i] * inverse, draw_of(group, static_cast<int>(draw % 8)));
-      ++i;
-    } while (i < step && (first + static_cast<uint64_t>(i)) % 8 != 0);
+/// Draws first, first + 1, ... of 16 bits, from draws[the result] on.
+OSPREY_INLINE int64_t draw_run(uint16_t* draws, uint64_t seed, uint64_t stream, uint64_t first, int64_t n) {
+  const uint64_t group = first / 8;
+  const int64_t skipped = static_cast<int64_t>(first % 8);
+  uint32_t words[(quantize_run / 8 + 1) * 4];
+  for (int64_t g = 0; g * 8 < skipped + n; ++g) {
+    const Philox p = draw_group(seed, stream, group + static_cast<uint64_t>(g));
+    for (int w = 0; w < 4; ++w) words[4 * g + w] = p.v[w];
   }
+  // A word holds two draws, the first one low.
+  memcpy(draws, words, static_cast<size_t>((skipped + n + 7) / 8 * 8) * sizeof *draws);
+  return skipped;
 }
 
 template <Element e>
 void encode(const EncodeRun& a) {
   alignas(64) uint32_t codes[quantize_run];
+  uint16_t draws[quantize_run + 16];
+  const uint16_t* draw =
+      a.stochastic ? draws + draw_run(draws, a.seed, a.stream, a.first_draw, a.n) : nullptr;
   for (int64_t i = 0; i < a.n; i += step) {
     const float inverse = a.inverse[i / a.block];
-    if (!(inverse > 0))  // zeros, or no numbers
-      memset(codes + i, 0, step * sizeof *codes);
-    else if (a.stochastic)
-      encode_step_stochastic<e>(codes + i, a.v + i, inverse, a.seed, a.stream,
-                                a.first_draw + static_cast<uint64_t>(i));
-    else
-      encode_step<e>(codes + i, a.v + i, inverse);
+    uint32_t* to = codes + i;
+    const float* v = a.v + i;
+    if (!(inverse > 0)) {  // zeros, or no numbers
+      memset(to, 0, step * sizeof *to);
+    } else if (a.stochastic) {
+#pragma omp simd
+      for (int64_t k = 0; k < step; ++k) to[k] = encode_stochastic(e, v[k] * inverse, draw[i + k]);
+    } else {
+#pragma omp simd
+      for (int64_t k = 0; k < step; ++k) to[k] = encode_nearest(e, v[k] * inverse);
+    }
   }
   pack<element_bits(e)>(a.codes, codes, a.n);
   if (!a.mask) return;
-  for (int64_t i = 0; i < a.n; i += 8) {
-    uint32_t byte = 0;
+  uint8_t kept[quantize_run];
+  const uint32_t limit = float_bits(a.limit);
+  for (int64_t i = 0; i < a.n; i += step) {
     const float inverse = a.inverse[i / a.block];
-    for (int j = 0; j < 8; ++j) {
-      const float m = bits_float(magnitude_bits(a.v[i + j] * inverse));
-      byte |= static_cast<uint32_t>(m <= a.limit) << j;
-    }
-    a.mask[i / 8] = static_cast<uint8_t>(byte);
+#pragma omp simd
+    for (int64_t k = 0; k < step; ++k) kept[i + k] = magnitude_bits(a.v[i + k] * inverse) <= limit;
+  }
+  for (int64_t i = 0; i < a.n / 8; ++i) {
+    uint64_t eight;
+    memcpy(&eight, kept + 8 * i, 8);
+    a.mask[i] = static_cast<uint8_t>(eight * 0x0102040810204080u >> 56);  // bit k is the byte k
   }
 }
 
@@ -210,7 +286,9 @@ const QuantizeTable quantize_table = {
     multiply,
     rotate,
     largest_of_blocks,
+    power_scales,
     block_sums,
+    error_difference,
     {encode<Element::e2m1>, encode<Element::e2m3>, encode<Element::e3m2>, encode<Element::e4m3>,
      encode<Element::e5m2>, encode<Element::int4>, encode<Element::int8>},
     {decode<Element::e2m1>, decode<Element::e2m3>, decode<Element::e3m2>, decode<Element::e4m3>,
