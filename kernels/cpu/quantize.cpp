@@ -206,7 +206,8 @@ void scale_blocks(float* inverse, void* scales, const float* v, int64_t n, const
   quantize_table().largest(largest, v, n, f.block);
   auto* small = static_cast<uint8_t*>(scales);
   if (f.scale == ScaleType::e8m0 && a.rule != ScaleRule::mse)
-    return quantize_table().power_scales(small, inverse, largest, count, f.element, a.rule);
+    return quantize_table().power_scales[static_cast<size_t>(f.element)](small, inverse, largest, count,
+                                                                         a.rule);
   for (int64_t b = 0; b < count; ++b) {
     const float* block = v + b * f.block;
     const BlockScale s = f.scale == ScaleType::e8m0 ? deviation_scale(largest[b], block, f.block)

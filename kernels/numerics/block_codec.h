@@ -97,21 +97,28 @@ OSPREY_HD float decode_element(const ElementLayout& l, uint32_t code) {
 }
 OSPREY_HD float decode_element(Element e, uint32_t code) { return decode_element(element_layout(e), code); }
 
-OSPREY_HD uint32_t with_sign(const ElementLayout& l, uint32_t code, uint32_t negative) {
-  if (l.kind != ElementLayout::integer) return code | negative << (l.bits - 1);
-  return (negative ? 0u - code : code) & ((1u << l.bits) - 1);
+/// The code of a magnitude with the sign of v.
+OSPREY_HD uint32_t with_sign(const ElementLayout& l, uint32_t code, float v) {
+  const uint32_t bits = float_bits(v), sign_bit = 1u << (l.bits - 1);
+  if (l.kind != ElementLayout::integer) return code | (bits >> (32 - l.bits) & sign_bit);
+  const uint32_t all = bits & 0x80000000u ? ~0u : 0u;
+  return ((code ^ all) - all) & (2 * sign_bit - 1);
+}
+
+/// Bits of |v|, of the largest element where |v| is above it.
+OSPREY_HD uint32_t saturated(const ElementLayout& l, float v) {
+  const uint32_t a = magnitude_bits(v), most = float_bits(l.largest);
+  return a < most ? a : most;
 }
 
 /// v to the nearest code, ties to the even one; what is above the largest element becomes it. v is no NaN.
 OSPREY_HD uint32_t encode_nearest(const ElementLayout& l, float v) {
   const uint32_t lowest = static_cast<uint32_t>(128 - l.bias) << 23;  // the binade of the smallest normal
-  const float magnitude = bits_float(magnitude_bits(v));
-  const float a = magnitude < l.largest ? magnitude : l.largest;
-  const uint32_t own = float_bits(a) & float_infinity, binade = own > lowest ? own : lowest;
+  const uint32_t a = saturated(l, v), own = a & float_infinity, binade = own > lowest ? own : lowest;
   // A float 2^(23 - mantissa) binades up has the step of the element as its last bit: adding it rounds.
   const uint32_t shifter = binade + (static_cast<uint32_t>(23 - l.mantissa) << 23);
-  const uint32_t steps = float_bits(a + bits_float(shifter)) - shifter;
-  return with_sign(l, steps + ((binade - lowest) >> (23 - l.mantissa)), float_bits(v) >> 31);
+  const uint32_t steps = float_bits(bits_float(a) + bits_float(shifter)) - shifter;
+  return with_sign(l, steps + ((binade - lowest) >> (23 - l.mantissa)), v);
 }
 OSPREY_HD uint32_t encode_nearest(Element e, float v) { return encode_nearest(element_layout(e), v); }
 
@@ -119,9 +126,7 @@ OSPREY_HD uint32_t encode_nearest(Element e, float v) { return encode_nearest(el
 /// 65535 the mean is v, but for the half 2^-17 of a step. Above the largest element as encode_nearest().
 OSPREY_HD uint32_t encode_stochastic(const ElementLayout& l, float v, uint32_t draw) {
   const uint32_t lowest = static_cast<uint32_t>(128 - l.bias) << 23;
-  const float magnitude = bits_float(magnitude_bits(v));
-  const uint32_t a = float_bits(magnitude < l.largest ? magnitude : l.largest);
-  const uint32_t own = a & float_infinity, binade = own > lowest ? own : lowest;
+  const uint32_t a = saturated(l, v), own = a & float_infinity, binade = own > lowest ? own : lowest;
   uint32_t m = (a & 0x7fffffu) | 0x800000u;
   uint32_t below = static_cast<uint32_t>(23 - l.mantissa) + ((binade - own) >> 23);  // bits under the step
   if (below > 31) {
@@ -129,7 +134,7 @@ OSPREY_HD uint32_t encode_stochastic(const ElementLayout& l, float v, uint32_t d
     below = 31;
   }
   const uint32_t steps = (m + ((2 * draw + 1) << (below - 17))) >> below;  // below >= 17 in every layout
-  return with_sign(l, steps + ((binade - lowest) >> (23 - l.mantissa)), float_bits(v) >> 31);
+  return with_sign(l, steps + ((binade - lowest) >> (23 - l.mantissa)), v);
 }
 OSPREY_HD uint32_t encode_stochastic(Element e, float v, uint32_t draw) {
   return encode_stochastic(element_layout(e), v, draw);

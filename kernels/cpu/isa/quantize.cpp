@@ -131,26 +131,26 @@ void largest_of_blocks(uint32_t* largest, const float* v, int64_t n, int64_t blo
   }
 }
 
-template <ScaleRule rule>
-OSPREY_INLINE void power_scales_by(uint8_t* codes, float* inverse, const uint32_t* largest, int64_t count,
-                                   Element e) {
+template <Element e, ScaleRule rule>
+OSPREY_INLINE void power_scales_by(uint8_t* __restrict codes, float* __restrict inverse,
+                                   const uint32_t* __restrict largest, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const uint32_t code = e8m0_of_largest(e, rule, largest[i]);
     inverse[i] = block_scale_e8m0(code, largest[i]).inverse;
     codes[i] = static_cast<uint8_t>(code);
   }
 }
-void power_scales(uint8_t* __restrict codes, float* __restrict inverse, const uint32_t* __restrict largest,
-                  int64_t count, Element e, ScaleRule rule) {
+template <Element e>
+void power_scales(uint8_t* codes, float* inverse, const uint32_t* largest, int64_t count, ScaleRule rule) {
   switch (rule) {
     case ScaleRule::floor:
-      return power_scales_by<ScaleRule::floor>(codes, inverse, largest, count, e);
+      return power_scales_by<e, ScaleRule::floor>(codes, inverse, largest, count);
     case ScaleRule::ceil:
-      return power_scales_by<ScaleRule::ceil>(codes, inverse, largest, count, e);
+      return power_scales_by<e, ScaleRule::ceil>(codes, inverse, largest, count);
     case ScaleRule::rceil:
-      return power_scales_by<ScaleRule::rceil>(codes, inverse, largest, count, e);
+      return power_scales_by<e, ScaleRule::rceil>(codes, inverse, largest, count);
     default:
-      return power_scales_by<ScaleRule::even>(codes, inverse, largest, count, e);
+      return power_scales_by<e, ScaleRule::even>(codes, inverse, largest, count);
   }
 }
 
@@ -179,17 +179,21 @@ int64_t error_difference(const float* v, int64_t n, BlockScale a, BlockScale b, 
   return difference;
 }
 
-/// Codes, one in a word, to their places in bytes.
+/// Codes, one in a byte, to their places.
 template <int bits>
-OSPREY_INLINE void pack(uint8_t* __restrict out, const uint32_t* __restrict codes, int64_t n) {
+OSPREY_INLINE void pack(uint8_t* __restrict out, const uint8_t* __restrict codes, int64_t n) {
   if constexpr (bits == 8) {
-    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint8_t>(codes[i]);
+    memcpy(out, codes, static_cast<size_t>(n));
   } else if constexpr (bits == 4) {
-    for (int64_t i = 0; i < n / 2; ++i) out[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
+    for (int64_t i = 0; i < n / 2; ++i) {
+      uint16_t two;
+      memcpy(&two, codes + 2 * i, 2);
+      out[i] = static_cast<uint8_t>(two | two >> 4);
+    }
   } else {
     static_assert(bits == 6);
     for (int64_t i = 0; i < n / 4; ++i) {
-      const uint32_t* c = codes + 4 * i;
+      const uint8_t* c = codes + 4 * i;
       const uint32_t word = c[0] | c[1] << 6 | c[2] << 12 | c[3] << 18;
       out[3 * i] = static_cast<uint8_t>(word);
       out[3 * i + 1] = static_cast<uint8_t>(word >> 8);
@@ -199,13 +203,13 @@ OSPREY_INLINE void pack(uint8_t* __restrict out, const uint32_t* __restrict code
 }
 
 template <int bits>
-OSPREY_INLINE void unpack(uint32_t* __restrict codes, const uint8_t* __restrict in, int64_t n) {
+OSPREY_INLINE void unpack(uint8_t* __restrict codes, const uint8_t* __restrict in, int64_t n) {
   if constexpr (bits == 8) {
-    for (int64_t i = 0; i < n; ++i) codes[i] = in[i];
+    memcpy(codes, in, static_cast<size_t>(n));
   } else if constexpr (bits == 4) {
     for (int64_t i = 0; i < n / 2; ++i) {
-      codes[2 * i] = in[i] & 15u;
-      codes[2 * i + 1] = in[i] >> 4;
+      const uint16_t two = (in[i] | in[i] << 4) & 0x0f0f;
+      memcpy(codes + 2 * i, &two, 2);
     }
   } else {
     for (int64_t i = 0; i < n / 4; ++i) {
@@ -230,48 +234,68 @@ OSPREY_INLINE int64_t draw_run(uint16_t* draws, uint64_t seed, uint64_t stream, 
   return skipped;
 }
 
+/// 16 elements with one scale; draws are for stochastic rounding, or null.
+template <Element e>
+OSPREY_INLINE void encode_step(uint8_t* codes, const float* v, float inverse, const uint16_t* draws) {
+  alignas(64) int32_t words[step];
+  if (draws) {
+#pragma omp simd
+    for (int64_t k = 0; k < step; ++k)
+      words[k] = static_cast<int32_t>(encode_stochastic(e, v[k] * inverse, draws[k]));
+  } else {
+#pragma omp simd
+    for (int64_t k = 0; k < step; ++k) words[k] = static_cast<int32_t>(encode_nearest(e, v[k] * inverse));
+  }
+  for (int64_t k = 0; k < step; k += lanes) store_bytes(codes + k, load(words + k));
+}
+
+/// Bit i: |v[i] * inverse| <= limit; of 16 elements.
+OSPREY_INLINE uint32_t kept_bits(const float* v, float inverse, float limit) {
+  uint32_t bits = 0;
+  for (int k = 0; k < step; k += lanes)
+    bits |= sign_bits(magnitude(load(v + k) * splat(inverse)) <= splat(limit)) << k;
+  return bits;
+}
+
 template <Element e>
 void encode(const EncodeRun& a) {
-  alignas(64) uint32_t codes[quantize_run];
+  alignas(64) uint8_t codes[quantize_run];
   uint16_t draws[quantize_run + 16];
   const uint16_t* draw =
       a.stochastic ? draws + draw_run(draws, a.seed, a.stream, a.first_draw, a.n) : nullptr;
-  for (int64_t i = 0; i < a.n; i += step) {
-    const float inverse = a.inverse[i / a.block];
-    uint32_t* to = codes + i;
-    const float* v = a.v + i;
-    if (!(inverse > 0)) {  // zeros, or no numbers
-      memset(to, 0, step * sizeof *to);
-    } else if (a.stochastic) {
-#pragma omp simd
-      for (int64_t k = 0; k < step; ++k) to[k] = encode_stochastic(e, v[k] * inverse, draw[i + k]);
-    } else {
-#pragma omp simd
-      for (int64_t k = 0; k < step; ++k) to[k] = encode_nearest(e, v[k] * inverse);
+  const float* inverse = a.inverse;
+  for (int64_t b = 0; b < a.n; b += a.block, ++inverse) {
+    const int64_t end = b + a.block < a.n ? b + a.block : a.n;
+    if (!(*inverse > 0)) {  // zeros, or no numbers
+      memset(codes + b, 0, static_cast<size_t>(end - b));
+      continue;
     }
+    for (int64_t i = b; i < end; i += step)
+      encode_step<e>(codes + i, a.v + i, *inverse, draw ? draw + i : nullptr);
   }
   pack<element_bits(e)>(a.codes, codes, a.n);
   if (!a.mask) return;
-  uint8_t kept[quantize_run];
-  const uint32_t limit = float_bits(a.limit);
-  for (int64_t i = 0; i < a.n; i += step) {
-    const float inverse = a.inverse[i / a.block];
-#pragma omp simd
-    for (int64_t k = 0; k < step; ++k) kept[i + k] = magnitude_bits(a.v[i + k] * inverse) <= limit;
-  }
-  for (int64_t i = 0; i < a.n / 8; ++i) {
-    uint64_t eight;
-    memcpy(&eight, kept + 8 * i, 8);
-    a.mask[i] = static_cast<uint8_t>(eight * 0x0102040810204080u >> 56);  // bit k is the byte k
-  }
+  inverse = a.inverse;
+  for (int64_t b = 0; b < a.n; b += a.block, ++inverse)
+    for (int64_t i = b; i < a.n && i < b + a.block; i += step) {
+      const uint32_t bits = kept_bits(a.v + i, *inverse, a.limit);
+      a.mask[i / 8] = static_cast<uint8_t>(bits);
+      if (i + 8 < a.n) a.mask[i / 8 + 1] = static_cast<uint8_t>(bits >> 8);
+    }
 }
 
 template <Element e>
 void decode(float* __restrict v, const uint8_t* __restrict in, int64_t n) {
-  alignas(64) uint32_t codes[quantize_run];
+  alignas(64) uint8_t codes[quantize_run];
   unpack<element_bits(e)>(codes, in, n);
   for (int64_t i = 0; i < n; ++i) v[i] = decode_element(e, codes[i]);
 }
+
+#define OSPREY_BY_ELEMENT(f)                                                                  \
+  {                                                                                           \
+    f<Element::e2m1>, f<Element::e2m3>, f<Element::e3m2>, f<Element::e4m3>, f<Element::e5m2>, \
+        f<Element::int4>, f<Element::int8>                                                    \
+  }
 
 }  // namespace
 
@@ -286,13 +310,11 @@ const QuantizeTable quantize_table = {
     multiply,
     rotate,
     largest_of_blocks,
-    power_scales,
     block_sums,
     error_difference,
-    {encode<Element::e2m1>, encode<Element::e2m3>, encode<Element::e3m2>, encode<Element::e4m3>,
-     encode<Element::e5m2>, encode<Element::int4>, encode<Element::int8>},
-    {decode<Element::e2m1>, decode<Element::e2m3>, decode<Element::e3m2>, decode<Element::e4m3>,
-     decode<Element::e5m2>, decode<Element::int4>, decode<Element::int8>},
+    OSPREY_BY_ELEMENT(power_scales),
+    OSPREY_BY_ELEMENT(encode),
+    OSPREY_BY_ELEMENT(decode),
 };
 
 }  // namespace osprey::cpu::OSPREY_ISA

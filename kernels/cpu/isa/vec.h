@@ -99,6 +99,26 @@ OSPREY_INLINE void store(bf16* p, Vec v) {
 #endif
 }
 
+/// The low byte of each lane.
+OSPREY_INLINE void store_bytes(uint8_t* p, IVec v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));
+#else
+  for (int i = 0; i < lanes; ++i) p[i] = static_cast<uint8_t>(v[i]);
+#endif
+}
+
+/// Bit i is the sign of lane i: of a comparison, whether it holds there.
+OSPREY_INLINE uint32_t sign_bits(IVec v) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask((__m512i)v);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)v));
+#else
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)v));
+#endif
+}
+
 /// NaN in `b` is returned, NaN in `a` is not.
 OSPREY_INLINE Vec max_of(Vec a, Vec b) {
 #if defined(__AVX512F__)
