@@ -222,9 +222,28 @@ void scale_blocks(float* inverse, void* scales, const float* v, int64_t n, const
   }
 }
 
+/// The plain way from bf16 to mxfp4.
+bool is_plain_mxfp4(const kernels::Quantize& a) {
+  return a.y.format == BlockFormat{} && a.x.defined() && a.x.dtype == DType::bf16 && !a.transpose &&
+         a.rule != ScaleRule::mse && a.rounding.kind == kernels::Rounding::Kind::nearest_even &&
+         !a.rotation && a.prescale == 1 && !a.mask.defined();
+}
+void plain_mxfp4(const Queue& queue, const kernels::Quantize& a) {
+  const Patches patches(a.y.rows, a.y.cols, false);
+  parallel_for(queue, patches.count(), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Patch p = patches[i];
+      quantize_table().mxfp4_of_bf16(codes_at(a.y, p.row, p.col),
+                                     at<uint8_t>(a.y.scales, p.row, p.col / a.y.format.block),
+                                     at<bf16>(a.x, p.row, p.col), p.cols, a.rule);
+    }
+  });
+}
+
 }  // namespace
 
 void quantize(const Queue& queue, const kernels::Quantize& a) {
+  if (is_plain_mxfp4(a)) return plain_mxfp4(queue, a);
   const BlockFormat& f = a.y.format;
   const Element e = f.element;
   const Numbers numbers(a);

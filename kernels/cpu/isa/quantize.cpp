@@ -220,17 +220,36 @@ OSPREY_INLINE void unpack(uint8_t* __restrict codes, const uint8_t* __restrict i
   }
 }
 
-/// Draws first, first + 1, ... of 16 bits, from draws[the result] on.
-OSPREY_INLINE int64_t draw_run(uint16_t* draws, uint64_t seed, uint64_t stream, uint64_t first, int64_t n) {
-  const uint64_t group = first / 8;
-  const int64_t skipped = static_cast<int64_t>(first % 8);
-  uint32_t words[(quantize_run / 8 + 1) * 4];
-  for (int64_t g = 0; g * 8 < skipped + n; ++g) {
-    const Philox p = draw_group(seed, stream, group + static_cast<uint64_t>(g));
-    for (int w = 0; w < 4; ++w) words[4 * g + w] = p.v[w];
+constexpr int groups = lanes / 2;  // of draws, made together
+
+/// philox() for `groups` neighbouring counters: to[8 g + i] is draw i of group first + g.
+OSPREY_INLINE void draw_groups(uint16_t* to, uint64_t seed, uint64_t stream, uint64_t first) {
+  // A 64-bit lane holds a 32-bit word; what is left above it of a product reaches no later product.
+  U64Vec counter, zero{};
+  for (int g = 0; g < groups; ++g) counter[g] = first + static_cast<uint64_t>(g);
+  U64Vec c0 = counter, c1 = counter >> 32, c2 = zero + (stream & 0xffffffffu), c3 = zero + (stream >> 32);
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const U64Vec p0 = multiply_low(c0, zero + 0xD2511F53u), p1 = multiply_low(c2, zero + 0xCD9E8D57u);
+    c0 = (p1 >> 32) ^ c1 ^ (zero + k0);
+    c2 = (p0 >> 32) ^ c3 ^ (zero + k1);
+    c1 = p1;
+    c3 = p0;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
   }
-  // A word holds two draws, the first one low.
-  memcpy(draws, words, static_cast<size_t>((skipped + n + 7) / 8 * 8) * sizeof *draws);
+  const U64Vec low = (c0 & 0xffffffffu) | c1 << 32, high = (c2 & 0xffffffffu) | c3 << 32;
+  for (int g = 0; g < groups; ++g) {
+    const uint64_t words[2] = {low[g], high[g]};  // the first draw of a word is its low half
+    memcpy(to + 8 * g, words, 16);
+  }
+}
+
+/// Draws first, first + 1, ... are draws[the result], draws[the result + 1], ...
+OSPREY_INLINE int64_t draw_run(uint16_t* draws, uint64_t seed, uint64_t stream, uint64_t first, int64_t n) {
+  const int64_t skipped = static_cast<int64_t>(first % 8);
+  for (int64_t at = 0; at < skipped + n; at += 8 * groups)
+    draw_groups(draws + at, seed, stream, first / 8 + static_cast<uint64_t>(at) / 8);
   return skipped;
 }
 
@@ -260,7 +279,7 @@ OSPREY_INLINE uint32_t kept_bits(const float* v, float inverse, float limit) {
 template <Element e>
 void encode(const EncodeRun& a) {
   alignas(64) uint8_t codes[quantize_run];
-  uint16_t draws[quantize_run + 16];
+  uint16_t draws[quantize_run + 8 * groups];
   const uint16_t* draw =
       a.stochastic ? draws + draw_run(draws, a.seed, a.stream, a.first_draw, a.n) : nullptr;
   const float* inverse = a.inverse;
@@ -282,6 +301,69 @@ void encode(const EncodeRun& a) {
       a.mask[i / 8] = static_cast<uint8_t>(bits);
       if (i + 8 < a.n) a.mask[i / 8 + 1] = static_cast<uint8_t>(bits >> 8);
     }
+}
+
+typedef int16_t Halves __attribute__((vector_size(4 * lanes)));  // bits of bf16 numbers
+
+/// One block of mxfp4 whose numbers are no denormals, or zero: codes of two elements a byte.
+OSPREY_INLINE void mxfp4_block(uint8_t* codes, const bf16* x, uint32_t scale) {
+  const Halves zero{};
+  const int16_t exponent = static_cast<int16_t>((static_cast<int>(scale) - 127) * 128);
+  for (int i = 0; i < 32; i += 2 * lanes) {
+    Halves bits;
+    memcpy(&bits, x + i, sizeof bits);
+    // Divided by the scale; at most 8. What is below 2^-126 becomes negative.
+    const Halves a = (bits & int16_t{0x7fff}) - exponent, v = a > zero ? a : zero;
+    // From 1 on, the two upper bits of the mantissa's eight and the exponent are the code, but for an offset.
+    const Halves upper = ((v + int16_t{0x1f} + ((v >> 6) & int16_t{1})) >> 6) - int16_t{252};
+    const Halves below =
+        ((v > zero + int16_t{0x3e80}) & int16_t{1}) + ((v >= zero + int16_t{0x3f40}) & int16_t{1});
+    Halves code = upper > below ? upper : below;
+    code = code < zero + int16_t{7} ? code : zero + int16_t{7};
+    code |= (bits >> 12) & int16_t{8};
+    const IVec pairs = (IVec)code;
+    store_bytes(codes + i / 2, pairs | (pairs >> 12));
+  }
+}
+
+void mxfp4_of_bf16(uint8_t* codes, uint8_t* scales, const bf16* x, int64_t n, ScaleRule rule) {
+  constexpr int64_t block = 32;
+  const int64_t count = n / block;
+  alignas(64) uint32_t largest[quantize_run / block];
+  int64_t b = 0;
+  for (; b + 16 <= count; b += 16) {
+    Vec most[16];
+    for (int i = 0; i < 16; ++i) {
+      most[i] = Vec{};
+      for (int k = 0; k < block; k += 2 * lanes) {
+        IVec two;
+        memcpy(&two, x + (b + i) * block + k, sizeof two);
+        const Vec high = magnitude((Vec)(two & splat(int32_t{-0x10000}))), low = magnitude((Vec)(two << 16));
+        most[i] = LargestOf::of(most[i], LargestOf::of(high, low));
+      }
+    }
+    reduce_rows<LargestOf>(reinterpret_cast<float*>(largest + b), most);
+  }
+  for (; b < count; ++b) {
+    uint32_t most = 0;
+    for (int64_t i = 0; i < block; ++i) {
+      const uint32_t m = magnitude_bits(to_float(x[b * block + i]));
+      most = m > most ? m : most;
+    }
+    largest[b] = most;
+  }
+  float inverse[quantize_run / block];
+  power_scales<Element::e2m1>(scales, inverse, largest, count, rule);
+  for (b = 0; b < count; ++b) {
+    // Where bf16 has denormals, and where there are no numbers.
+    if (scales[b] < 8 || scales[b] == e8m0_nan) {
+      float v[block];
+      load_run(v, x + b * block, block);
+      encode<Element::e2m1>({v, block, block, inverse + b, 6.0f, codes + b * block / 2, nullptr, 0, 0, 0, 0});
+    } else {
+      mxfp4_block(codes + b * block / 2, x + b * block, scales[b]);
+    }
+  }
 }
 
 template <Element e>
@@ -310,6 +392,7 @@ const QuantizeTable quantize_table = {
     multiply,
     rotate,
     largest_of_blocks,
+    mxfp4_of_bf16,
     block_sums,
     error_difference,
     OSPREY_BY_ELEMENT(power_scales),

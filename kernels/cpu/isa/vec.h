@@ -119,6 +119,18 @@ OSPREY_INLINE uint32_t sign_bits(IVec v) {
 #endif
 }
 
+/// Products of the low 32 bits of 64-bit lanes.
+typedef uint64_t U64Vec __attribute__((vector_size(4 * lanes)));
+OSPREY_INLINE U64Vec multiply_low(U64Vec a, U64Vec b) {
+#if defined(__AVX512F__)
+  return (U64Vec)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (U64Vec)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#else
+  return (U64Vec)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#endif
+}
+
 /// NaN in `b` is returned, NaN in `a` is not.
 OSPREY_INLINE Vec max_of(Vec a, Vec b) {
 #if defined(__AVX512F__)
