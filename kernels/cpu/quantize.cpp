@@ -11,15 +11,17 @@ namespace osprey::cpu {
 
 namespace {
 
-/// A piece of y that one thread works on in L1: part of a row, or, where x is read by columns, of 32 rows, so
-/// that what is read of a row of x is a cache line.
+/// A piece of y that one thread works on in the nearest caches: part of a row, or, where x is read by
+/// columns, of 32 rows, so that what is read of a row of x is a cache line, and what is written of a row of y
+/// is several.
 struct Patch {
   int64_t row, col, rows, cols;
 };
 class Patches {
  public:
-  static constexpr int64_t tile_rows = 32, tile_cols = 128;
-  static constexpr int64_t floats = tile_rows * tile_cols + 16;  // encoders read up to a multiple of 16
+  static constexpr int64_t tile_rows = 32, tile_cols = 512;
+  static constexpr int64_t apart = 16;  // rows of a tile: a power of two would share few sets of the cache
+  static constexpr int64_t floats = tile_rows * (tile_cols + apart);  // encoders read up to a multiple of 16
   static_assert(floats >= quantize_run + 16);
 
   Patches(int64_t rows, int64_t cols, bool transpose)
@@ -30,8 +32,10 @@ class Patches {
         down_((rows + high_ - 1) / high_),
         across_((cols + wide_ - 1) / wide_) {}
   int64_t count() const { return down_ * across_; }
+  /// So many are worth a thread.
+  int64_t grain() const { return high_ > 1 ? 1 : 16; }
   /// From one row of a patch to the next.
-  int64_t stride() const { return wide_; }
+  int64_t stride() const { return wide_ + apart; }
   /// Neighbours come one after the other as they lie in x.
   Patch operator[](int64_t i) const {
     const int64_t row = (high_ > 1 ? i % down_ : i / across_) * high_,
@@ -164,7 +168,7 @@ void raise(uint32_t& largest, uint32_t value) {
 /// scale covers so much; with e4m3 scales the largest that is finite.
 void find_largest(const Queue& queue, const Numbers& numbers, const Patches& patches, const BlockFormat& f,
                   uint32_t* largest) {
-  parallel_for(queue, patches.count(), 16, [&](int64_t begin, int64_t end) {
+  parallel_for(queue, patches.count(), patches.grain(), [&](int64_t begin, int64_t end) {
     alignas(64) float v[Patches::floats] = {};
     for (int64_t i = begin; i < end; ++i) {
       const Patch p = patches[i];
@@ -173,9 +177,9 @@ void find_largest(const Queue& queue, const Numbers& numbers, const Patches& pat
         float* row = v + r * patches.stride();
         if (f.scale == ScaleType::e4m3)
           for (int64_t c = 0; c < p.cols; ++c) row[c] = magnitude_bits(row[c]) < float_infinity ? row[c] : 0;
-        uint32_t most;
-        quantize_table().largest(&most, row, p.cols, p.cols);
-        raise(largest[f.granularity == Granularity::row ? p.row + r : 0], most);
+        uint32_t most[16];
+        quantize_table().largest(most, row, p.cols, p.cols);
+        raise(largest[f.granularity == Granularity::row ? p.row + r : 0], most[0]);
       }
     }
   });
@@ -230,7 +234,7 @@ bool is_plain_mxfp4(const kernels::Quantize& a) {
 }
 void plain_mxfp4(const Queue& queue, const kernels::Quantize& a) {
   const Patches patches(a.y.rows, a.y.cols, false);
-  parallel_for(queue, patches.count(), 16, [&](int64_t begin, int64_t end) {
+  parallel_for(queue, patches.count(), patches.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Patch p = patches[i];
       quantize_table().mxfp4_of_bf16(codes_at(a.y, p.row, p.col),
@@ -263,7 +267,7 @@ void quantize(const Queue& queue, const kernels::Quantize& a) {
     *a.y.tensor_scale.as<float>() = tensor.down;
   }
 
-  parallel_for(queue, patches.count(), 16, [&](int64_t begin, int64_t end) {
+  parallel_for(queue, patches.count(), patches.grain(), [&](int64_t begin, int64_t end) {
     alignas(64) float v[Patches::floats] = {};
     float inverse[quantize_run / 16];
     for (int64_t i = begin; i < end; ++i) {
@@ -305,7 +309,7 @@ void dequantize(const Queue& queue, const kernels::Dequantize& a) {
   const Patches patches(a.y.rows(), a.y.cols(), a.transpose);
   const kernels::Quantize source{.packed_x = a.x, .transpose = a.transpose, .prescale = a.factor};
   const Numbers numbers(source);
-  parallel_for(queue, patches.count(), 16, [&](int64_t begin, int64_t end) {
+  parallel_for(queue, patches.count(), patches.grain(), [&](int64_t begin, int64_t end) {
     alignas(64) float v[Patches::floats];
     for (int64_t i = begin; i < end; ++i) {
       const Patch p = patches[i];
@@ -319,7 +323,7 @@ void dequantize(const Queue& queue, const kernels::Dequantize& a) {
 void unrotate(const Queue& queue, const kernels::Unrotate& a) {
   const Patches patches(a.x.rows(), a.x.cols(), false);
   const Signs signs(a.rotation);
-  parallel_for(queue, patches.count(), 16, [&](int64_t begin, int64_t end) {
+  parallel_for(queue, patches.count(), patches.grain(), [&](int64_t begin, int64_t end) {
     alignas(64) float v[Patches::floats];
     for (int64_t i = begin; i < end; ++i) {
       const Patch p = patches[i];

@@ -720,6 +720,30 @@ TEST(Quantize, MeasuresCountWhatTheySay) {
   EXPECT_EQ(s[7], 1) << "the first row";
 }
 
+TEST(Quantize, RowsWithOneScaleMayHaveAnyWidthThatFillsBytes) {
+  for (const auto& [format, cols] : {std::pair<std::string_view, int64_t>{"int4_row", 18},
+                                     {"int4_tensor", 1042},
+                                     {"int8_row", 1},
+                                     {"int8_row", 1041},
+                                     {"int8_tensor", 17}})
+    for (bool transpose : {false, true}) {
+      SCOPED_TRACE(fmt::format("{} {}", format, cols));
+      const int64_t rows = 3;
+      const Floats x = normal(rows * cols, 22);
+      const Options o{.transpose = transpose};
+      const Quantized q(format, rows, cols, transpose ? transposed(x, rows, cols) : x, o);
+      const Floats y = q.numbers();
+      float largest[3] = {};
+      const auto row_of = [&](size_t i) {
+        return format.ends_with("row") ? i / static_cast<size_t>(cols) : size_t{0};
+      };
+      for (size_t i = 0; i < x.size(); ++i) largest[row_of(i)] = std::max(largest[row_of(i)], std::abs(x[i]));
+      const float steps = format.starts_with("int4") ? 7 : 127;
+      for (size_t i = 0; i < x.size(); ++i)
+        EXPECT_LE(std::abs(x[i] - y[i]), largest[row_of(i)] / steps * 0.5001f) << i;
+    }
+}
+
 TEST(Quantize, RowRangesOfAPackedMatrixArePackedMatrices) {
   for (const std::string_view format : {"mxfp4", "nvfp4", "int8_row", "int4_tensor"}) {
     const Quantized q(format, 6, 64, uneven(6, 64, 20));

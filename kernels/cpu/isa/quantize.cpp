@@ -22,7 +22,12 @@ void load_columns(float* v, int64_t v_stride, const T* x, int64_t x_stride, int6
     const int64_t high = r0 + tile < rows ? tile : rows - r0;
     for (int64_t c0 = 0; c0 < cols; c0 += tile) {
       const int64_t wide = c0 + tile < cols ? tile : cols - c0;
-      for (int64_t r = 0; r < high; ++r) load_run(t + r * tile, x + (r0 + r) * x_stride + c0, wide);
+      for (int64_t r = 0; r < high; ++r) {
+        const T* row = x + (r0 + r) * x_stride + c0;
+        __builtin_prefetch(row +
+                           tile);  // for the caller's next columns: rows lie too far apart to be foreseen
+        load_run(t + r * tile, row, wide);
+      }
       transpose(v + c0 * v_stride + r0, v_stride, t, tile, static_cast<int>(high), static_cast<int>(wide));
     }
   }
@@ -106,29 +111,32 @@ struct LargestOf {
   }
 };
 
-void largest_of_blocks(uint32_t* largest, const float* v, int64_t n, int64_t block) {
-  int64_t b = 0;
-  if (block % lanes == 0)
-    for (; (b + 16) * block <= n; b += 16) {  // 16 blocks at once
-      Vec most[16];
-      for (int i = 0; i < 16; ++i) {
-        const float* p = v + (b + i) * block;
-        most[i] = magnitude(load(p));
-        for (int64_t k = lanes; k < block; k += lanes)
-          most[i] = LargestOf::of(most[i], magnitude(load(p + k)));
-      }
-      reduce_rows<LargestOf>(reinterpret_cast<float*>(largest + b), most);
-    }
-  for (; b * block < n; ++b) {
-    uint32_t most = 0;
-    const int64_t end = (b + 1) * block < n ? (b + 1) * block : n;
-#pragma omp simd reduction(max : most)
-    for (int64_t i = b * block; i < end; ++i) {
-      const uint32_t m = magnitude_bits(v[i]);
-      most = m > most ? m : most;
-    }
-    largest[b] = most;
+/// largest[b] = the largest lane of most_of(b), for 16 blocks at once.
+template <class MostOf>
+OSPREY_INLINE void reduce_blocks(uint32_t* largest, int64_t count, const MostOf& most_of) {
+  for (int64_t b = 0; b < count; b += 16) {
+    const int64_t here = count - b < 16 ? count - b : 16;
+    Vec most[16];
+    for (int64_t i = 0; i < 16; ++i) most[i] = most_of(b + (i < here ? i : 0));  // the first stands in
+    reduce_rows<LargestOf>(reinterpret_cast<float*>(largest + b), most);
   }
+}
+
+void largest_of_blocks(uint32_t* largest, const float* v, int64_t n, int64_t block) {
+  if (block % step == 0 && n % block == 0)
+    return reduce_blocks(largest, n / block, [=](int64_t b) {
+      Vec most = magnitude(load(v + b * block));
+      for (int64_t k = lanes; k < block; k += lanes)
+        most = LargestOf::of(most, magnitude(load(v + b * block + k)));
+      return most;
+    });
+  uint32_t most = 0;  // one run of any length
+#pragma omp simd reduction(max : most)
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t m = magnitude_bits(v[i]);
+    most = m > most ? m : most;
+  }
+  *largest = most;
 }
 
 template <Element e, ScaleRule rule>
@@ -179,25 +187,23 @@ int64_t error_difference(const float* v, int64_t n, BlockScale a, BlockScale b, 
   return difference;
 }
 
-/// Codes, one in a byte, to their places.
+/// 16 codes, one in a word, to their places: 2 * bits bytes.
 template <int bits>
-OSPREY_INLINE void pack(uint8_t* __restrict out, const uint8_t* __restrict codes, int64_t n) {
+OSPREY_INLINE void pack_step(uint8_t* out, const int32_t* words) {
   if constexpr (bits == 8) {
-    memcpy(out, codes, static_cast<size_t>(n));
+    for (int64_t k = 0; k < step; k += lanes) store_bytes(out + k, load(words + k));
   } else if constexpr (bits == 4) {
-    for (int64_t i = 0; i < n / 2; ++i) {
-      uint16_t two;
-      memcpy(&two, codes + 2 * i, 2);
-      out[i] = static_cast<uint8_t>(two | two >> 4);
+    for (int64_t k = 0; k < step; k += lanes) {
+      const U64Vec two = (U64Vec)load(words + k);
+      store_bytes(out + k / 2, two | (two >> 28));
     }
   } else {
     static_assert(bits == 6);
-    for (int64_t i = 0; i < n / 4; ++i) {
-      const uint8_t* c = codes + 4 * i;
-      const uint32_t word = c[0] | c[1] << 6 | c[2] << 12 | c[3] << 18;
-      out[3 * i] = static_cast<uint8_t>(word);
-      out[3 * i + 1] = static_cast<uint8_t>(word >> 8);
-      out[3 * i + 2] = static_cast<uint8_t>(word >> 16);
+    for (int64_t k = 0; k < step; k += 4, out += 3) {
+      const int32_t four = words[k] | words[k + 1] << 6 | words[k + 2] << 12 | words[k + 3] << 18;
+      out[0] = static_cast<uint8_t>(four);
+      out[1] = static_cast<uint8_t>(four >> 8);
+      out[2] = static_cast<uint8_t>(four >> 16);
     }
   }
 }
@@ -245,19 +251,24 @@ OSPREY_INLINE void draw_groups(uint16_t* to, uint64_t seed, uint64_t stream, uin
   }
 }
 
-/// Draws first, first + 1, ... are draws[the result], draws[the result + 1], ...
-OSPREY_INLINE int64_t draw_run(uint16_t* draws, uint64_t seed, uint64_t stream, uint64_t first, int64_t n) {
+/// Draws first, first + 1, ..., in words, so that what they are added to has lanes of one width.
+OSPREY_INLINE void draw_run(uint32_t* __restrict draws, uint64_t seed, uint64_t stream, uint64_t first,
+                            int64_t n) {
+  uint16_t all[quantize_run + 8 * groups];  // of whole groups
   const int64_t skipped = static_cast<int64_t>(first % 8);
   for (int64_t at = 0; at < skipped + n; at += 8 * groups)
-    draw_groups(draws + at, seed, stream, first / 8 + static_cast<uint64_t>(at) / 8);
-  return skipped;
+    draw_groups(all + at, seed, stream, first / 8 + static_cast<uint64_t>(at) / 8);
+  for (int64_t i = 0; i < n; ++i) draws[i] = all[skipped + i];
 }
 
-/// 16 elements with one scale; draws are for stochastic rounding, or null.
+/// 16 elements with one scale, which is zero for those that become 0; draws are for stochastic rounding, or
+/// null.
 template <Element e>
-OSPREY_INLINE void encode_step(uint8_t* codes, const float* v, float inverse, const uint16_t* draws) {
+OSPREY_INLINE void encode_step(uint8_t* codes, const float* v, float inverse, const uint32_t* draws) {
   alignas(64) int32_t words[step];
-  if (draws) {
+  if (!(inverse > 0)) {  // zeros, or no numbers
+    for (int64_t k = 0; k < step; ++k) words[k] = 0;
+  } else if (draws) {
 #pragma omp simd
     for (int64_t k = 0; k < step; ++k)
       words[k] = static_cast<int32_t>(encode_stochastic(e, v[k] * inverse, draws[k]));
@@ -265,7 +276,7 @@ OSPREY_INLINE void encode_step(uint8_t* codes, const float* v, float inverse, co
 #pragma omp simd
     for (int64_t k = 0; k < step; ++k) words[k] = static_cast<int32_t>(encode_nearest(e, v[k] * inverse));
   }
-  for (int64_t k = 0; k < step; k += lanes) store_bytes(codes + k, load(words + k));
+  pack_step<element_bits(e)>(codes, words);
 }
 
 /// Bit i: |v[i] * inverse| <= limit; of 16 elements.
@@ -278,28 +289,31 @@ OSPREY_INLINE uint32_t kept_bits(const float* v, float inverse, float limit) {
 
 template <Element e>
 void encode(const EncodeRun& a) {
-  alignas(64) uint8_t codes[quantize_run];
-  uint16_t draws[quantize_run + 8 * groups];
-  const uint16_t* draw =
-      a.stochastic ? draws + draw_run(draws, a.seed, a.stream, a.first_draw, a.n) : nullptr;
+  constexpr int64_t bits = element_bits(e);
+  alignas(64) uint32_t draws[quantize_run + step];
+  if (a.stochastic) draw_run(draws, a.seed, a.stream, a.first_draw, a.n);
   const float* inverse = a.inverse;
   for (int64_t b = 0; b < a.n; b += a.block, ++inverse) {
     const int64_t end = b + a.block < a.n ? b + a.block : a.n;
-    if (!(*inverse > 0)) {  // zeros, or no numbers
-      memset(codes + b, 0, static_cast<size_t>(end - b));
-      continue;
+    for (int64_t i = b; i < end; i += step) {
+      const uint32_t* draw = a.stochastic ? draws + i : nullptr;
+      uint8_t* to = a.codes + i * bits / 8;
+      if (i + step <= a.n) {
+        encode_step<e>(to, a.v + i, *inverse, draw);
+      } else {
+        uint8_t last[step];
+        encode_step<e>(last, a.v + i, *inverse, draw);
+        for (int64_t k = 0; k < (a.n - i) * bits / 8; ++k) to[k] = last[k];
+      }
     }
-    for (int64_t i = b; i < end; i += step)
-      encode_step<e>(codes + i, a.v + i, *inverse, draw ? draw + i : nullptr);
   }
-  pack<element_bits(e)>(a.codes, codes, a.n);
   if (!a.mask) return;
   inverse = a.inverse;
   for (int64_t b = 0; b < a.n; b += a.block, ++inverse)
     for (int64_t i = b; i < a.n && i < b + a.block; i += step) {
-      const uint32_t bits = kept_bits(a.v + i, *inverse, a.limit);
-      a.mask[i / 8] = static_cast<uint8_t>(bits);
-      if (i + 8 < a.n) a.mask[i / 8 + 1] = static_cast<uint8_t>(bits >> 8);
+      const uint32_t kept = kept_bits(a.v + i, *inverse, a.limit);
+      a.mask[i / 8] = static_cast<uint8_t>(kept);
+      if (i + 8 < a.n) a.mask[i / 8 + 1] = static_cast<uint8_t>(kept >> 8);
     }
 }
 
@@ -330,31 +344,19 @@ void mxfp4_of_bf16(uint8_t* codes, uint8_t* scales, const bf16* x, int64_t n, Sc
   constexpr int64_t block = 32;
   const int64_t count = n / block;
   alignas(64) uint32_t largest[quantize_run / block];
-  int64_t b = 0;
-  for (; b + 16 <= count; b += 16) {
-    Vec most[16];
-    for (int i = 0; i < 16; ++i) {
-      most[i] = Vec{};
-      for (int k = 0; k < block; k += 2 * lanes) {
-        IVec two;
-        memcpy(&two, x + (b + i) * block + k, sizeof two);
-        const Vec high = magnitude((Vec)(two & splat(int32_t{-0x10000}))), low = magnitude((Vec)(two << 16));
-        most[i] = LargestOf::of(most[i], LargestOf::of(high, low));
-      }
+  reduce_blocks(largest, count, [=](int64_t b) {
+    Vec most{};
+    for (int k = 0; k < block; k += 2 * lanes) {
+      IVec two;
+      memcpy(&two, x + b * block + k, sizeof two);
+      const Vec high = magnitude((Vec)(two & splat(int32_t{-0x10000}))), low = magnitude((Vec)(two << 16));
+      most = LargestOf::of(most, LargestOf::of(high, low));
     }
-    reduce_rows<LargestOf>(reinterpret_cast<float*>(largest + b), most);
-  }
-  for (; b < count; ++b) {
-    uint32_t most = 0;
-    for (int64_t i = 0; i < block; ++i) {
-      const uint32_t m = magnitude_bits(to_float(x[b * block + i]));
-      most = m > most ? m : most;
-    }
-    largest[b] = most;
-  }
+    return most;
+  });
   float inverse[quantize_run / block];
   power_scales<Element::e2m1>(scales, inverse, largest, count, rule);
-  for (b = 0; b < count; ++b) {
+  for (int64_t b = 0; b < count; ++b) {
     // Where bf16 has denormals, and where there are no numbers.
     if (scales[b] < 8 || scales[b] == e8m0_nan) {
       float v[block];

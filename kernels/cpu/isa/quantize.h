@@ -45,7 +45,8 @@ struct QuantizeTable {
   void (*store_bf16)(bf16* y, const float* v, int64_t n, int add);
   void (*multiply)(float* v, int64_t n, float factor);
   void (*rotate)(const RotateRun&);
-  /// Magnitude bits of each block's largest element.
+  /// Magnitude bits of each block's largest element, in an array of whole groups of 16; `block` is a multiple
+  /// of 16 that divides n, or is n.
   void (*largest)(uint32_t* largest, const float* v, int64_t n, int64_t block);
   /// From a run of bf16 numbers to mxfp4 at once, by the rules floor to rceil, rounded to nearest: what the
   /// functions above and below do, in 16-bit arithmetic.

@@ -26,6 +26,7 @@ constexpr int lanes = 4;
 #endif
 typedef float Vec __attribute__((vector_size(4 * lanes)));
 typedef int32_t IVec __attribute__((vector_size(4 * lanes)));
+typedef uint64_t U64Vec __attribute__((vector_size(4 * lanes)));
 
 /// Every lane is x, bit for bit (x may stand for two bf16 values).
 OSPREY_INLINE Vec splat(float x) {
@@ -108,6 +109,15 @@ OSPREY_INLINE void store_bytes(uint8_t* p, IVec v) {
 #endif
 }
 
+/// The low byte of each 64-bit lane.
+OSPREY_INLINE void store_bytes(uint8_t* p, U64Vec v) {
+#if defined(__AVX512F__)
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm512_cvtepi64_epi8((__m512i)v));
+#else
+  for (int i = 0; i < lanes / 2; ++i) p[i] = static_cast<uint8_t>(v[i]);
+#endif
+}
+
 /// Bit i is the sign of lane i: of a comparison, whether it holds there.
 OSPREY_INLINE uint32_t sign_bits(IVec v) {
 #if defined(__AVX512DQ__)
@@ -120,7 +130,6 @@ OSPREY_INLINE uint32_t sign_bits(IVec v) {
 }
 
 /// Products of the low 32 bits of 64-bit lanes.
-typedef uint64_t U64Vec __attribute__((vector_size(4 * lanes)));
 OSPREY_INLINE U64Vec multiply_low(U64Vec a, U64Vec b) {
 #if defined(__AVX512F__)
   return (U64Vec)_mm512_mul_epu32((__m512i)a, (__m512i)b);
