@@ -194,7 +194,8 @@ struct FindLargest {
 #pragma unroll
       for (int i = 0; i < per_lane; ++i) v[i] = finite_or_zero(v[i]);
     const uint32_t most = largest_of(v, warp_size);
-    if (threadIdx.x % warp_size == 0 && most > 0) atomicMax(largest + (by_row ? row : 0), most);
+    unsigned* known = largest + (by_row ? row : 0);  // it only grows: most warps need not wait for it
+    if (threadIdx.x % warp_size == 0 && most > *known) atomicMax(known, most);
   }
 };
 

@@ -379,7 +379,7 @@ TEST(Quantize, TransposedIsTheQuantizationOfTheTransposeBitForBit) {
     for (DType dtype : {DType::f32, DType::bf16})
       for (int rotation : {0, 64}) {
         SCOPED_TRACE(fmt::format("{} {} rotation {}", format, name(dtype), rotation));
-        const int64_t rows = 45, cols = 192;  // of y: neither is whole tiles
+        const int64_t rows = 45, cols = 640;  // of y: neither is whole tiles
         const Floats x = uneven(cols, rows, 2);
         Options o{.rounding = {Kind::stochastic, 1, 2}, .rotation = rotation_of(rotation), .dtype = dtype};
         const Quantized straight(format, rows, cols, transposed(x, cols, rows), o);

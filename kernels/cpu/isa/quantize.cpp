@@ -24,8 +24,8 @@ void load_columns(float* v, int64_t v_stride, const T* x, int64_t x_stride, int6
       const int64_t wide = c0 + tile < cols ? tile : cols - c0;
       for (int64_t r = 0; r < high; ++r) {
         const T* row = x + (r0 + r) * x_stride + c0;
-        __builtin_prefetch(row +
-                           tile);  // for the caller's next columns: rows lie too far apart to be foreseen
+        // What the caller wants next; rows lie too far apart for the hardware to foresee it.
+        __builtin_prefetch(row + tile);
         load_run(t + r * tile, row, wide);
       }
       transpose(v + c0 * v_stride + r0, v_stride, t, tile, static_cast<int>(high), static_cast<int>(wide));
