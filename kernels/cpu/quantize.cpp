@@ -195,12 +195,6 @@ BlockScale e4m3_scale(ScaleRule rule, Element e, uint32_t largest, const TensorS
   return gain > 0 ? four : six;
 }
 
-BlockScale deviation_scale(uint32_t largest, const float* v, int64_t n) {
-  int64_t sum = 0, squares = 0;
-  if (largest < float_infinity) quantize_table().block_sums(&sum, &squares, v, n, unit_exponent(largest));
-  return block_scale_e8m0(e8m0_of_deviation(largest, n, sum, squares), largest);
-}
-
 /// Scales of the blocks of a run of a row: stored at `scales`, and what elements are multiplied by.
 void scale_blocks(float* inverse, void* scales, const float* v, int64_t n, const kernels::Quantize& a,
                   const TensorScale& tensor) {
@@ -209,13 +203,14 @@ void scale_blocks(float* inverse, void* scales, const float* v, int64_t n, const
   uint32_t largest[quantize_run / 16];
   quantize_table().largest(largest, v, n, f.block);
   auto* small = static_cast<uint8_t*>(scales);
-  if (f.scale == ScaleType::e8m0 && a.rule != ScaleRule::mse)
+  if (f.scale == ScaleType::e8m0 && a.rule == ScaleRule::mse)
+    return quantize_table().deviation_scales(small, inverse, largest, v, count, f.block);
+  if (f.scale == ScaleType::e8m0)
     return quantize_table().power_scales[static_cast<size_t>(f.element)](small, inverse, largest, count,
                                                                          a.rule);
   for (int64_t b = 0; b < count; ++b) {
     const float* block = v + b * f.block;
-    const BlockScale s = f.scale == ScaleType::e8m0 ? deviation_scale(largest[b], block, f.block)
-                         : f.scale == ScaleType::e4m3
+    const BlockScale s = f.scale == ScaleType::e4m3
                              ? e4m3_scale(a.rule, f.element, largest[b], tensor, block, f.block)
                              : block_scale_f32(f.element, largest[b]);
     inverse[b] = s.inverse;

@@ -162,17 +162,25 @@ void power_scales(uint8_t* codes, float* inverse, const uint32_t* largest, int64
   }
 }
 
-void block_sums(int64_t* sum, int64_t* squares, const float* v, int64_t n, int unit) {
-  int64_t s = 0, q = 0;
-  const float up = power_of_two(-unit);
-#pragma omp simd reduction(+ : s, q)
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t k = static_cast<int32_t>(v[i] * up);
-    s += k;
-    q += k * k;
+void deviation_scales(uint8_t* codes, float* inverse, const uint32_t* largest, const float* v, int64_t count,
+                      int64_t block) {
+  for (int64_t b = 0; b < count; ++b) {
+    int32_t sum = 0;
+    int64_t squares = 0;
+    if (largest[b] < float_infinity) {
+      const float up = power_of_two(-unit_exponent(largest[b]));
+      const float* p = v + b * block;
+#pragma omp simd reduction(+ : sum, squares)
+      for (int64_t i = 0; i < block; ++i) {
+        const int32_t k = static_cast<int32_t>(p[i] * up);
+        sum += k;
+        squares += static_cast<int64_t>(k) * k;
+      }
+    }
+    const uint32_t code = e8m0_of_deviation(largest[b], block, sum, squares);
+    codes[b] = static_cast<uint8_t>(code);
+    inverse[b] = block_scale_e8m0(code, largest[b]).inverse;
   }
-  *sum = s;
-  *squares = q;
 }
 
 int64_t error_difference(const float* v, int64_t n, BlockScale a, BlockScale b, float tensor_scale,
@@ -395,7 +403,7 @@ const QuantizeTable quantize_table = {
     rotate,
     largest_of_blocks,
     mxfp4_of_bf16,
-    block_sums,
+    deviation_scales,
     error_difference,
     OSPREY_BY_ELEMENT(power_scales),
     OSPREY_BY_ELEMENT(encode),
