@@ -379,7 +379,7 @@ TEST(Quantize, TransposedIsTheQuantizationOfTheTransposeBitForBit) {
     for (DType dtype : {DType::f32, DType::bf16})
       for (int rotation : {0, 64}) {
         SCOPED_TRACE(fmt::format("{} {} rotation {}", format, name(dtype), rotation));
-        const int64_t rows = 45, cols = 192;  // of y: neither is whole tiles
+        const int64_t rows = 45, cols = 640;  // of y: neither is whole tiles
         const Floats x = uneven(cols, rows, 2);
         Options o{.rounding = {Kind::stochastic, 1, 2}, .rotation = rotation_of(rotation), .dtype = dtype};
         const Quantized straight(format, rows, cols, transposed(x, cols, rows), o);
@@ -388,6 +388,28 @@ TEST(Quantize, TransposedIsTheQuantizationOfTheTransposeBitForBit) {
         EXPECT_EQ(turned.result(), straight.result());
         EXPECT_EQ(turned.numbers(true), transposed(straight.numbers(), rows, cols));
       }
+}
+
+TEST(Quantize, Bf16NumbersAreRoundedAsTheSameNumbersInF32) {
+  // All bf16 numbers, each in 63 blocks of other sizes; the last row has a block of infinities and NaN.
+  const int64_t rows = 128, cols = 1056;
+  Floats x(static_cast<size_t>(rows * cols));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = to_float(bf16{static_cast<uint16_t>(philox(1, 2, i).v[0])});
+  for (size_t i = 0; i < x.size(); ++i)
+    if (!std::isfinite(x[i])) x[i] = 0;
+  for (size_t i = 0; i < 33 * static_cast<size_t>(rows); ++i) {  // blocks whose numbers are of similar sizes
+    const int size = static_cast<int>(i % 260) - 133;
+    for (size_t k = i % 3 ? 0 : 32; k < 32; ++k)
+      x[32 * i + k] =
+          to_float(osprey::to_bf16(std::ldexp(random_normal(3, 4, 32 * i + k), std::min(size, 124))));
+  }
+  x[x.size() - 1] = NAN;
+  x[x.size() - 40] = INFINITY;
+  for (ScaleRule rule : {ScaleRule::floor, ScaleRule::even, ScaleRule::ceil, ScaleRule::rceil}) {
+    const Options half{.rule = rule, .mask = false, .dtype = DType::bf16}, whole{.rule = rule, .mask = false};
+    EXPECT_EQ(Quantized("mxfp4", rows, cols, x, half).result(),
+              Quantized("mxfp4", rows, cols, x, whole).result());
+  }
 }
 
 TEST(Quantize, PackedInputIsTakenForItsNumbers) {
@@ -696,6 +718,30 @@ TEST(Quantize, MeasuresCountWhatTheySay) {
   EXPECT_EQ(s[5], 3);
   EXPECT_EQ(s[6], 2) << "the first and the third row";
   EXPECT_EQ(s[7], 1) << "the first row";
+}
+
+TEST(Quantize, RowsWithOneScaleMayHaveAnyWidthThatFillsBytes) {
+  for (const auto& [format, cols] : {std::pair<std::string_view, int64_t>{"int4_row", 18},
+                                     {"int4_tensor", 1042},
+                                     {"int8_row", 1},
+                                     {"int8_row", 1041},
+                                     {"int8_tensor", 17}})
+    for (bool transpose : {false, true}) {
+      SCOPED_TRACE(fmt::format("{} {}", format, cols));
+      const int64_t rows = 3;
+      const Floats x = normal(rows * cols, 22);
+      const Options o{.transpose = transpose};
+      const Quantized q(format, rows, cols, transpose ? transposed(x, rows, cols) : x, o);
+      const Floats y = q.numbers();
+      float largest[3] = {};
+      const auto row_of = [&](size_t i) {
+        return format.ends_with("row") ? i / static_cast<size_t>(cols) : size_t{0};
+      };
+      for (size_t i = 0; i < x.size(); ++i) largest[row_of(i)] = std::max(largest[row_of(i)], std::abs(x[i]));
+      const float steps = format.starts_with("int4") ? 7 : 127;
+      for (size_t i = 0; i < x.size(); ++i)
+        EXPECT_LE(std::abs(x[i] - y[i]), largest[row_of(i)] / steps * 0.5001f) << i;
+    }
 }
 
 TEST(Quantize, RowRangesOfAPackedMatrixArePackedMatrices) {
