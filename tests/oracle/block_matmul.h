@@ -33,7 +33,8 @@ struct BlockMatrix {
     const uint32_t stored = scales[static_cast<size_t>(i)];
     if (format.scale == ScaleType::e8m0)
       return stored == 255 ? NAN : std::ldexp(1.0, static_cast<int>(stored) - 127);
-    if (format.scale == ScaleType::e4m3) return enumerate_codes(Element::e4m3)[stored];
+    static const std::vector<double> e4m3 = enumerate_codes(Element::e4m3);
+    if (format.scale == ScaleType::e4m3) return e4m3[stored];
     return std::bit_cast<float>(stored);
   }
 };

@@ -75,7 +75,7 @@ void by_definition(const BlockGemm& g) {
   float* b = a_scales + rows_held * scales;
   float* b_scales = b + block_columns * g.k;
   const Table a_table = table_of(g.a.element), b_table = table_of(g.b.element);
-  const float unit = unit_of(g.a.element) * unit_of(g.b.element);
+  const float unit = scaled_units(1, g.a.element, g.b.element);
   for (int64_t r0 = 0; r0 < g.rows; r0 += rows_held) {
     const int64_t rows = g.rows - r0 < rows_held ? g.rows - r0 : rows_held;
     for (int64_t r = 0; r < rows; ++r) {

@@ -1,14 +1,8 @@
 #pragma once
-// Products of packed matrices: one loop for every format and CPU, which is the definition of the result, and
-// for integer elements two engines of CPUs with AVX512-VNNI: its dot products, and int8 tiles (AMX).
+// Products of packed matrices: one loop for every format and CPU, the definition as it is written, and for
+// integer elements two engines of CPUs with AVX512-VNNI: its dot products, and int8 tiles (AMX).
 //
-// Elements of e2m1, int4 and int8 are integers times 1/2, 1/4 and 1/64: `unit`. A sum of products of integers
-// in a block, S, is exact in int32 as in fp32. Where a row has one scale, 512 elements are a block.
-//
-// Definition: for the blocks in turn, sum = fma(S, (scale of a * both units) * scale of b, sum), all in fp32;
-// then y = sum * f, or fma(sum, f, y), with f = (factor * tensor scale of a) * tensor scale of b, rounded
-// once. Elements that are floats are multiplied as fp32 and S is their fp32 sum in turn: their products
-// are exact. So all engines have the same bits, with one exception:
+// All have the bits of the definition in kernels/numerics/block_product.h, with one exception:
 //
 // Tiles, both elements of 4 bits, both scales e8m0: four blocks of a row are written as int8 against one
 // scale, codes shifted left by up to 3, and S is the exact sum of all four. Blocks whose scales are more than
@@ -17,12 +11,11 @@
 // its row of b and on nothing else.
 
 #include "kernels/cpu/isa.h"
-#include "kernels/numerics/block_codec.h"
+#include "kernels/numerics/block_product.h"
 
 namespace osprey::cpu {
 
 constexpr int64_t block_columns = 16;  // rows of b in a panel
-constexpr int64_t whole_row_block = 512;
 
 /// Of rows of a matrix: what their elements and scales are. `block` elements share a scale; 0: all of a row.
 struct BlockLayout {
@@ -48,10 +41,6 @@ constexpr int64_t block_panel_scales(const BlockLayout& b, int64_t k) {
 }
 constexpr int64_t block_panel_bytes(const BlockLayout& b, int64_t k) {
   return block_panel_codes(b.element, k) + block_panel_scales(b, k) + 64;
-}
-
-constexpr bool is_integer(Element e) {
-  return e == Element::e2m1 || e == Element::int4 || e == Element::int8;
 }
 
 /// y[rows, columns] from rows of a and whole panels of b.

@@ -34,7 +34,7 @@ struct Plan {
   int64_t chunks;  // in k
   int64_t steps;   // of 64 in k
   int64_t held;    // rows of a, whole groups
-  int b_offset;    // what makes b unsigned, for dot products
+  int b_offset;    // what makes b unsigned, for dot products; else 0
 };
 
 bool folds(const BlockLayout& l) {
@@ -50,7 +50,7 @@ Plan plan_of(const BlockGemm& g, bool with_tiles) {
   p.steps = ceil_div(g.k, step);
   const int64_t fits = (1 << 20) / (p.steps * step) / group * group;
   p.held = least(ceil_div(g.rows, group) * group, fits < 64 ? 64 : fits > 512 ? 512 : fits);
-  p.b_offset = g.b.element == Element::e2m1 ? 12 : g.b.element == Element::int4 ? 8 : 128;
+  p.b_offset = with_tiles ? 0 : g.b.element == Element::e2m1 ? 12 : g.b.element == Element::int4 ? 8 : 128;
   return p;
 }
 
@@ -100,7 +100,16 @@ __m512i lookup(Element e, int offset) {
   return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(t)));
 }
 
-// (x | y) & nibbles, and with z or-ed to it.
+// What unpacking needs: integers of 4-bit codes; of 8-bit ones an order of bytes (a), or what to xor (b).
+__m512i a_lookup(const BlockGemm& g) {
+  return element_bits(g.a.element) == 8 ? evens_first() : lookup(g.a.element, 0);
+}
+__m512i b_lookup(const BlockGemm& g, int offset) {
+  return element_bits(g.b.element) == 8 ? _mm512_set1_epi8(static_cast<char>(offset))
+                                        : lookup(g.b.element, offset);
+}
+
+// (x | y) & nibbles.
 inline __m512i nibbles_of(__m512i x, __m512i y) {
   return _mm512_ternarylogic_epi64(x, y, _mm512_set1_epi8(15), 0xa8);
 }
@@ -153,11 +162,10 @@ float scale_of(const BlockLayout& l, const ScaleTable& table, const uint8_t* sca
 
 // Rows [begin, begin + count) of a, one group. Rows that do not exist count as zeros when `pad`.
 void unpack_group(const BlockGemm& g, const Plan& p, const Memory& m, int64_t index, int64_t begin,
-                  int64_t count, bool pad) {
+                  int64_t count, bool pad, __m512i values) {
   const ScaleTable table(g.a.scale);
   const bool bytes = element_bits(g.a.element) == 8;
-  const __m512i values = bytes ? evens_first() : lookup(g.a.element, 0);
-  const float unit = unit_of(g.a.element) * unit_of(g.b.element);
+  const float unit = scaled_units(1, g.a.element, g.b.element);
   int8_t* const to = m.a + index * p.steps * step_bytes;
   float* const scales = m.a_scales + index * p.chunks * group;
   int32_t* const sums = m.a_sums + index * p.chunks * group;
@@ -171,11 +179,14 @@ void unpack_group(const BlockGemm& g, const Plan& p, const Memory& m, int64_t in
           bytes ? _mm512_shuffle_epi8(_mm512_maskz_loadu_epi8(mask64(left), codes + s * step), values)
                 : _mm512_shuffle_epi8(values, spread(codes + s * step / 2, left));
       _mm512_store_si512(to + s * step_bytes + r * step, v);
-      const __m512i four = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), v);
-      alignas(64) int32_t part[16];
-      _mm512_store_si512(part, four);
-      for (int64_t w = 0; w < 16 && 4 * w < (left + 7) / 8 * 8; ++w)
-        sums[((s * step + 4 * w) / p.chunk) * group + r] -= p.b_offset * part[w];
+      if (p.b_offset == 0) continue;
+      alignas(64) int32_t sixteens[16];  // every fourth: of 16 elements
+      const __m512i fours = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), v),
+                    eights = _mm512_add_epi32(fours, _mm512_shuffle_epi32(fours, _MM_PERM_CDAB));
+      _mm512_store_si512(sixteens, _mm512_add_epi32(eights, _mm512_shuffle_epi32(eights, _MM_PERM_BADC)));
+      int32_t* const sum = sums + s * step / p.chunk * group + r;
+      for (int64_t i = 0, k = 0; i < 4 && k < left; ++i, k += 16)
+        sum[k / p.chunk * group] -= p.b_offset * sixteens[4 * i];
     }
     for (int64_t c = 0; c < p.chunks; ++c)
       scales[c * group + r] = scale_of(g.a, table, g.a_scales + (begin + r) * g.a_scale_stride, c) * unit;
@@ -188,11 +199,10 @@ void unpack_group(const BlockGemm& g, const Plan& p, const Memory& m, int64_t in
   }
 }
 
-// k [begin, begin + span) of two panels; `offset` as in Plan, or 0 for signed int8.
+// k [begin, begin + span) of two panels; `values` as b_lookup() makes them.
 void unpack_panels(const BlockGemm& g, const Plan& p, const Memory& m, const ScaleTable& table,
-                   const uint8_t* const* panels, int64_t begin, int offset) {
+                   const uint8_t* const* panels, int64_t begin, __m512i values) {
   const bool bytes = element_bits(g.b.element) == 8;
-  const __m512i values = bytes ? _mm512_set1_epi8(static_cast<char>(offset)) : lookup(g.b.element, offset);
   const int64_t eights = (least(g.k - begin, span) + 7) / 8,
                 chunks = ceil_div(least(g.k - begin, span), p.chunk);
   for (int64_t half = 0; half < 2; ++half) {
@@ -219,11 +229,8 @@ inline __m512 rescaled(__m512i s, float a_scale, __m512 b_scale, __m512 sum) {
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), _mm512_mul_ps(_mm512_set1_ps(a_scale), b_scale), sum);
 }
 
-// 16 columns of a row.
-void finish(const BlockGemm& g, int64_t row, int64_t column, __m512 sum, const float* tensor_scales) {
-  const __mmask16 mask = mask16(g.columns - column);
-  const __m512 f = _mm512_mul_ps(_mm512_set1_ps(g.factor), _mm512_loadu_ps(tensor_scales));
-  char* at = g.y + row * g.y_row_bytes + column * (g.y_is_f32 ? 4 : 2);
+// 16 columns of a row, scaled by f.
+inline void finish(const BlockGemm& g, char* at, __mmask16 mask, __m512 f, __m512 sum) {
   __m512 y = _mm512_mul_ps(sum, f);
   if (g.add) {
     const __m512 old = g.y_is_f32 ? _mm512_maskz_loadu_ps(mask, at)
@@ -236,16 +243,29 @@ void finish(const BlockGemm& g, int64_t row, int64_t column, __m512 sum, const f
   const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
   const __m512i rounded =
       _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd), 16);
-  const __m512i bits =
-      _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q), high, _mm512_set1_epi32(0x40));
-  _mm256_mask_storeu_epi16(at, mask, _mm512_cvtepi32_epi16(bits));
+  const __m256i bits = _mm512_cvtepi32_epi16(
+      _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q), high, _mm512_set1_epi32(0x40)));
+  if (mask == 0xffff)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), bits);
+  else
+    _mm256_mask_storeu_epi16(at, mask, bits);
 }
 
-const float* tensor_scales(const BlockGemm& g, const uint8_t* panel) {
-  return reinterpret_cast<const float*>(panel + block_panel_bytes(g.b, g.k) - 64);
+char* y_at(const BlockGemm& g, int64_t row, int64_t column) {
+  return g.y + row * g.y_row_bytes + column * (g.y_is_f32 ? 4 : 2);
+}
+
+__m512 factors(const BlockGemm& g, const uint8_t* panel) {
+  return _mm512_mul_ps(_mm512_set1_ps(g.factor), _mm512_loadu_ps(panel + block_panel_bytes(g.b, g.k) - 64));
 }
 
 // ---- dot products
+
+// s += the products of unsigned b and signed a, four by four. GCC 12 copies every s twice around its
+// intrinsic.
+inline void add_dot(__m512i& s, __m512i b, __m512i a) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(b), "v"(a));
+}
 
 inline __m512i word_of(const int8_t* a) {
   int32_t w;
@@ -269,8 +289,8 @@ inline void dot_tile(const int8_t* a, const int32_t* a_sums, const float* a_scal
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const __m512i w = word_of(left + i + r * step);
-        s[r][0] = _mm512_dpbusd_epi32(s[r][0], b0, w);
-        s[r][1] = _mm512_dpbusd_epi32(s[r][1], b1, w);
+        add_dot(s[r][0], b0, w);
+        add_dot(s[r][1], b1, w);
       }
     }
     k += count;
@@ -392,7 +412,7 @@ int fold_rows(const BlockGemm& g, const Plan& p, const Memory& m, __m512i values
       nonzero[j] |= static_cast<__mmask16>((words >> (4 * j) & 15 ? 1 : 0) << r);
   }
   const Fold f = fold_of(_mm512_load_si512(e), nonzero, blocks);
-  const float unit = unit_of(g.a.element) * unit_of(g.b.element);
+  const float unit = scaled_units(1, g.a.element, g.b.element);
   for (int part = 0; part < f.parts; ++part) {
     alignas(64) uint32_t shift[16], member[16];
     _mm512_store_si512(shift, f.shift[part]);
@@ -433,8 +453,8 @@ void clear_part(const Plan& p, const Memory& m, int64_t index, int64_t first, in
 }
 
 void fold_group(const BlockGemm& g, const Plan& p, const Memory& m, int64_t index, int64_t begin,
-                int64_t count) {
-  const __m512i values = shifted_lookup(g.a.element), magnitude = magnitude_of(g.a.element);
+                int64_t count, __m512i values) {
+  const __m512i magnitude = magnitude_of(g.a.element);
   for (int64_t chunk = 0; chunk < p.chunks; ++chunk) {
     int parts[2], most = 1;
     for (int64_t half = 0; half < 2; ++half) {
@@ -452,8 +472,8 @@ void fold_group(const BlockGemm& g, const Plan& p, const Memory& m, int64_t inde
 
 // As unpack_panels().
 void fold_panels(const BlockGemm& g, const Plan& p, const Memory& m, const uint8_t* const* panels,
-                 int64_t begin) {
-  const __m512i values = shifted_lookup(g.b.element), magnitude = magnitude_of(g.b.element);
+                 int64_t begin, __m512i values) {
+  const __m512i magnitude = magnitude_of(g.b.element);
   const __m512i of_lane = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
   for (int64_t k = begin; k < least(g.k, begin + span); k += p.chunk) {
     const int64_t length = least(p.chunk, g.k - k), c = (k - begin) / p.chunk;
@@ -506,106 +526,132 @@ struct Pending {
   const int32_t* tiles;  // [2 x 2][16][16]
   const float *a_scales, *b_scales;
   float* sums;
+  bool several_parts;
 };
 
 // A part may meet one of the other operand that no block of it belongs to: then S is zero, and the product of
 // their scales may be beyond fp32, which must not make it NaN. A scale that is NaN stays so.
-template <bool fold>
+template <bool several_parts>
 inline __m512 tile_sum(const int32_t* s, __m512 a_scale, __m512 b_scale, __m512 sum) {
   __m512 scale = _mm512_mul_ps(a_scale, b_scale);
-  if (fold) scale = _mm512_min_ps(_mm512_set1_ps(largest_float), scale);
+  if (several_parts) scale = _mm512_min_ps(_mm512_set1_ps(largest_float), scale);
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(s)), scale, sum);
 }
 
-template <bool fold>
+template <bool several_parts>
 inline void add(const Pending& d) {
   const __m512 scale0 = _mm512_load_ps(d.b_scales), scale1 = _mm512_load_ps(d.b_scales + 16);
+  const int32_t* s = d.tiles;
+  const float* a_scales = d.a_scales;
+  float* to = d.sums;
+  for (int half = 0; half < 2; ++half, s += 256)
 #pragma GCC unroll 4
-  for (int r = 0; r < group; ++r) {
-    const int32_t* s = d.tiles + r / 16 * 512 + r % 16 * 16;
-    float* to = d.sums + r * group;
-    const __m512 a_scale = _mm512_set1_ps(d.a_scales[r]);
-    _mm512_store_ps(to, tile_sum<fold>(s, a_scale, scale0, _mm512_load_ps(to)));
-    _mm512_store_ps(to + 16, tile_sum<fold>(s + 256, a_scale, scale1, _mm512_load_ps(to + 16)));
+    for (int r = 0; r < 16; ++r, s += 16, to += group) {
+      const __m512 a_scale = _mm512_set1_ps(*a_scales++);
+      _mm512_store_ps(to, tile_sum<several_parts>(s, a_scale, scale0, _mm512_load_ps(to)));
+      _mm512_store_ps(to + 16, tile_sum<several_parts>(s + 256, a_scale, scale1, _mm512_load_ps(to + 16)));
+    }
+}
+
+// [2 x 2] tiles from `steps` of 64 k.
+inline void multiply_tiles(const int8_t* a, const uint8_t* b, int64_t steps) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t s = 0; s < steps; ++s, a += step_bytes, b += step * 16) {
+    _tile_loadd(6, b, 64);
+    _tile_loadd(4, a, 64);
+    _tile_loadd(7, b + span * 16, 64);
+    _tile_loadd(5, a + 16 * step, 64);
+    _tile_dpbssd(0, 4, 6);
+    _tile_dpbssd(1, 4, 7);
+    _tile_dpbssd(2, 5, 6);
+    _tile_dpbssd(3, 5, 7);
   }
 }
 
-template <bool fold>
+inline void store_tiles(int32_t* to) {
+  _tile_stored(0, to, 64);
+  _tile_stored(1, to + 256, 64);
+  _tile_stored(2, to + 512, 64);
+  _tile_stored(3, to + 768, 64);
+}
+
+// Sums of one chunk are added to fp32 while the tiles multiply the next.
 void tile_span(const BlockGemm& g, const Plan& p, const Memory& m, int64_t groups, int64_t begin) {
-  const int64_t end = least(begin + span, g.k);
+  const int64_t end = least(begin + span, g.k), first = begin / p.chunk,
+                chunks = ceil_div(end - begin, p.chunk);
+  const int64_t a_part = p.held / group * p.steps * step_bytes, b_part = 2 * span * 16;
   Pending pending{};
-  int which = 0;
+  int32_t *sums = m.tiles, *other = m.tiles + 1024;
   memory_is_read();
   for (int64_t i = 0; i < groups; ++i)
-    for (int64_t k = begin, c = 0; k < end; k += p.chunk, ++c) {
-      const int64_t chunk = i * p.chunks + k / p.chunk, steps = ceil_div(least(p.chunk, end - k), step);
+    for (int64_t c = 0, k = begin; c < chunks; ++c, k += p.chunk) {
+      const int64_t chunk = i * p.chunks + first + c, steps = ceil_div(least(p.chunk, end - k), step);
+      const int8_t* a = m.a + (i * p.steps + k / step) * step_bytes + k % step;
+      const uint8_t* b = m.b + (k - begin) * 16;
       for (int pa = 0; pa < m.a_parts[chunk]; ++pa)
         for (int pb = 0; pb < m.b_parts[c]; ++pb) {
-          const int8_t* a =
-              m.a + (pa * (p.held / group) + i) * p.steps * step_bytes + k / step * step_bytes + k % step;
-          const uint8_t* b = m.b + pb * 2 * span * 16 + (k - begin) * 16;
-          int32_t* sums = m.tiles + which * 1024;
-          which ^= 1;
-          _tile_zero(0);
-          _tile_zero(1);
-          _tile_zero(2);
-          _tile_zero(3);
-          for (int64_t s = 0; s < steps; ++s, a += step_bytes, b += step * 16) {
-            _tile_loadd(6, b, 64);
-            _tile_loadd(4, a, 64);
-            _tile_loadd(7, b + span * 16, 64);
-            _tile_loadd(5, a + 16 * step, 64);
-            _tile_dpbssd(0, 4, 6);
-            _tile_dpbssd(1, 4, 7);
-            _tile_dpbssd(2, 5, 6);
-            _tile_dpbssd(3, 5, 7);
-          }
-          // While the tiles multiply.
-          if (pending.tiles) add<fold>(pending);
-          _tile_stored(0, sums, 64);
-          _tile_stored(1, sums + 256, 64);
-          _tile_stored(2, sums + 512, 64);
-          _tile_stored(3, sums + 768, 64);
+          multiply_tiles(a + pa * a_part, b + pb * b_part, steps);
+          if (pending.tiles) pending.several_parts ? add<true>(pending) : add<false>(pending);
+          store_tiles(sums);
           pending = {sums, m.a_scales + (chunk * p.parts + pa) * group,
-                     m.b_scales + (c * p.parts + pb) * group, m.sums + i * group * group};
+                     m.b_scales + (c * p.parts + pb) * group, m.sums + i * group * group,
+                     m.a_parts[chunk] + m.b_parts[c] > 2};
+          int32_t* const free = other;
+          other = sums;
+          sums = free;
         }
     }
-  if (pending.tiles) add<fold>(pending);
+  if (pending.tiles) pending.several_parts ? add<true>(pending) : add<false>(pending);
 }
 
 void release() { _tile_release(); }
 
 #pragma GCC pop_options
 
+// y's lines are far apart: each is asked for some rows before it is written.
+void finish_panels(const BlockGemm& g, const Memory& m, int64_t row, int64_t rows, int64_t column,
+                   const uint8_t* const* panels) {
+  constexpr int64_t ahead = 16;
+  const __m512 f[2] = {factors(g, panels[0]), factors(g, panels[1])};
+  const __mmask16 mask[2] = {mask16(g.columns - column), mask16(g.columns - column - 16)};
+  for (int64_t r = 0; r < rows; ++r) {
+    char* at = y_at(g, row + r, column);
+    if (r + ahead < rows) __builtin_prefetch(at + ahead * g.y_row_bytes, 1);
+    for (int half = 0; half < 2; ++half)
+      if (mask[half])
+        finish(g, at + half * (g.y_is_f32 ? 64 : 32), mask[half], f[half],
+               _mm512_load_ps(m.sums + r * group + 16 * half));
+  }
+}
+
 void multiply(const BlockGemm& g, bool with_tiles) {
   const Plan p = plan_of(g, with_tiles);
   const Memory m = memory_of(p, g.buffer);
   const ScaleTable table(g.b.scale);
   const int64_t panel_bytes = block_panel_bytes(g.b, g.k);
+  const __m512i a_values = p.fold ? shifted_lookup(g.a.element) : a_lookup(g),
+                b_values = p.fold ? shifted_lookup(g.b.element) : b_lookup(g, p.b_offset);
   if (with_tiles) configure(least(step, p.chunk));
   for (int64_t row = 0; row < g.rows; row += p.held) {
     const int64_t rows = least(p.held, g.rows - row), groups = ceil_div(rows, group);
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t count = least(group, rows - i * group);
-      p.fold ? fold_group(g, p, m, i, row + i * group, count)
-             : unpack_group(g, p, m, i, row + i * group, count, true);
+      p.fold ? fold_group(g, p, m, i, row + i * group, count, a_values)
+             : unpack_group(g, p, m, i, row + i * group, count, true, a_values);
     }
     for (int64_t column = 0; column < g.columns; column += group) {
-      const bool two = column + 16 < g.columns;
       const uint8_t* first = g.b_panels + column / 16 * panel_bytes;
-      const uint8_t* panels[2] = {first, two ? first + panel_bytes : first};
+      const uint8_t* panels[2] = {first, column + 16 < g.columns ? first + panel_bytes : first};
       memset(m.sums, 0, static_cast<size_t>(groups * group * group) * 4);
       for (int64_t k = 0; k < g.k; k += span) {
-        p.fold ? fold_panels(g, p, m, panels, k)
-               : unpack_panels(g, p, m, table, panels, k, with_tiles ? 0 : p.b_offset);
-        !with_tiles ? dot_span(g, p, m, groups, k)
-        : p.fold    ? tile_span<true>(g, p, m, groups, k)
-                    : tile_span<false>(g, p, m, groups, k);
+        p.fold ? fold_panels(g, p, m, panels, k, b_values)
+               : unpack_panels(g, p, m, table, panels, k, b_values);
+        with_tiles ? tile_span(g, p, m, groups, k) : dot_span(g, p, m, groups, k);
       }
-      for (int64_t r = 0; r < rows; ++r)
-        for (int half = 0; half < (two ? 2 : 1); ++half)
-          finish(g, row + r, column + 16 * half, _mm512_load_ps(m.sums + r * group + 16 * half),
-                 tensor_scales(g, panels[half]));
+      finish_panels(g, m, row, rows, column, panels);
     }
   }
   if (with_tiles) release();
@@ -641,8 +687,8 @@ void panel_rows(const BlockGemm& g, const Plan& p, const Memory& m, const ScaleT
       }
 #pragma GCC unroll 4
       for (int r = 0; r < rows; ++r) {
-        s[r] = _mm512_dpbusd_epi32(s[r], even, word_of(a + r * step));
-        t[r] = _mm512_dpbusd_epi32(t[r], odd, word_of(a + r * step + 4));
+        add_dot(s[r], even, word_of(a + r * step));
+        add_dot(t[r], odd, word_of(a + r * step + 4));
       }
     }
     const __m512 scale = panel_scales(g.b, table, scales, c);
@@ -651,7 +697,8 @@ void panel_rows(const BlockGemm& g, const Plan& p, const Memory& m, const ScaleT
       sum[r] = rescaled(_mm512_add_epi32(s[r], t[r]), m.a_scales[c * group + row + r], scale, sum[r]);
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < rows; ++r) finish(g, row + r, column, sum[r], tensor_scales(g, panel));
+  for (int r = 0; r < rows; ++r)
+    finish(g, y_at(g, row + r, column), mask16(g.columns - column), factors(g, panel), sum[r]);
 }
 
 template <bool bytes>
@@ -683,14 +730,12 @@ void few_rows(const BlockGemm& g) {
   const Plan p = plan_of(g, false);
   const Memory m = memory_of(p, g.buffer);
   const ScaleTable table(g.b.scale);
-  const bool bytes = element_bits(g.b.element) == 8;
-  const __m512i values =
-      bytes ? _mm512_set1_epi8(static_cast<char>(p.b_offset)) : lookup(g.b.element, p.b_offset);
-  unpack_group(g, p, m, 0, 0, g.rows, false);
+  const __m512i values = b_lookup(g, p.b_offset);
+  unpack_group(g, p, m, 0, 0, g.rows, false, a_lookup(g));
   for (int64_t column = 0; column < g.columns; column += block_columns) {
     const uint8_t* panel = g.b_panels + column / 16 * block_panel_bytes(g.b, g.k);
-    bytes ? panel_of_rows<true>(g, p, m, table, values, panel, column)
-          : panel_of_rows<false>(g, p, m, table, values, panel, column);
+    element_bits(g.b.element) == 8 ? panel_of_rows<true>(g, p, m, table, values, panel, column)
+                                   : panel_of_rows<false>(g, p, m, table, values, panel, column);
   }
 }
 int64_t few_rows_buffer_bytes(const BlockGemm& g) { return dot_buffer_bytes(g); }

@@ -5,10 +5,6 @@
 
 namespace osprey::cpu::OSPREY_ISA {
 
-static inline float unit_of(Element e) {
-  return e == Element::e2m1 ? 0.5f : e == Element::int4 ? 0.25f : e == Element::int8 ? 1.0f / 64 : 1.0f;
-}
-
 void dot(const BlockGemm&);
 int64_t dot_buffer_bytes(const BlockGemm&);
 void few_rows(const BlockGemm&);
