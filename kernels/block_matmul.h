@@ -26,11 +26,11 @@ void block_pack(const Queue& queue, const BlockPack& args);
 /// Where elements of both are integers times a constant (e2m1, int4, int8), the sum inside a block is exact
 /// and the sums of blocks are added in fp32, first block first; other formats: fp32. The exception: CPUs with
 /// int8 tiles (AMX), more than 16 rows of a, e2m1 or int4 with e8m0 scales on both sides (mxfp4, mxint4).
-/// There the sum of four blocks is exact where their scales differ by no more than 2^3 in a's row and in b's;
-/// where they differ by more, blocks are grouped by their scales, and the exact sums of groups (at most 16)
-/// are added in fp32. What overflows fp32 is Inf, NaN or the largest float. An element depends on its row of
-/// a and its row of b, and on whether a has more than 16 rows, on nothing else: not on the number of threads,
-/// other rows, or `pack`. NaN scales make NaN. Errors: throws when shapes or formats do not fit.
+/// There the sum of eight blocks is exact where their scales differ by no more than 2^3 in a's row and in
+/// b's; where they differ by more, blocks are grouped by their scales, and the exact sums of groups (at most
+/// 64) are added in fp32. What overflows fp32 is Inf, NaN or the largest float. An element depends on its row
+/// of a and its row of b, and on whether a has more than 16 rows, on nothing else: not on the number of
+/// threads, other rows, or `pack`. NaN scales make NaN. Errors: throws when shapes or formats do not fit.
 struct BlockMatmul {
   Accum y;
   Packed a;

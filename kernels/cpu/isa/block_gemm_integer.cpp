@@ -20,7 +20,7 @@ constexpr int64_t group = 32;  // rows of a, and columns of b, that are multipli
 constexpr int64_t step = 64;   // k of a tile
 constexpr int64_t step_bytes = group * step;
 constexpr float largest_float = 3.40282347e38f;
-constexpr int folded_blocks = 4, most_parts = folded_blocks, most_shift = 3;
+constexpr int folded_blocks = 8, most_parts = folded_blocks, most_shift = 3;
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -28,7 +28,7 @@ __mmask64 mask64(int64_t n) { return n >= 64 ? ~__mmask64{0} : n <= 0 ? 0 : (__m
 __mmask16 mask16(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1); }
 
 struct Plan {
-  bool fold;       // four blocks with their scales as int8
+  bool fold;       // eight blocks with their scales as int8
   int64_t parts;   // at most
   int64_t chunk;   // k of one int32 sum
   int64_t chunks;  // in k
@@ -340,21 +340,20 @@ void configure(int64_t depth) {
   _tile_loadconfig(&config);
 }
 
-// Four blocks of 16 rows: which part each belongs to, how far its codes are shifted left there.
+// Eight blocks of 16 rows: which part each belongs to, how far its codes are shifted left there. Byte j % 4
+// of a lane of [j / 4] is about block j.
 struct Fold {
   int parts;
-  __m512i shift[most_parts];   // byte j of a lane: block j's, times 16
-  __m512i member[most_parts];  // byte j of a lane: all ones where block j is of this part
+  __m512i shift[most_parts][2];   // times 16
+  __m512i member[most_parts][2];  // all ones where the block is of this part
   __m512 scale[most_parts];
 };
 
-// e: bytes of scale codes; nonzero: lanes whose block j is not all zeros.
-Fold fold_of(__m512i e, const __mmask16* nonzero, int blocks) {
+// code: of scales, for every block; nonzero: lanes whose block is not all zeros.
+Fold fold_of(const __m512i* code, const __mmask16* nonzero, int blocks) {
   Fold f;
-  __m512i code[folded_blocks];
   __mmask16 left[folded_blocks], nan = 0;
   for (int j = 0; j < blocks; ++j) {
-    code[j] = _mm512_and_si512(_mm512_srli_epi32(e, static_cast<unsigned>(8 * j)), _mm512_set1_epi32(255));
     const __mmask16 is_nan = _mm512_cmpeq_epi32_mask(code[j], _mm512_set1_epi32(255));
     nan |= is_nan;
     left[j] = nonzero[j] & static_cast<__mmask16>(~is_nan);
@@ -367,17 +366,20 @@ Fold fold_of(__m512i e, const __mmask16* nonzero, int blocks) {
       base = _mm512_mask_min_epi32(base, left[j], base, code[j]);
     }
     if (f.parts > 0 && any == 0) return f;
-    __m512i shift = _mm512_setzero_si512(), member = shift;
+    __m512i shift[2] = {}, member[2] = {};
     for (int j = 0; j < blocks; ++j) {
       const __m512i above = _mm512_sub_epi32(code[j], base);
       const __mmask16 in = _mm512_mask_cmple_epi32_mask(left[j], above, _mm512_set1_epi32(most_shift));
-      const auto bit = static_cast<unsigned>(8 * j);
-      shift = _mm512_mask_or_epi32(shift, in, shift, _mm512_slli_epi32(above, bit + 4));
-      member = _mm512_mask_or_epi32(member, in, member, _mm512_set1_epi32(static_cast<int>(255u << bit)));
+      const auto bit = static_cast<unsigned>(8 * (j % 4));
+      __m512i &shifts = shift[j / 4], &members = member[j / 4];
+      shifts = _mm512_mask_or_epi32(shifts, in, shifts, _mm512_slli_epi32(above, bit + 4));
+      members = _mm512_mask_or_epi32(members, in, members, _mm512_set1_epi32(static_cast<int>(255u << bit)));
       left[j] &= static_cast<__mmask16>(~in);
     }
-    f.shift[f.parts] = shift;
-    f.member[f.parts] = member;
+    for (int word = 0; word < 2; ++word) {
+      f.shift[f.parts][word] = shift[word];
+      f.member[f.parts][word] = member[word];
+    }
     f.scale[f.parts] = _mm512_maskz_mov_ps(any, scales_e8m0(base));
     if (f.parts == 0)
       f.scale[0] = _mm512_mask_mov_ps(f.scale[0], nan, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
@@ -401,38 +403,51 @@ int fold_rows(const BlockGemm& g, const Plan& p, const Memory& m, __m512i values
               int64_t index, int64_t first, int64_t begin, int64_t count, int64_t chunk) {
   const int64_t k = chunk * p.chunk, length = least(p.chunk, g.k - k), groups = p.held / group;
   const int blocks = static_cast<int>(length / g.a.block);
-  alignas(64) uint32_t e[16] = {};
+  alignas(64) uint32_t e[2][16] = {};
   __mmask16 nonzero[folded_blocks] = {};
   for (int64_t r = 0; r < count; ++r) {
-    memcpy(&e[r], g.a_scales + (begin + r) * g.a_scale_stride + k / g.a.block, static_cast<size_t>(blocks));
-    const __m512i codes =
-        _mm512_maskz_loadu_epi8(mask64(length / 2), g.a_codes + (begin + r) * g.a_code_stride + k / 2);
-    const uint32_t words = _mm512_test_epi32_mask(codes, magnitude);
+    uint32_t scales[2] = {};
+    memcpy(scales, g.a_scales + (begin + r) * g.a_scale_stride + k / g.a.block, static_cast<size_t>(blocks));
+    e[0][r] = scales[0];
+    e[1][r] = scales[1];
+    const uint8_t* at = g.a_codes + (begin + r) * g.a_code_stride + k / 2;
+    const uint32_t low = _mm512_test_epi32_mask(_mm512_maskz_loadu_epi8(mask64(length / 2), at), magnitude),
+                   high = _mm512_test_epi32_mask(_mm512_maskz_loadu_epi8(mask64(length / 2 - 64), at + 64),
+                                                 magnitude);
+    const uint32_t words = low | high << 16;  // a bit for four bytes
     for (int j = 0; j < blocks; ++j)
       nonzero[j] |= static_cast<__mmask16>((words >> (4 * j) & 15 ? 1 : 0) << r);
   }
-  const Fold f = fold_of(_mm512_load_si512(e), nonzero, blocks);
-  const float unit = scaled_units(1, g.a.element, g.b.element);
+  __m512i code[folded_blocks];
+  for (int j = 0; j < folded_blocks; ++j)
+    code[j] =
+        _mm512_and_si512(_mm512_srli_epi32(_mm512_load_si512(e[j / 4]), static_cast<unsigned>(8 * (j % 4))),
+                         _mm512_set1_epi32(255));
+  const Fold f = fold_of(code, nonzero, blocks);
+  const __m512 unit = _mm512_set1_ps(scaled_units(1, g.a.element, g.b.element));
   for (int part = 0; part < f.parts; ++part) {
-    alignas(64) uint32_t shift[16], member[16];
-    _mm512_store_si512(shift, f.shift[part]);
-    _mm512_store_si512(member, f.member[part]);
+    alignas(64) uint32_t shift[2][16], member[2][16];
+    for (int word = 0; word < 2; ++word) {
+      _mm512_store_si512(shift[word], f.shift[part][word]);
+      _mm512_store_si512(member[word], f.member[part][word]);
+    }
     _mm512_store_ps(m.a_scales + ((index * p.chunks + chunk) * p.parts + part) * group + first,
-                    _mm512_mul_ps(f.scale[part], _mm512_set1_ps(unit)));
+                    _mm512_mul_ps(f.scale[part], unit));
     int8_t* to = m.a + (part * groups + index) * p.steps * step_bytes + k / step * step_bytes + first * step;
     for (int64_t s = 0; s * step < length; ++s) {
-      // Bytes 2 s and 2 s + 1 of a word, each for half of the elements.
+      // Of block 2 s for the first half of the elements, of 2 s + 1 for the second.
       const __m512i which =
-          _mm512_add_epi8(_mm512_set1_epi8(static_cast<char>(2 * s)),
+          _mm512_add_epi8(_mm512_set1_epi8(static_cast<char>(s % 2 * 2)),
                           _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi8(1), 1));
       for (int64_t r = 0; r < 16; ++r) {
         __m512i v = _mm512_setzero_si512();
         if (r < count) {
           const __m512i codes =
               spread(g.a_codes + (begin + r) * g.a_code_stride + k / 2 + s * step / 2, length - s * step);
-          const __m512i shifts = _mm512_shuffle_epi8(_mm512_set1_epi32(static_cast<int>(shift[r])), which),
-                        members = _mm512_shuffle_epi8(_mm512_set1_epi32(static_cast<int>(member[r])), which);
-          v = _mm512_permutexvar_epi8(_mm512_or_si512(_mm512_and_si512(codes, members), shifts), values);
+          const auto shifts = _mm512_set1_epi32(static_cast<int>(shift[s / 2][r])),
+                     members = _mm512_set1_epi32(static_cast<int>(member[s / 2][r]));
+          v = _mm512_and_si512(codes, _mm512_shuffle_epi8(members, which));
+          v = _mm512_permutexvar_epi8(_mm512_or_si512(v, _mm512_shuffle_epi8(shifts, which)), values);
         }
         _mm512_store_si512(to + s * step_bytes + r * step, v);
       }
@@ -482,26 +497,26 @@ void fold_panels(const BlockGemm& g, const Plan& p, const Memory& m, const uint8
     for (int64_t half = 0; half < 2; ++half) {
       const uint8_t* from = panels[half] + k / 8 * 64;
       const uint8_t* scales = panels[half] + block_panel_codes(g.b.element, g.k) + k / g.b.block * 16;
-      __m512i e = _mm512_setzero_si512();
-      __mmask16 nonzero[folded_blocks] = {};
+      __m512i code[folded_blocks];
+      __mmask16 nonzero[folded_blocks];
       for (int j = 0; j < blocks; ++j) {
-        e = _mm512_or_si512(e, _mm512_slli_epi32(bytes16(scales + 16 * j), static_cast<unsigned>(8 * j)));
+        code[j] = bytes16(scales + 16 * j);
         const uint8_t* at = from + 256 * j;
         const __m512i any =
             _mm512_or_si512(_mm512_or_si512(_mm512_loadu_si512(at), _mm512_loadu_si512(at + 64)),
                             _mm512_or_si512(_mm512_loadu_si512(at + 128), _mm512_loadu_si512(at + 192)));
         nonzero[j] = _mm512_test_epi32_mask(any, magnitude);
       }
-      const Fold f = fold_of(e, nonzero, blocks);
+      const Fold f = fold_of(code, nonzero, blocks);
       parts[half] = f.parts;
       most = f.parts > most ? f.parts : most;
       for (int part = 0; part < f.parts; ++part) {
         _mm512_store_ps(m.b_scales + (c * p.parts + part) * group + 16 * half, f.scale[part]);
         uint8_t* to = m.b + (part * 2 + half) * span * 16 + (k - begin) * 16;
         for (int j = 0; j < blocks; ++j) {
-          const __m512i pick = _mm512_add_epi8(of_lane, _mm512_set1_epi8(static_cast<char>(j)));
-          const __m512i shift = _mm512_shuffle_epi8(f.shift[part], pick),
-                        member = _mm512_shuffle_epi8(f.member[part], pick);
+          const __m512i pick = _mm512_add_epi8(of_lane, _mm512_set1_epi8(static_cast<char>(j % 4)));
+          const __m512i shift = _mm512_shuffle_epi8(f.shift[part][j / 4], pick),
+                        member = _mm512_shuffle_epi8(f.member[part][j / 4], pick);
           for (int64_t i = 4 * j; i < 4 * j + 4; ++i) {
             const __m512i codes = _mm512_and_si512(_mm512_loadu_si512(from + 64 * i), member);
             _mm512_store_si512(to + 128 * i,
@@ -611,7 +626,8 @@ void release() { _tile_release(); }
 
 #pragma GCC pop_options
 
-// y's lines are far apart: each is asked for some rows before it is written.
+// Leaves zeros for the next panels. y's lines are far apart: each is asked for some rows before it is
+// written.
 void finish_panels(const BlockGemm& g, const Memory& m, int64_t row, int64_t rows, int64_t column,
                    const uint8_t* const* panels) {
   constexpr int64_t ahead = 16;
@@ -620,10 +636,11 @@ void finish_panels(const BlockGemm& g, const Memory& m, int64_t row, int64_t row
   for (int64_t r = 0; r < rows; ++r) {
     char* at = y_at(g, row + r, column);
     if (r + ahead < rows) __builtin_prefetch(at + ahead * g.y_row_bytes, 1);
-    for (int half = 0; half < 2; ++half)
-      if (mask[half])
-        finish(g, at + half * (g.y_is_f32 ? 64 : 32), mask[half], f[half],
-               _mm512_load_ps(m.sums + r * group + 16 * half));
+    for (int half = 0; half < 2; ++half) {
+      float* sum = m.sums + r * group + 16 * half;
+      if (mask[half]) finish(g, at + half * (g.y_is_f32 ? 64 : 32), mask[half], f[half], _mm512_load_ps(sum));
+      _mm512_store_ps(sum, _mm512_setzero_ps());
+    }
   }
 }
 
@@ -642,10 +659,10 @@ void multiply(const BlockGemm& g, bool with_tiles) {
       p.fold ? fold_group(g, p, m, i, row + i * group, count, a_values)
              : unpack_group(g, p, m, i, row + i * group, count, true, a_values);
     }
+    memset(m.sums, 0, static_cast<size_t>(groups * group * group) * 4);
     for (int64_t column = 0; column < g.columns; column += group) {
       const uint8_t* first = g.b_panels + column / 16 * panel_bytes;
       const uint8_t* panels[2] = {first, column + 16 < g.columns ? first + panel_bytes : first};
-      memset(m.sums, 0, static_cast<size_t>(groups * group * group) * 4);
       for (int64_t k = 0; k < g.k; k += span) {
         p.fold ? fold_panels(g, p, m, panels, k, b_values)
                : unpack_panels(g, p, m, table, panels, k, b_values);
