@@ -682,11 +682,11 @@ void panel_rows(const BlockGemm& g, const Plan& p, const Memory& m, const ScaleT
   const uint8_t* scales = panel + block_panel_codes(g.b.element, g.k);
   const int64_t end = (g.k + 7) / 8 * 8;
   __m512 sum[rows];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) sum[r] = _mm512_setzero_ps();
   for (int64_t c = 0; c < p.chunks; ++c) {
-    __m512i s[rows], t[rows];
-#pragma GCC unroll 4
+    __m512i s[rows], t[rows];  // with few rows two sums each, so that enough are under way
+#pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       s[r] = _mm512_set1_epi32(m.a_sums[c * group + row + r]);
       t[r] = _mm512_setzero_si512();
@@ -702,18 +702,18 @@ void panel_rows(const BlockGemm& g, const Plan& p, const Memory& m, const ScaleT
         even = _mm512_shuffle_epi8(values, low_nibbles(codes));
         odd = _mm512_shuffle_epi8(values, high_nibbles(codes));
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         add_dot(s[r], even, word_of(a + r * step));
-        add_dot(t[r], odd, word_of(a + r * step + 4));
+        add_dot(rows < 4 ? t[r] : s[r], odd, word_of(a + r * step + 4));
       }
     }
     const __m512 scale = panel_scales(g.b, table, scales, c);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < rows; ++r)
       sum[r] = rescaled(_mm512_add_epi32(s[r], t[r]), m.a_scales[c * group + row + r], scale, sum[r]);
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < rows; ++r)
     finish(g, y_at(g, row + r, column), mask16(g.columns - column), factors(g, panel), sum[r]);
 }
@@ -721,19 +721,15 @@ void panel_rows(const BlockGemm& g, const Plan& p, const Memory& m, const ScaleT
 template <bool bytes>
 void panel_of_rows(const BlockGemm& g, const Plan& p, const Memory& m, const ScaleTable& table,
                    __m512i values, const uint8_t* panel, int64_t column) {
-  for (int64_t row = 0; row < g.rows; row += 4) switch (least(4, g.rows - row)) {
-      case 1:
-        panel_rows<1, bytes>(g, p, m, table, values, panel, row, column);
-        break;
-      case 2:
-        panel_rows<2, bytes>(g, p, m, table, values, panel, row, column);
-        break;
-      case 3:
-        panel_rows<3, bytes>(g, p, m, table, values, panel, row, column);
-        break;
-      default:
-        panel_rows<4, bytes>(g, p, m, table, values, panel, row, column);
-    }
+  for (int64_t row = 0; row < g.rows;) {
+    const int64_t left = g.rows - row;
+    const auto run = left >= 8   ? panel_rows<8, bytes>
+                     : left >= 4 ? panel_rows<4, bytes>
+                     : left >= 2 ? panel_rows<2, bytes>
+                                 : panel_rows<1, bytes>;
+    run(g, p, m, table, values, panel, row, column);
+    row += left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+  }
 }
 
 }  // namespace
