@@ -327,7 +327,7 @@ struct alignas(64) TileConfig {
 };
 
 // GCC's tile intrinsics do not say what memory they read.
-inline void memory_is_read() { __asm__ volatile("" ::: "memory"); }
+inline void memory_is_read(const void* p) { __asm__ volatile("" : : "r"(p) : "memory"); }
 
 // Tiles 0-3 are sums, 4 and 5 rows of a, 6 and 7 columns of b, of `depth` k.
 void configure(int64_t depth) {
@@ -336,7 +336,7 @@ void configure(int64_t depth) {
     config.row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? depth : 64);
     config.rows[i] = static_cast<uint8_t>(i >= 6 ? depth / 4 : 16);
   }
-  memory_is_read();
+  memory_is_read(&config);
   _tile_loadconfig(&config);
 }
 
@@ -600,7 +600,7 @@ void tile_span(const BlockGemm& g, const Plan& p, const Memory& m, int64_t group
   const int64_t a_part = p.held / group * p.steps * step_bytes, b_part = 2 * span * 16;
   Pending pending{};
   int32_t *sums = m.tiles, *other = m.tiles + 1024;
-  memory_is_read();
+  memory_is_read(m.a);
   for (int64_t i = 0; i < groups; ++i)
     for (int64_t c = 0, k = begin; c < chunks; ++c, k += p.chunk) {
       const int64_t chunk = i * p.chunks + first + c, steps = ceil_div(least(p.chunk, end - k), step);
