@@ -64,12 +64,6 @@ uint32_t stored_scale(const Packed& p, ScaleAt s) {
   if (p.format.scale != ScaleType::f32) return *at<uint8_t>(p.scales, s.row, s.col);
   return float_bits(*at<float>(p.scales, s.row, s.col));
 }
-void store_scale(const Packed& p, ScaleAt s, uint32_t stored) {
-  if (p.format.scale == ScaleType::f32)
-    *at<float>(p.scales, s.row, s.col) = bits_float(stored);
-  else
-    *at<uint8_t>(p.scales, s.row, s.col) = static_cast<uint8_t>(stored);
-}
 float tensor_scale(const Packed& p) {
   return p.format.scale == ScaleType::e4m3 ? *p.tensor_scale.as<float>() : 1.0f;
 }
@@ -187,33 +181,69 @@ void find_largest(const Queue& queue, const Numbers& numbers, const Patches& pat
   });
 }
 
-uint32_t e8m0_code(Element e, ScaleRule rule, uint32_t largest, const float* v, int64_t n) {
-  if (rule != ScaleRule::mse) return e8m0_of_largest(e, rule, largest);
-  if (largest >= float_infinity) return e8m0_nan;
-  int64_t sum, squares;
-  quantize_table().block_sums(&sum, &squares, v, n, unit_exponent(largest));
-  return e8m0_of_deviation(largest, n, sum, squares);
-}
-
-BlockScale e4m3_scale(Element e, ScaleRule rule, uint32_t largest, const TensorScale& tensor, const float* v,
+BlockScale e4m3_scale(ScaleRule rule, Element e, uint32_t largest, const TensorScale& tensor, const float* v,
                       int64_t n) {
   const BlockScale six = block_scale_e4m3(e, largest, tensor, 1.0f);
   if (rule != ScaleRule::four_over_six || largest >= float_infinity) return six;
   const BlockScale four = block_scale_e4m3(e, largest, tensor, 1.5f);
-  const int unit = unit_exponent(largest);
-  int64_t error_six = 0, error_four = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t s = error_in_units(e, v[i], six, tensor.down, unit),
-                  f = error_in_units(e, v[i], four, tensor.down, unit);
-    error_six += s * s;
-    error_four += f * f;
+  const int64_t gain =
+      quantize_table().error_difference(v, n, six, four, tensor.down, unit_exponent(largest));
+  return gain > 0 ? four : six;
+}
+
+BlockScale deviation_scale(uint32_t largest, const float* v, int64_t n) {
+  int64_t sum = 0, squares = 0;
+  if (largest < float_infinity) quantize_table().block_sums(&sum, &squares, v, n, unit_exponent(largest));
+  return block_scale_e8m0(e8m0_of_deviation(largest, n, sum, squares), largest);
+}
+
+/// Scales of the blocks of a run of a row: stored at `scales`, and what elements are multiplied by.
+void scale_blocks(float* inverse, void* scales, const float* v, int64_t n, const kernels::Quantize& a,
+                  const TensorScale& tensor) {
+  const BlockFormat& f = a.y.format;
+  const int64_t count = n / f.block;
+  uint32_t largest[quantize_run / 16];
+  quantize_table().largest(largest, v, n, f.block);
+  auto* small = static_cast<uint8_t*>(scales);
+  if (f.scale == ScaleType::e8m0 && a.rule != ScaleRule::mse)
+    return quantize_table().power_scales[static_cast<size_t>(f.element)](small, inverse, largest, count,
+                                                                         a.rule);
+  for (int64_t b = 0; b < count; ++b) {
+    const float* block = v + b * f.block;
+    const BlockScale s = f.scale == ScaleType::e8m0 ? deviation_scale(largest[b], block, f.block)
+                         : f.scale == ScaleType::e4m3
+                             ? e4m3_scale(a.rule, f.element, largest[b], tensor, block, f.block)
+                             : block_scale_f32(f.element, largest[b]);
+    inverse[b] = s.inverse;
+    if (f.scale == ScaleType::f32)
+      static_cast<float*>(scales)[b] = bits_float(s.stored);
+    else
+      small[b] = static_cast<uint8_t>(s.stored);
   }
-  return error_four < error_six ? four : six;
+}
+
+/// The plain way from bf16 to mxfp4.
+bool is_plain_mxfp4(const kernels::Quantize& a) {
+  return a.y.format == BlockFormat{} && a.x.defined() && a.x.dtype == DType::bf16 && !a.transpose &&
+         a.rule != ScaleRule::mse && a.rounding.kind == kernels::Rounding::Kind::nearest_even &&
+         !a.rotation && a.prescale == 1 && !a.mask.defined();
+}
+void plain_mxfp4(const Queue& queue, const kernels::Quantize& a) {
+  const Patches patches(a.y.rows, a.y.cols, false);
+  parallel_for(queue, patches.count(), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Patch p = patches[i];
+      quantize_table().mxfp4_of_bf16(codes_at(a.y, p.row, p.col),
+                                     at<uint8_t>(a.y.scales, p.row, p.col / a.y.format.block),
+                                     at<bf16>(a.x, p.row, p.col), p.cols, a.rule);
+    }
+  });
 }
 
 }  // namespace
 
 void quantize(const Queue& queue, const kernels::Quantize& a) {
+  if (is_plain_mxfp4(a)) return plain_mxfp4(queue, a);
   const BlockFormat& f = a.y.format;
   const Element e = f.element;
   const Numbers numbers(a);
@@ -233,20 +263,8 @@ void quantize(const Queue& queue, const kernels::Quantize& a) {
     *a.y.tensor_scale.as<float>() = tensor.down;
   }
 
-  const auto scale_of = [&](uint32_t most, const float* v, int64_t n) {
-    switch (f.scale) {
-      case ScaleType::e8m0:
-        return block_scale_e8m0(e8m0_code(e, a.rule, most, v, n), most);
-      case ScaleType::e4m3:
-        return e4m3_scale(e, a.rule, most, tensor, v, n);
-      default:
-        return block_scale_f32(e, most);
-    }
-  };
-
   parallel_for(queue, patches.count(), 16, [&](int64_t begin, int64_t end) {
     alignas(64) float v[Patches::floats] = {};
-    uint32_t most[quantize_run / 16];
     float inverse[quantize_run / 16];
     for (int64_t i = begin; i < end; ++i) {
       const Patch p = patches[i];
@@ -254,17 +272,16 @@ void quantize(const Queue& queue, const kernels::Quantize& a) {
       for (int64_t r = 0; r < p.rows; ++r) {
         const float* row = v + r * patches.stride();
         const int64_t y_row = p.row + r;
+        const ScaleAt place = scale_at(f, y_row, p.col);
         if (blocks) {
-          quantize_table().largest(most, row, p.cols, f.block);
-          for (int64_t b = 0; b * f.block < p.cols; ++b) {
-            const BlockScale scale = scale_of(most[b], row + b * f.block, f.block);
-            store_scale(a.y, {y_row, p.col / f.block + b}, scale.stored);
-            inverse[b] = scale.inverse;
-          }
+          void* scales = f.scale == ScaleType::f32
+                             ? static_cast<void*>(at<float>(a.y.scales, place.row, place.col))
+                             : at<uint8_t>(a.y.scales, place.row, place.col);
+          scale_blocks(inverse, scales, row, p.cols, a, tensor);
         } else {
-          const ScaleAt place = scale_at(f, y_row, p.col);
-          const BlockScale scale = scale_of(largest[place.row], row, p.cols);
-          if (p.col == 0 && place.row == y_row) store_scale(a.y, place, scale.stored);
+          const BlockScale scale = block_scale_f32(e, largest[place.row]);
+          if (p.col == 0 && place.row == y_row)
+            *at<float>(a.y.scales, place.row, 0) = bits_float(scale.stored);
           inverse[0] = scale.inverse;
         }
         quantize_table().encode[static_cast<size_t>(e)](

@@ -32,47 +32,36 @@ enum class ScaleRule : uint8_t {
                   // error
 };
 
-OSPREY_HD constexpr int element_bits(Element e) {
-  switch (e) {
-    case Element::e2m1:
-    case Element::int4:
-      return 4;
-    case Element::e2m3:
-    case Element::e3m2:
-      return 6;
-    default:
-      return 8;
-  }
-}
-
 /// What codes are made of: exponent and mantissa of a float. An integer is one with a single exponent bit,
 /// whose two binades have the same step; only its sign is told differently, by two's complement.
 struct ElementLayout {
-  int mantissa;          // bits
+  enum Kind { integer, numbers, with_nan, with_infinity } kind;  // what its codes stand for besides numbers
+  int bits, mantissa;    // sign, exponent and mantissa together; mantissa alone
   int bias;              // of the exponent
   int largest_exponent;  // of the largest value
   uint32_t largest_code;
   float largest;
-  bool integer;
 };
 OSPREY_HD constexpr ElementLayout element_layout(Element e) {
   switch (e) {
     case Element::e2m1:
-      return {1, 1, 2, 0x07, 6.0f, false};
+      return {ElementLayout::numbers, 4, 1, 1, 2, 0x07, 6.0f};
     case Element::e2m3:
-      return {3, 1, 2, 0x1f, 7.5f, false};
+      return {ElementLayout::numbers, 6, 3, 1, 2, 0x1f, 7.5f};
     case Element::e3m2:
-      return {2, 3, 4, 0x1f, 28.0f, false};
+      return {ElementLayout::numbers, 6, 2, 3, 4, 0x1f, 28.0f};
     case Element::e4m3:
-      return {3, 7, 8, 0x7e, 448.0f, false};
+      return {ElementLayout::with_nan, 8, 3, 7, 8, 0x7e, 448.0f};
     case Element::e5m2:
-      return {2, 15, 15, 0x7b, 57344.0f, false};
+      return {ElementLayout::with_infinity, 8, 2, 15, 15, 0x7b, 57344.0f};
     case Element::int4:
-      return {2, 1, 0, 7, 1.75f, true};
+      return {ElementLayout::integer, 4, 2, 1, 0, 7, 1.75f};
     default:
-      return {6, 1, 0, 127, 1.984375f, true};
+      return {ElementLayout::integer, 8, 6, 1, 0, 127, 1.984375f};
   }
 }
+
+OSPREY_HD constexpr int element_bits(Element e) { return element_layout(e).bits; }
 
 OSPREY_HD uint32_t float_bits(float f) {
   uint32_t u;
@@ -94,47 +83,50 @@ OSPREY_HD float power_of_two(int n) { return bits_float(static_cast<uint32_t>(n 
 /// Bits of |v|: they order as the magnitudes do, with infinity and NaN on top.
 OSPREY_HD uint32_t magnitude_bits(float v) { return float_bits(v) & 0x7fffffffu; }
 
-OSPREY_HD float decode_element(Element e, uint32_t code) {
-  const ElementLayout l = element_layout(e);
-  const uint32_t sign_bit = 1u << (element_bits(e) - 1);
-  const bool negative = (code & sign_bit) != 0;
-  const uint32_t c = l.integer ? (negative ? 2 * sign_bit - code : code) : code & (sign_bit - 1);
-  const uint32_t one_binade = 1u << l.mantissa;
+OSPREY_HD float decode_element(const ElementLayout& l, uint32_t code) {
+  const uint32_t sign_bit = 1u << (l.bits - 1);
+  const bool negative = (code & sign_bit) != 0, integer = l.kind == ElementLayout::integer;
+  const uint32_t c = integer && negative ? 2 * sign_bit - code : integer ? code : code & (sign_bit - 1);
   const float below = static_cast<float>(c) * power_of_two(1 - l.bias - l.mantissa);
   uint32_t bits = (c << (23 - l.mantissa)) + (static_cast<uint32_t>(127 - l.bias) << 23);
-  bits = c < one_binade ? float_bits(below) : bits;
-  if (e == Element::e4m3) bits = c > l.largest_code ? float_nan : bits;
-  if (e == Element::e5m2) bits = c > l.largest_code ? float_infinity | (c & 3u) << 21 : bits;
+  bits = c < 1u << l.mantissa ? float_bits(below) : bits;
+  if (l.kind == ElementLayout::with_nan) bits = c > l.largest_code ? float_nan : bits;
+  if (l.kind == ElementLayout::with_infinity)
+    bits = c > l.largest_code ? float_infinity | (c & 3u) << 21 : bits;
   return bits_float(bits | (negative ? 0x80000000u : 0u));
 }
+OSPREY_HD float decode_element(Element e, uint32_t code) { return decode_element(element_layout(e), code); }
 
-OSPREY_HD uint32_t with_sign(Element e, uint32_t code, uint32_t negative) {
-  const int bits = element_bits(e);
-  if (!element_layout(e).integer) return code | negative << (bits - 1);
-  return (negative ? 0u - code : code) & ((1u << bits) - 1);
+/// The code of a magnitude with the sign of v.
+OSPREY_HD uint32_t with_sign(const ElementLayout& l, uint32_t code, float v) {
+  const uint32_t bits = float_bits(v), sign_bit = 1u << (l.bits - 1);
+  if (l.kind != ElementLayout::integer) return code | (bits >> (32 - l.bits) & sign_bit);
+  const uint32_t all = bits & 0x80000000u ? ~0u : 0u;
+  return ((code ^ all) - all) & (2 * sign_bit - 1);
+}
+
+/// Bits of |v|, of the largest element where |v| is above it.
+OSPREY_HD uint32_t saturated(const ElementLayout& l, float v) {
+  const uint32_t a = magnitude_bits(v), most = float_bits(l.largest);
+  return a < most ? a : most;
 }
 
 /// v to the nearest code, ties to the even one; what is above the largest element becomes it. v is no NaN.
-OSPREY_HD uint32_t encode_nearest(Element e, float v) {
-  const ElementLayout l = element_layout(e);
+OSPREY_HD uint32_t encode_nearest(const ElementLayout& l, float v) {
   const uint32_t lowest = static_cast<uint32_t>(128 - l.bias) << 23;  // the binade of the smallest normal
-  const float magnitude = bits_float(magnitude_bits(v));
-  const float a = magnitude < l.largest ? magnitude : l.largest;
-  const uint32_t own = float_bits(a) & float_infinity, binade = own > lowest ? own : lowest;
+  const uint32_t a = saturated(l, v), own = a & float_infinity, binade = own > lowest ? own : lowest;
   // A float 2^(23 - mantissa) binades up has the step of the element as its last bit: adding it rounds.
   const uint32_t shifter = binade + (static_cast<uint32_t>(23 - l.mantissa) << 23);
-  const uint32_t steps = float_bits(a + bits_float(shifter)) - shifter;
-  return with_sign(e, steps + ((binade - lowest) >> (23 - l.mantissa)), float_bits(v) >> 31);
+  const uint32_t steps = float_bits(bits_float(a) + bits_float(shifter)) - shifter;
+  return with_sign(l, steps + ((binade - lowest) >> (23 - l.mantissa)), v);
 }
+OSPREY_HD uint32_t encode_nearest(Element e, float v) { return encode_nearest(element_layout(e), v); }
 
 /// v to one of the two codes around it, to each the more often the nearer it is: with `draw` uniform in 0 ..
 /// 65535 the mean is v, but for the half 2^-17 of a step. Above the largest element as encode_nearest().
-OSPREY_HD uint32_t encode_stochastic(Element e, float v, uint32_t draw) {
-  const ElementLayout l = element_layout(e);
+OSPREY_HD uint32_t encode_stochastic(const ElementLayout& l, float v, uint32_t draw) {
   const uint32_t lowest = static_cast<uint32_t>(128 - l.bias) << 23;
-  const float magnitude = bits_float(magnitude_bits(v));
-  const uint32_t a = float_bits(magnitude < l.largest ? magnitude : l.largest);
-  const uint32_t own = a & float_infinity, binade = own > lowest ? own : lowest;
+  const uint32_t a = saturated(l, v), own = a & float_infinity, binade = own > lowest ? own : lowest;
   uint32_t m = (a & 0x7fffffu) | 0x800000u;
   uint32_t below = static_cast<uint32_t>(23 - l.mantissa) + ((binade - own) >> 23);  // bits under the step
   if (below > 31) {
@@ -142,14 +134,21 @@ OSPREY_HD uint32_t encode_stochastic(Element e, float v, uint32_t draw) {
     below = 31;
   }
   const uint32_t steps = (m + ((2 * draw + 1) << (below - 17))) >> below;  // below >= 17 in every layout
-  return with_sign(e, steps + ((binade - lowest) >> (23 - l.mantissa)), float_bits(v) >> 31);
+  return with_sign(l, steps + ((binade - lowest) >> (23 - l.mantissa)), v);
+}
+OSPREY_HD uint32_t encode_stochastic(Element e, float v, uint32_t draw) {
+  return encode_stochastic(element_layout(e), v, draw);
 }
 
 /// Draws of 16 bits, eight to a call of the generator: draw `index` is draw index % 8 of group index / 8.
 OSPREY_HD Philox draw_group(uint64_t seed, uint64_t stream, uint64_t group) {
   return philox(seed, stream, group);
 }
-OSPREY_HD uint32_t draw_of(const Philox& group, int i) { return group.v[i / 2] >> (i % 2 * 16) & 0xffffu; }
+OSPREY_HD uint32_t draw_of(const Philox& group, int i) {
+  const uint64_t low = group.v[0] | static_cast<uint64_t>(group.v[1]) << 32,
+                 high = group.v[2] | static_cast<uint64_t>(group.v[3]) << 32;
+  return static_cast<uint32_t>((i < 4 ? low : high) >> (i % 4 * 16)) & 0xffffu;
+}
 
 /// The signs of a rotation, bit i % 32 of word i / 32 set where element i of a group changes its sign: a
 /// number of the generator that draws never reach, which count from 0.
@@ -175,19 +174,20 @@ OSPREY_HD uint32_t clamp_e8m0(Element e, int code) {
 /// Reference: OCP MX v1.0 section 6.3 (floor); cvt.rp.satfinite.ue8m0x2.f32 of a times the fp32 reciprocal of
 /// the largest element (rceil).
 OSPREY_HD uint32_t e8m0_of_largest(Element e, ScaleRule rule, uint32_t largest) {
-  if (largest >= float_infinity) return e8m0_nan;
-  if (largest == 0) return 0;
   const ElementLayout l = element_layout(e);
   const int t = l.largest_exponent;
+  int code;
   if (rule == ScaleRule::rceil) {
     const uint32_t d = float_bits(bits_float(largest) * (1.0f / l.largest)), mantissa = d & 0x7fffffu;
-    const bool up = d < 0x800000u ? mantissa > 0x400000u : mantissa != 0;
-    return clamp_e8m0(e, static_cast<int>(d >> 23) + up);
+    code = static_cast<int>(d >> 23) + (mantissa > (d < 0x800000u ? 0x400000u : 0u));
+  } else if (rule == ScaleRule::ceil) {
+    code = static_cast<int>(largest >> 23) + ((largest & 0x7fffffu) != 0) - t;
+  } else {
+    const uint32_t half_step = rule == ScaleRule::even ? 1u << (22 - l.mantissa) : 0;
+    code = static_cast<int>((largest + half_step) >> 23) - t;
   }
-  if (rule == ScaleRule::ceil)
-    return clamp_e8m0(e, static_cast<int>(largest >> 23) + ((largest & 0x7fffffu) != 0) - t);
-  const uint32_t half_step = rule == ScaleRule::even ? 1u << (22 - l.mantissa) : 0;
-  return clamp_e8m0(e, static_cast<int>((largest + half_step) >> 23) - t);
+  const uint32_t clamped = clamp_e8m0(e, code);
+  return largest >= float_infinity ? e8m0_nan : largest == 0 ? 0 : clamped;
 }
 
 /// Sums over a block in units that make them integers: any order gives the same bits. A unit is 2^-20 of the

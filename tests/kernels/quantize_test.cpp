@@ -390,6 +390,28 @@ TEST(Quantize, TransposedIsTheQuantizationOfTheTransposeBitForBit) {
       }
 }
 
+TEST(Quantize, Bf16NumbersAreRoundedAsTheSameNumbersInF32) {
+  // All bf16 numbers, each in 63 blocks of other sizes; the last row has a block of infinities and NaN.
+  const int64_t rows = 128, cols = 1056;
+  Floats x(static_cast<size_t>(rows * cols));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = to_float(bf16{static_cast<uint16_t>(philox(1, 2, i).v[0])});
+  for (size_t i = 0; i < x.size(); ++i)
+    if (!std::isfinite(x[i])) x[i] = 0;
+  for (size_t i = 0; i < 33 * static_cast<size_t>(rows); ++i) {  // blocks whose numbers are of similar sizes
+    const int size = static_cast<int>(i % 260) - 133;
+    for (size_t k = i % 3 ? 0 : 32; k < 32; ++k)
+      x[32 * i + k] =
+          to_float(osprey::to_bf16(std::ldexp(random_normal(3, 4, 32 * i + k), std::min(size, 124))));
+  }
+  x[x.size() - 1] = NAN;
+  x[x.size() - 40] = INFINITY;
+  for (ScaleRule rule : {ScaleRule::floor, ScaleRule::even, ScaleRule::ceil, ScaleRule::rceil}) {
+    const Options half{.rule = rule, .mask = false, .dtype = DType::bf16}, whole{.rule = rule, .mask = false};
+    EXPECT_EQ(Quantized("mxfp4", rows, cols, x, half).result(),
+              Quantized("mxfp4", rows, cols, x, whole).result());
+  }
+}
+
 TEST(Quantize, PackedInputIsTakenForItsNumbers) {
   const int64_t rows = 64, cols = 96;
   const Quantized source("mxfp8_e4m3", rows, cols, uneven(rows, cols, 3));

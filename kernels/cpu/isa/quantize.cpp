@@ -1,5 +1,6 @@
 #include "kernels/cpu/isa/quantize.h"
 
+#include "kernels/cpu/isa/transpose.h"
 #include "kernels/cpu/isa/vec.h"
 
 namespace osprey::cpu::OSPREY_ISA {
@@ -12,11 +13,19 @@ void load_run(float* __restrict v, const T* __restrict x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) v[i] = to_float(x[i]);
 }
 
+/// Through 32 rows of x as floats.
 template <class T>
-void load_columns(float* __restrict v, int64_t v_stride, const T* __restrict x, int64_t x_stride,
-                  int64_t rows, int64_t cols) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < cols; ++c) v[c * v_stride + r] = to_float(x[r * x_stride + c]);
+void load_columns(float* v, int64_t v_stride, const T* x, int64_t x_stride, int64_t rows, int64_t cols) {
+  constexpr int64_t tile = 32;
+  alignas(64) float t[tile * tile];
+  for (int64_t r0 = 0; r0 < rows; r0 += tile) {
+    const int64_t high = r0 + tile < rows ? tile : rows - r0;
+    for (int64_t c0 = 0; c0 < cols; c0 += tile) {
+      const int64_t wide = c0 + tile < cols ? tile : cols - c0;
+      for (int64_t r = 0; r < high; ++r) load_run(t + r * tile, x + (r0 + r) * x_stride + c0, wide);
+      transpose(v + c0 * v_stride + r0, v_stride, t, tile, static_cast<int>(high), static_cast<int>(wide));
+    }
+  }
 }
 
 template <class T>
@@ -81,8 +90,36 @@ void rotate(const RotateRun& a) {
   }
 }
 
+OSPREY_INLINE Vec magnitude(Vec v) { return (Vec)((IVec)v & splat(int32_t{0x7fffffff})); }
+
+/// Bits of magnitudes order as integers do.
+struct LargestOf {
+  OSPREY_INLINE Vec of(Vec a, Vec b) {
+    const IVec x = (IVec)a, y = (IVec)b;
+    return (Vec)(x > y ? x : y);
+  }
+  OSPREY_INLINE float lane(Vec v) {
+    IVec bits = (IVec)v;
+    int32_t most = 0;
+    for (int i = 0; i < lanes; ++i) most = bits[i] > most ? bits[i] : most;
+    return bits_float(static_cast<uint32_t>(most));
+  }
+};
+
 void largest_of_blocks(uint32_t* largest, const float* v, int64_t n, int64_t block) {
-  for (int64_t b = 0; b * block < n; ++b) {
+  int64_t b = 0;
+  if (block % lanes == 0)
+    for (; (b + 16) * block <= n; b += 16) {  // 16 blocks at once
+      Vec most[16];
+      for (int i = 0; i < 16; ++i) {
+        const float* p = v + (b + i) * block;
+        most[i] = magnitude(load(p));
+        for (int64_t k = lanes; k < block; k += lanes)
+          most[i] = LargestOf::of(most[i], magnitude(load(p + k)));
+      }
+      reduce_rows<LargestOf>(reinterpret_cast<float*>(largest + b), most);
+    }
+  for (; b * block < n; ++b) {
     uint32_t most = 0;
     const int64_t end = (b + 1) * block < n ? (b + 1) * block : n;
 #pragma omp simd reduction(max : most)
@@ -91,6 +128,29 @@ void largest_of_blocks(uint32_t* largest, const float* v, int64_t n, int64_t blo
       most = m > most ? m : most;
     }
     largest[b] = most;
+  }
+}
+
+template <Element e, ScaleRule rule>
+OSPREY_INLINE void power_scales_by(uint8_t* __restrict codes, float* __restrict inverse,
+                                   const uint32_t* __restrict largest, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t code = e8m0_of_largest(e, rule, largest[i]);
+    inverse[i] = block_scale_e8m0(code, largest[i]).inverse;
+    codes[i] = static_cast<uint8_t>(code);
+  }
+}
+template <Element e>
+void power_scales(uint8_t* codes, float* inverse, const uint32_t* largest, int64_t count, ScaleRule rule) {
+  switch (rule) {
+    case ScaleRule::floor:
+      return power_scales_by<e, ScaleRule::floor>(codes, inverse, largest, count);
+    case ScaleRule::ceil:
+      return power_scales_by<e, ScaleRule::ceil>(codes, inverse, largest, count);
+    case ScaleRule::rceil:
+      return power_scales_by<e, ScaleRule::rceil>(codes, inverse, largest, count);
+    default:
+      return power_scales_by<e, ScaleRule::even>(codes, inverse, largest, count);
   }
 }
 
@@ -107,17 +167,33 @@ void block_sums(int64_t* sum, int64_t* squares, const float* v, int64_t n, int u
   *squares = q;
 }
 
-/// Codes, one in a word, to their places in bytes.
+int64_t error_difference(const float* v, int64_t n, BlockScale a, BlockScale b, float tensor_scale,
+                         int unit) {
+  int64_t difference = 0;
+#pragma omp simd reduction(+ : difference)
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t x = error_in_units(Element::e2m1, v[i], a, tensor_scale, unit),
+                  y = error_in_units(Element::e2m1, v[i], b, tensor_scale, unit);
+    difference += x * x - y * y;
+  }
+  return difference;
+}
+
+/// Codes, one in a byte, to their places.
 template <int bits>
-OSPREY_INLINE void pack(uint8_t* __restrict out, const uint32_t* __restrict codes, int64_t n) {
+OSPREY_INLINE void pack(uint8_t* __restrict out, const uint8_t* __restrict codes, int64_t n) {
   if constexpr (bits == 8) {
-    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint8_t>(codes[i]);
+    memcpy(out, codes, static_cast<size_t>(n));
   } else if constexpr (bits == 4) {
-    for (int64_t i = 0; i < n / 2; ++i) out[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
+    for (int64_t i = 0; i < n / 2; ++i) {
+      uint16_t two;
+      memcpy(&two, codes + 2 * i, 2);
+      out[i] = static_cast<uint8_t>(two | two >> 4);
+    }
   } else {
     static_assert(bits == 6);
     for (int64_t i = 0; i < n / 4; ++i) {
-      const uint32_t* c = codes + 4 * i;
+      const uint8_t* c = codes + 4 * i;
       const uint32_t word = c[0] | c[1] << 6 | c[2] << 12 | c[3] << 18;
       out[3 * i] = static_cast<uint8_t>(word);
       out[3 * i + 1] = static_cast<uint8_t>(word >> 8);
@@ -127,13 +203,13 @@ OSPREY_INLINE void pack(uint8_t* __restrict out, const uint32_t* __restrict code
 }
 
 template <int bits>
-OSPREY_INLINE void unpack(uint32_t* __restrict codes, const uint8_t* __restrict in, int64_t n) {
+OSPREY_INLINE void unpack(uint8_t* __restrict codes, const uint8_t* __restrict in, int64_t n) {
   if constexpr (bits == 8) {
-    for (int64_t i = 0; i < n; ++i) codes[i] = in[i];
+    memcpy(codes, in, static_cast<size_t>(n));
   } else if constexpr (bits == 4) {
     for (int64_t i = 0; i < n / 2; ++i) {
-      codes[2 * i] = in[i] & 15u;
-      codes[2 * i + 1] = in[i] >> 4;
+      const uint16_t two = (in[i] | in[i] << 4) & 0x0f0f;
+      memcpy(codes + 2 * i, &two, 2);
     }
   } else {
     for (int64_t i = 0; i < n / 4; ++i) {
@@ -144,58 +220,164 @@ OSPREY_INLINE void unpack(uint32_t* __restrict codes, const uint8_t* __restrict 
   }
 }
 
-/// 16 elements with one scale.
-template <Element e>
-OSPREY_INLINE void encode_step(uint32_t* codes, const float* v, float inverse) {
-#pragma omp simd
-  for (int64_t i = 0; i < step; ++i) codes[i] = encode_nearest(e, v[i] * inverse);
-}
-template <Element e>
-OSPREY_INLINE void encode_step_stochastic(uint32_t* codes, const float* v, float inverse, uint64_t seed,
-                                          uint64_t stream, uint64_t first) {
-  // Draws come by eight; a row may begin within a group.
-  for (int64_t i = 0; i < step;) {
-    const Philox group = draw_group(seed, stream, (first + static_cast<uint64_t>(i)) / 8);
-    do {
-      const uint64_t draw = first + static_cast<uint64_t>(i);
-      codes[i] = encode_stochastic(e, v[i] * inverse, draw_of(group, static_cast<int>(draw % 8)));
-      ++i;
-    } while (i < step && (first + static_cast<uint64_t>(i)) % 8 != 0);
+constexpr int groups = lanes / 2;  // of draws, made together
+
+/// philox() for `groups` neighbouring counters: to[8 g + i] is draw i of group first + g.
+OSPREY_INLINE void draw_groups(uint16_t* to, uint64_t seed, uint64_t stream, uint64_t first) {
+  // A 64-bit lane holds a 32-bit word; what is left above it of a product reaches no later product.
+  U64Vec counter, zero{};
+  for (int g = 0; g < groups; ++g) counter[g] = first + static_cast<uint64_t>(g);
+  U64Vec c0 = counter, c1 = counter >> 32, c2 = zero + (stream & 0xffffffffu), c3 = zero + (stream >> 32);
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const U64Vec p0 = multiply_low(c0, zero + 0xD2511F53u), p1 = multiply_low(c2, zero + 0xCD9E8D57u);
+    c0 = (p1 >> 32) ^ c1 ^ (zero + k0);
+    c2 = (p0 >> 32) ^ c3 ^ (zero + k1);
+    c1 = p1;
+    c3 = p0;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
   }
+  const U64Vec low = (c0 & 0xffffffffu) | c1 << 32, high = (c2 & 0xffffffffu) | c3 << 32;
+  for (int g = 0; g < groups; ++g) {
+    const uint64_t words[2] = {low[g], high[g]};  // the first draw of a word is its low half
+    memcpy(to + 8 * g, words, 16);
+  }
+}
+
+/// Draws first, first + 1, ... are draws[the result], draws[the result + 1], ...
+OSPREY_INLINE int64_t draw_run(uint16_t* draws, uint64_t seed, uint64_t stream, uint64_t first, int64_t n) {
+  const int64_t skipped = static_cast<int64_t>(first % 8);
+  for (int64_t at = 0; at < skipped + n; at += 8 * groups)
+    draw_groups(draws + at, seed, stream, first / 8 + static_cast<uint64_t>(at) / 8);
+  return skipped;
+}
+
+/// 16 elements with one scale; draws are for stochastic rounding, or null.
+template <Element e>
+OSPREY_INLINE void encode_step(uint8_t* codes, const float* v, float inverse, const uint16_t* draws) {
+  alignas(64) int32_t words[step];
+  if (draws) {
+#pragma omp simd
+    for (int64_t k = 0; k < step; ++k)
+      words[k] = static_cast<int32_t>(encode_stochastic(e, v[k] * inverse, draws[k]));
+  } else {
+#pragma omp simd
+    for (int64_t k = 0; k < step; ++k) words[k] = static_cast<int32_t>(encode_nearest(e, v[k] * inverse));
+  }
+  for (int64_t k = 0; k < step; k += lanes) store_bytes(codes + k, load(words + k));
+}
+
+/// Bit i: |v[i] * inverse| <= limit; of 16 elements.
+OSPREY_INLINE uint32_t kept_bits(const float* v, float inverse, float limit) {
+  uint32_t bits = 0;
+  for (int k = 0; k < step; k += lanes)
+    bits |= sign_bits(magnitude(load(v + k) * splat(inverse)) <= splat(limit)) << k;
+  return bits;
 }
 
 template <Element e>
 void encode(const EncodeRun& a) {
-  alignas(64) uint32_t codes[quantize_run];
-  for (int64_t i = 0; i < a.n; i += step) {
-    const float inverse = a.inverse[i / a.block];
-    if (!(inverse > 0))  // zeros, or no numbers
-      memset(codes + i, 0, step * sizeof *codes);
-    else if (a.stochastic)
-      encode_step_stochastic<e>(codes + i, a.v + i, inverse, a.seed, a.stream,
-                                a.first_draw + static_cast<uint64_t>(i));
-    else
-      encode_step<e>(codes + i, a.v + i, inverse);
+  alignas(64) uint8_t codes[quantize_run];
+  uint16_t draws[quantize_run + 8 * groups];
+  const uint16_t* draw =
+      a.stochastic ? draws + draw_run(draws, a.seed, a.stream, a.first_draw, a.n) : nullptr;
+  const float* inverse = a.inverse;
+  for (int64_t b = 0; b < a.n; b += a.block, ++inverse) {
+    const int64_t end = b + a.block < a.n ? b + a.block : a.n;
+    if (!(*inverse > 0)) {  // zeros, or no numbers
+      memset(codes + b, 0, static_cast<size_t>(end - b));
+      continue;
+    }
+    for (int64_t i = b; i < end; i += step)
+      encode_step<e>(codes + i, a.v + i, *inverse, draw ? draw + i : nullptr);
   }
   pack<element_bits(e)>(a.codes, codes, a.n);
   if (!a.mask) return;
-  for (int64_t i = 0; i < a.n; i += 8) {
-    uint32_t byte = 0;
-    const float inverse = a.inverse[i / a.block];
-    for (int j = 0; j < 8; ++j) {
-      const float m = bits_float(magnitude_bits(a.v[i + j] * inverse));
-      byte |= static_cast<uint32_t>(m <= a.limit) << j;
+  inverse = a.inverse;
+  for (int64_t b = 0; b < a.n; b += a.block, ++inverse)
+    for (int64_t i = b; i < a.n && i < b + a.block; i += step) {
+      const uint32_t bits = kept_bits(a.v + i, *inverse, a.limit);
+      a.mask[i / 8] = static_cast<uint8_t>(bits);
+      if (i + 8 < a.n) a.mask[i / 8 + 1] = static_cast<uint8_t>(bits >> 8);
     }
-    a.mask[i / 8] = static_cast<uint8_t>(byte);
+}
+
+typedef int16_t Halves __attribute__((vector_size(4 * lanes)));  // bits of bf16 numbers
+
+/// One block of mxfp4 whose numbers are no denormals, or zero: codes of two elements a byte.
+OSPREY_INLINE void mxfp4_block(uint8_t* codes, const bf16* x, uint32_t scale) {
+  const Halves zero{};
+  const int16_t exponent = static_cast<int16_t>((static_cast<int>(scale) - 127) * 128);
+  for (int i = 0; i < 32; i += 2 * lanes) {
+    Halves bits;
+    memcpy(&bits, x + i, sizeof bits);
+    // Divided by the scale; at most 8. What is below 2^-126 becomes negative.
+    const Halves a = (bits & int16_t{0x7fff}) - exponent, v = a > zero ? a : zero;
+    // From 1 on, the two upper bits of the mantissa's eight and the exponent are the code, but for an offset.
+    const Halves upper = ((v + int16_t{0x1f} + ((v >> 6) & int16_t{1})) >> 6) - int16_t{252};
+    const Halves below =
+        ((v > zero + int16_t{0x3e80}) & int16_t{1}) + ((v >= zero + int16_t{0x3f40}) & int16_t{1});
+    Halves code = upper > below ? upper : below;
+    code = code < zero + int16_t{7} ? code : zero + int16_t{7};
+    code |= (bits >> 12) & int16_t{8};
+    const IVec pairs = (IVec)code;
+    store_bytes(codes + i / 2, pairs | (pairs >> 12));
+  }
+}
+
+void mxfp4_of_bf16(uint8_t* codes, uint8_t* scales, const bf16* x, int64_t n, ScaleRule rule) {
+  constexpr int64_t block = 32;
+  const int64_t count = n / block;
+  alignas(64) uint32_t largest[quantize_run / block];
+  int64_t b = 0;
+  for (; b + 16 <= count; b += 16) {
+    Vec most[16];
+    for (int i = 0; i < 16; ++i) {
+      most[i] = Vec{};
+      for (int k = 0; k < block; k += 2 * lanes) {
+        IVec two;
+        memcpy(&two, x + (b + i) * block + k, sizeof two);
+        const Vec high = magnitude((Vec)(two & splat(int32_t{-0x10000}))), low = magnitude((Vec)(two << 16));
+        most[i] = LargestOf::of(most[i], LargestOf::of(high, low));
+      }
+    }
+    reduce_rows<LargestOf>(reinterpret_cast<float*>(largest + b), most);
+  }
+  for (; b < count; ++b) {
+    uint32_t most = 0;
+    for (int64_t i = 0; i < block; ++i) {
+      const uint32_t m = magnitude_bits(to_float(x[b * block + i]));
+      most = m > most ? m : most;
+    }
+    largest[b] = most;
+  }
+  float inverse[quantize_run / block];
+  power_scales<Element::e2m1>(scales, inverse, largest, count, rule);
+  for (b = 0; b < count; ++b) {
+    // Where bf16 has denormals, and where there are no numbers.
+    if (scales[b] < 8 || scales[b] == e8m0_nan) {
+      float v[block];
+      load_run(v, x + b * block, block);
+      encode<Element::e2m1>({v, block, block, inverse + b, 6.0f, codes + b * block / 2, nullptr, 0, 0, 0, 0});
+    } else {
+      mxfp4_block(codes + b * block / 2, x + b * block, scales[b]);
+    }
   }
 }
 
 template <Element e>
 void decode(float* __restrict v, const uint8_t* __restrict in, int64_t n) {
-  alignas(64) uint32_t codes[quantize_run];
+  alignas(64) uint8_t codes[quantize_run];
   unpack<element_bits(e)>(codes, in, n);
   for (int64_t i = 0; i < n; ++i) v[i] = decode_element(e, codes[i]);
 }
+
+#define OSPREY_BY_ELEMENT(f)                                                                  \
+  {                                                                                           \
+    f<Element::e2m1>, f<Element::e2m3>, f<Element::e3m2>, f<Element::e4m3>, f<Element::e5m2>, \
+        f<Element::int4>, f<Element::int8>                                                    \
+  }
 
 }  // namespace
 
@@ -210,11 +392,12 @@ const QuantizeTable quantize_table = {
     multiply,
     rotate,
     largest_of_blocks,
+    mxfp4_of_bf16,
     block_sums,
-    {encode<Element::e2m1>, encode<Element::e2m3>, encode<Element::e3m2>, encode<Element::e4m3>,
-     encode<Element::e5m2>, encode<Element::int4>, encode<Element::int8>},
-    {decode<Element::e2m1>, decode<Element::e2m3>, decode<Element::e3m2>, decode<Element::e4m3>,
-     decode<Element::e5m2>, decode<Element::int4>, decode<Element::int8>},
+    error_difference,
+    OSPREY_BY_ELEMENT(power_scales),
+    OSPREY_BY_ELEMENT(encode),
+    OSPREY_BY_ELEMENT(decode),
 };
 
 }  // namespace osprey::cpu::OSPREY_ISA

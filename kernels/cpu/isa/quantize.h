@@ -47,9 +47,19 @@ struct QuantizeTable {
   void (*rotate)(const RotateRun&);
   /// Magnitude bits of each block's largest element.
   void (*largest)(uint32_t* largest, const float* v, int64_t n, int64_t block);
+  /// From a run of bf16 numbers to mxfp4 at once, by the rules floor to rceil, rounded to nearest: what the
+  /// functions above and below do, in 16-bit arithmetic.
+  void (*mxfp4_of_bf16)(uint8_t* codes, uint8_t* scales, const bf16* x, int64_t n, ScaleRule rule);
   /// Sums of a block and of its squares, in units of 2^unit.
   void (*block_sums)(int64_t* sum, int64_t* squares, const float* v, int64_t n, int unit);
-  void (*encode[7])(const EncodeRun&);                           // by Element
+  /// By how much the squared error of e2m1 with scale `a` is more than with `b`, in squared units of 2^unit.
+  int64_t (*error_difference)(const float* v, int64_t n, BlockScale a, BlockScale b, float tensor_scale,
+                              int unit);
+  // By Element:
+  /// Scales of blocks by the rules floor to rceil: their codes, and what elements are multiplied by.
+  void (*power_scales[7])(uint8_t* codes, float* inverse, const uint32_t* largest, int64_t count,
+                          ScaleRule rule);
+  void (*encode[7])(const EncodeRun&);
   void (*decode[7])(float* v, const uint8_t* codes, int64_t n);  // elements, before their scales
 };
 OSPREY_ISA_TABLE(QuantizeTable, quantize_table)
