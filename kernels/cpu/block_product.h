@@ -9,7 +9,7 @@ enum class BlockEngine : uint8_t {
   definition,  // any format, any CPU; what a result is, see kernels/cpu/isa/block_gemm.h
   dot,         // AVX512-VNNI, integer elements; the same bits
   few_rows,    // the same for at most 16 rows, reading b as it is packed
-  tiles,       // AMX, integer elements; the same bits but for two operands of 4 bits with e8m0 scales
+  tiles,       // AMX, integer elements; the same bits but for e8m0 scales unless both are of 8 bits
 };
 const char* name(BlockEngine engine);
 inline constexpr int64_t most_few_rows = 16;

@@ -4,11 +4,12 @@
 //
 // All have the bits of the definition in kernels/numerics/block_product.h, with one exception:
 //
-// Tiles, both elements of 4 bits, both scales e8m0: eight blocks of a row are written as int8 against one
+// Tiles, both scales e8m0, not both elements of 8 bits: eight blocks of a row are written as int8 against one
 // scale, codes shifted left by up to 3, and S is the exact sum of all eight. Blocks whose scales are more
-// than 2^3 above the row's smallest one come in a second part, and so on, at most eight; S of each pair of
-// parts is added on its own, first part first. Blocks of zeros take no part. So a result depends on its row
-// of a and its row of b and on nothing else.
+// than 2^3 above the row's smallest one come in a second part, and so on, at most eight. Blocks of zeros take
+// no part. An int8 would leave no room for shifts: its upper and its lower 4 bits are a part each. S of each
+// pair of parts is added on its own, first part first. So a result depends on its row of a and its row of b
+// and on nothing else.
 
 #include "kernels/cpu/isa.h"
 #include "kernels/numerics/block_product.h"

@@ -38,13 +38,18 @@ struct Plan {
 };
 
 bool folds(const BlockLayout& l) {
-  return element_bits(l.element) == 4 && l.scale == ScaleType::e8m0 && l.block == 32;
+  return is_integer(l.element) && l.scale == ScaleType::e8m0 && l.block == 32;
 }
+
+// What does not leave room for shifts is split: int8 is 16 times its upper 4 bits, signed, and its lower
+// ones.
+int digits_of(Element e) { return element_bits(e) / 4; }
 
 Plan plan_of(const BlockGemm& g, bool with_tiles) {
   Plan p{};
-  p.fold = with_tiles && folds(g.a) && folds(g.b);
-  p.parts = p.fold ? most_parts : 1;
+  const int digits = digits_of(g.a.element) * digits_of(g.b.element);
+  p.fold = with_tiles && folds(g.a) && folds(g.b) && digits <= 2;
+  p.parts = p.fold ? most_parts * digits : 1;
   p.chunk = p.fold ? folded_blocks * g.a.block : g.a.block ? g.a.block : whole_row_block;
   p.chunks = ceil_div(g.k, p.chunk);
   p.steps = ceil_div(g.k, step);
@@ -386,23 +391,47 @@ Fold fold_of(const __m512i* code, const __mmask16* nonzero, int blocks) {
   }
 }
 
-// Integers of 4-bit codes, shifted left by bits 4 and 5 of the index.
-__m512i shifted_lookup(Element e) {
-  alignas(64) int8_t t[64];
-  for (int i = 0; i < 64; ++i)
-    t[i] = static_cast<int8_t>(
-        static_cast<int>(decode_element(e, static_cast<uint32_t>(i % 16)) / unit_of(e)) * (1 << i / 16));
-  return _mm512_load_si512(t);
+// Integers of 4-bit codes, or of the digits of 8-bit ones, the upper first, shifted left by bits 4 and 5 of
+// the index.
+struct Digits {
+  __m512i values[2];
+  float weight[2];  // relative to the upper
+};
+
+// What the upper digit counts.
+float digit_unit(Element e) { return e == Element::int8 ? 16 * unit_of(e) : unit_of(e); }
+
+Digits digits_table(Element e) {
+  Digits d{};
+  for (int digit = 0; digit < digits_of(e); ++digit) {
+    alignas(64) int8_t t[64];
+    for (int i = 0; i < 64; ++i) {
+      const auto code = static_cast<uint32_t>(i % 16);
+      const float value = digit == 1           ? static_cast<float>(code)
+                          : e == Element::e2m1 ? decode_element(e, code) / unit_of(e)
+                                               : decode_element(Element::int4, code) / unit_of(Element::int4);
+      t[i] = static_cast<int8_t>(static_cast<int>(value) * (1 << i / 16));
+    }
+    d.values[digit] = _mm512_load_si512(t);
+    d.weight[digit] = digit == 0 ? 1.0f : 1.0f / 16;
+  }
+  return d;
 }
 
 // Bits of a code that make it other than zero.
 __m512i magnitude_of(Element e) { return _mm512_set1_epi8(e == Element::e2m1 ? 0x77 : -1); }
 
-// One chunk of 16 rows of a, at row `first` of group `index`.
-int fold_rows(const BlockGemm& g, const Plan& p, const Memory& m, __m512i values, __m512i magnitude,
+// A digit of 64 codes of 8 bits.
+inline __m512i digit_of(const uint8_t* codes, int64_t count, int digit) {
+  const __m512i v = _mm512_shuffle_epi8(_mm512_maskz_loadu_epi8(mask64(count), codes), evens_first());
+  return digit == 0 ? high_nibbles(v) : low_nibbles(v);
+}
+
+// One chunk of 16 rows of a, at row `first` of group `index`. Returns the number of parts.
+int fold_rows(const BlockGemm& g, const Plan& p, const Memory& m, const Digits& table, __m512i magnitude,
               int64_t index, int64_t first, int64_t begin, int64_t count, int64_t chunk) {
   const int64_t k = chunk * p.chunk, length = least(p.chunk, g.k - k), groups = p.held / group;
-  const int blocks = static_cast<int>(length / g.a.block);
+  const int blocks = static_cast<int>(length / g.a.block), digits = digits_of(g.a.element);
   alignas(64) uint32_t e[2][16] = {};
   __mmask16 nonzero[folded_blocks] = {};
   for (int64_t r = 0; r < count; ++r) {
@@ -410,13 +439,15 @@ int fold_rows(const BlockGemm& g, const Plan& p, const Memory& m, __m512i values
     memcpy(scales, g.a_scales + (begin + r) * g.a_scale_stride + k / g.a.block, static_cast<size_t>(blocks));
     e[0][r] = scales[0];
     e[1][r] = scales[1];
-    const uint8_t* at = g.a_codes + (begin + r) * g.a_code_stride + k / 2;
-    const uint32_t low = _mm512_test_epi32_mask(_mm512_maskz_loadu_epi8(mask64(length / 2), at), magnitude),
-                   high = _mm512_test_epi32_mask(_mm512_maskz_loadu_epi8(mask64(length / 2 - 64), at + 64),
-                                                 magnitude);
-    const uint32_t words = low | high << 16;  // a bit for four bytes
+    const uint8_t* at = g.a_codes + (begin + r) * g.a_code_stride + k * digits / 2;
+    uint64_t words = 0;  // a bit for four bytes
+    for (int64_t i = 0; 128 * i < length * digits; ++i)
+      words |= uint64_t{_mm512_test_epi32_mask(
+                   _mm512_maskz_loadu_epi8(mask64(length * digits / 2 - 64 * i), at + 64 * i), magnitude)}
+               << (16 * i);
     for (int j = 0; j < blocks; ++j)
-      nonzero[j] |= static_cast<__mmask16>((words >> (4 * j) & 15 ? 1 : 0) << r);
+      nonzero[j] |=
+          static_cast<__mmask16>((words >> (4 * digits * j) & (digits == 1 ? 15 : 255) ? 1 : 0) << r);
   }
   __m512i code[folded_blocks];
   for (int j = 0; j < folded_blocks; ++j)
@@ -424,36 +455,42 @@ int fold_rows(const BlockGemm& g, const Plan& p, const Memory& m, __m512i values
         _mm512_and_si512(_mm512_srli_epi32(_mm512_load_si512(e[j / 4]), static_cast<unsigned>(8 * (j % 4))),
                          _mm512_set1_epi32(255));
   const Fold f = fold_of(code, nonzero, blocks);
-  const __m512 unit = _mm512_set1_ps(scaled_units(1, g.a.element, g.b.element));
+  const __m512 unit = _mm512_set1_ps(digit_unit(g.a.element) * digit_unit(g.b.element));
   for (int part = 0; part < f.parts; ++part) {
     alignas(64) uint32_t shift[2][16], member[2][16];
     for (int word = 0; word < 2; ++word) {
       _mm512_store_si512(shift[word], f.shift[part][word]);
       _mm512_store_si512(member[word], f.member[part][word]);
     }
-    _mm512_store_ps(m.a_scales + ((index * p.chunks + chunk) * p.parts + part) * group + first,
-                    _mm512_mul_ps(f.scale[part], unit));
-    int8_t* to = m.a + (part * groups + index) * p.steps * step_bytes + k / step * step_bytes + first * step;
-    for (int64_t s = 0; s * step < length; ++s) {
-      // Of block 2 s for the first half of the elements, of 2 s + 1 for the second.
-      const __m512i which =
-          _mm512_add_epi8(_mm512_set1_epi8(static_cast<char>(s % 2 * 2)),
-                          _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi8(1), 1));
-      for (int64_t r = 0; r < 16; ++r) {
-        __m512i v = _mm512_setzero_si512();
-        if (r < count) {
-          const __m512i codes =
-              spread(g.a_codes + (begin + r) * g.a_code_stride + k / 2 + s * step / 2, length - s * step);
-          const auto shifts = _mm512_set1_epi32(static_cast<int>(shift[s / 2][r])),
-                     members = _mm512_set1_epi32(static_cast<int>(member[s / 2][r]));
-          v = _mm512_and_si512(codes, _mm512_shuffle_epi8(members, which));
-          v = _mm512_permutexvar_epi8(_mm512_or_si512(v, _mm512_shuffle_epi8(shifts, which)), values);
+    for (int digit = 0; digit < digits; ++digit) {
+      const int64_t slot = part * digits + digit;
+      _mm512_store_ps(m.a_scales + ((index * p.chunks + chunk) * p.parts + slot) * group + first,
+                      _mm512_mul_ps(f.scale[part], _mm512_mul_ps(unit, _mm512_set1_ps(table.weight[digit]))));
+      int8_t* to =
+          m.a + (slot * groups + index) * p.steps * step_bytes + k / step * step_bytes + first * step;
+      for (int64_t s = 0; s * step < length; ++s) {
+        // Of block 2 s for the first half of the elements, of 2 s + 1 for the second.
+        const __m512i which =
+            _mm512_add_epi8(_mm512_set1_epi8(static_cast<char>(s % 2 * 2)),
+                            _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi8(1), 1));
+        for (int64_t r = 0; r < 16; ++r) {
+          __m512i v = _mm512_setzero_si512();
+          if (r < count) {
+            const uint8_t* codes = g.a_codes + (begin + r) * g.a_code_stride + (k + s * step) * digits / 2;
+            const int64_t left = length - s * step;
+            const auto shifts = _mm512_set1_epi32(static_cast<int>(shift[s / 2][r])),
+                       members = _mm512_set1_epi32(static_cast<int>(member[s / 2][r]));
+            v = digits == 1 ? spread(codes, left) : digit_of(codes, left, digit);
+            v = _mm512_and_si512(v, _mm512_shuffle_epi8(members, which));
+            v = _mm512_permutexvar_epi8(_mm512_or_si512(v, _mm512_shuffle_epi8(shifts, which)),
+                                        table.values[digit]);
+          }
+          _mm512_store_si512(to + s * step_bytes + r * step, v);
         }
-        _mm512_store_si512(to + s * step_bytes + r * step, v);
       }
     }
   }
-  return f.parts;
+  return f.parts * digits;
 }
 
 void clear_part(const Plan& p, const Memory& m, int64_t index, int64_t first, int64_t chunk, int64_t length,
@@ -468,13 +505,13 @@ void clear_part(const Plan& p, const Memory& m, int64_t index, int64_t first, in
 }
 
 void fold_group(const BlockGemm& g, const Plan& p, const Memory& m, int64_t index, int64_t begin,
-                int64_t count, __m512i values) {
+                int64_t count, const Digits& table) {
   const __m512i magnitude = magnitude_of(g.a.element);
   for (int64_t chunk = 0; chunk < p.chunks; ++chunk) {
     int parts[2], most = 1;
     for (int64_t half = 0; half < 2; ++half) {
       const int64_t rows = count - 16 * half;
-      parts[half] = fold_rows(g, p, m, values, magnitude, index, 16 * half, begin + 16 * half,
+      parts[half] = fold_rows(g, p, m, table, magnitude, index, 16 * half, begin + 16 * half,
                               rows < 0 ? 0 : least(rows, 16), chunk);
       most = parts[half] > most ? parts[half] : most;
     }
@@ -487,7 +524,8 @@ void fold_group(const BlockGemm& g, const Plan& p, const Memory& m, int64_t inde
 
 // As unpack_panels().
 void fold_panels(const BlockGemm& g, const Plan& p, const Memory& m, const uint8_t* const* panels,
-                 int64_t begin, __m512i values) {
+                 int64_t begin, const Digits& table) {
+  const int digits = digits_of(g.b.element);
   const __m512i magnitude = magnitude_of(g.b.element);
   const __m512i of_lane = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
   for (int64_t k = begin; k < least(g.k, begin + span); k += p.chunk) {
@@ -495,42 +533,43 @@ void fold_panels(const BlockGemm& g, const Plan& p, const Memory& m, const uint8
     const int blocks = static_cast<int>(length / g.b.block);
     int parts[2], most = 1;
     for (int64_t half = 0; half < 2; ++half) {
-      const uint8_t* from = panels[half] + k / 8 * 64;
+      const uint8_t* from = panels[half] + k * 8 * digits;
       const uint8_t* scales = panels[half] + block_panel_codes(g.b.element, g.k) + k / g.b.block * 16;
       __m512i code[folded_blocks];
       __mmask16 nonzero[folded_blocks];
       for (int j = 0; j < blocks; ++j) {
         code[j] = bytes16(scales + 16 * j);
-        const uint8_t* at = from + 256 * j;
-        const __m512i any =
-            _mm512_or_si512(_mm512_or_si512(_mm512_loadu_si512(at), _mm512_loadu_si512(at + 64)),
-                            _mm512_or_si512(_mm512_loadu_si512(at + 128), _mm512_loadu_si512(at + 192)));
+        __m512i any = _mm512_setzero_si512();
+        for (int64_t i = 0; i < 4 * digits; ++i)
+          any = _mm512_or_si512(any, _mm512_loadu_si512(from + (4 * digits * j + i) * 64));
         nonzero[j] = _mm512_test_epi32_mask(any, magnitude);
       }
       const Fold f = fold_of(code, nonzero, blocks);
-      parts[half] = f.parts;
-      most = f.parts > most ? f.parts : most;
-      for (int part = 0; part < f.parts; ++part) {
-        _mm512_store_ps(m.b_scales + (c * p.parts + part) * group + 16 * half, f.scale[part]);
-        uint8_t* to = m.b + (part * 2 + half) * span * 16 + (k - begin) * 16;
+      parts[half] = f.parts * digits;
+      most = parts[half] > most ? parts[half] : most;
+      for (int slot = 0; slot < parts[half]; ++slot) {
+        const int part = slot / digits, digit = slot % digits;
+        _mm512_store_ps(m.b_scales + (c * p.parts + slot) * group + 16 * half,
+                        _mm512_mul_ps(f.scale[part], _mm512_set1_ps(table.weight[digit])));
+        uint8_t* to = m.b + (slot * 2 + half) * span * 16 + (k - begin) * 16;
         for (int j = 0; j < blocks; ++j) {
           const __m512i pick = _mm512_add_epi8(of_lane, _mm512_set1_epi8(static_cast<char>(j % 4)));
           const __m512i shift = _mm512_shuffle_epi8(f.shift[part][j / 4], pick),
                         member = _mm512_shuffle_epi8(f.member[part][j / 4], pick);
-          for (int64_t i = 4 * j; i < 4 * j + 4; ++i) {
-            const __m512i codes = _mm512_and_si512(_mm512_loadu_si512(from + 64 * i), member);
-            _mm512_store_si512(to + 128 * i,
-                               _mm512_permutexvar_epi8(_mm512_or_si512(low_nibbles(codes), shift), values));
-            _mm512_store_si512(to + 128 * i + 64,
-                               _mm512_permutexvar_epi8(_mm512_or_si512(high_nibbles(codes), shift), values));
+          for (int64_t i = 8 * j; i < 8 * j + 8; ++i) {
+            __m512i codes = _mm512_loadu_si512(from + (digits == 1 ? i / 2 : i) * 64);
+            codes = _mm512_and_si512(codes, member);
+            codes = (digits == 1 ? i % 2 == 0 : digit == 1) ? low_nibbles(codes) : high_nibbles(codes);
+            _mm512_store_si512(to + 64 * i,
+                               _mm512_permutexvar_epi8(_mm512_or_si512(codes, shift), table.values[digit]));
           }
         }
       }
     }
     for (int64_t half = 0; half < 2; ++half)
-      for (int part = parts[half]; part < most; ++part) {
-        _mm512_store_ps(m.b_scales + (c * p.parts + part) * group + 16 * half, _mm512_setzero_ps());
-        memset(m.b + (part * 2 + half) * span * 16 + (k - begin) * 16, 0, static_cast<size_t>(length * 16));
+      for (int slot = parts[half]; slot < most; ++slot) {
+        _mm512_store_ps(m.b_scales + (c * p.parts + slot) * group + 16 * half, _mm512_setzero_ps());
+        memset(m.b + (slot * 2 + half) * span * 16 + (k - begin) * 16, 0, static_cast<size_t>(length * 16));
       }
     m.b_parts[c] = most;
   }
@@ -649,14 +688,14 @@ void multiply(const BlockGemm& g, bool with_tiles) {
   const Memory m = memory_of(p, g.buffer);
   const ScaleTable table(g.b.scale);
   const int64_t panel_bytes = block_panel_bytes(g.b, g.k);
-  const __m512i a_values = p.fold ? shifted_lookup(g.a.element) : a_lookup(g),
-                b_values = p.fold ? shifted_lookup(g.b.element) : b_lookup(g, p.b_offset);
+  const Digits a_digits = digits_table(g.a.element), b_digits = digits_table(g.b.element);
+  const __m512i a_values = a_lookup(g), b_values = b_lookup(g, p.b_offset);
   if (with_tiles) configure(least(step, p.chunk));
   for (int64_t row = 0; row < g.rows; row += p.held) {
     const int64_t rows = least(p.held, g.rows - row), groups = ceil_div(rows, group);
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t count = least(group, rows - i * group);
-      p.fold ? fold_group(g, p, m, i, row + i * group, count, a_values)
+      p.fold ? fold_group(g, p, m, i, row + i * group, count, a_digits)
              : unpack_group(g, p, m, i, row + i * group, count, true, a_values);
     }
     memset(m.sums, 0, static_cast<size_t>(groups * group * group) * 4);
@@ -664,7 +703,7 @@ void multiply(const BlockGemm& g, bool with_tiles) {
       const uint8_t* first = g.b_panels + column / 16 * panel_bytes;
       const uint8_t* panels[2] = {first, column + 16 < g.columns ? first + panel_bytes : first};
       for (int64_t k = 0; k < g.k; k += span) {
-        p.fold ? fold_panels(g, p, m, panels, k, b_values)
+        p.fold ? fold_panels(g, p, m, panels, k, b_digits)
                : unpack_panels(g, p, m, table, panels, k, b_values);
         with_tiles ? tile_span(g, p, m, groups, k) : dot_span(g, p, m, groups, k);
       }
