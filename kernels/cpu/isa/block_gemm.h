@@ -36,11 +36,13 @@ struct BlockColumn {
 /// zero: the codes as [k / 8][16] 32-bit words of 4-bit codes as they lie, or [k / 4][16] of 8-bit ones
 /// with the even k of 8 in the first word and the odd in the second; the scales as [k / block][16], bytes or
 /// f32; tensor scales as [16] f32. Both parts start at multiples of 64.
-constexpr int64_t block_panel_codes(Element e, int64_t k) { return (k + 7) / 8 * element_bits(e) * 16; }
-constexpr int64_t block_panel_scales(const BlockLayout& b, int64_t k) {
+OSPREY_HD constexpr int64_t block_panel_codes(Element e, int64_t k) {
+  return (k + 7) / 8 * element_bits(e) * 16;
+}
+OSPREY_HD constexpr int64_t block_panel_scales(const BlockLayout& b, int64_t k) {
   return ((b.block ? k / b.block : 1) * 16 * (b.scale == ScaleType::f32 ? 4 : 1) + 63) / 64 * 64;
 }
-constexpr int64_t block_panel_bytes(const BlockLayout& b, int64_t k) {
+OSPREY_HD constexpr int64_t block_panel_bytes(const BlockLayout& b, int64_t k) {
   return block_panel_codes(b.element, k) + block_panel_scales(b, k) + 64;
 }
 
