@@ -303,6 +303,7 @@ std::string fit_json(const Fit& fit) {
     Json out{{"run", p.run}, {"parameters", p.parameters}, {"tokens", p.tokens}};
     if (p.block) out["block"] = *p.block;
     if (const std::string& group = fit.law.groups()[p.group]; !group.empty()) out["group"] = group;
+    if (fit.law.kind() == Law::Kind::qat) out["without_quantization"] = p.reference;
     out["measured"] = p.target;
     out["predicted"] = fit.predictions[i];
     points.push_back(std::move(out));

@@ -20,9 +20,9 @@ struct Stage {
 std::vector<Stage> stages_of(const Law& law, const std::vector<LawPoint>& points,
                              const std::vector<char>& fixed);
 
-/// A parameter and the larger of the two it is told apart from, after centring: theta[target] =
-/// z[target] + factor * theta[source]. In z, a constant is the law's value in the middle of the points, so it
-/// hardly depends on the exponent any more.
+/// A change of coordinates: theta[target] = z[target] + factor * theta[source]. The target is a constant and
+/// the source its exponent, so z is the logarithm of a term in the middle of the points, which the exponent
+/// hardly moves.
 struct Centre {
   size_t target, source;
   double factor;

@@ -47,6 +47,11 @@ grep -v "\"run\":\"$name\"" "$folder/before" >"$records"
 on_ranks 2 "$OSPREY" train "${recipes[0]}" >"$log" 2>&1 || fail "a finished run without its record"
 [[ $(lines) == 8 && $(grep -c "\"run\":\"$name\"" "$records") == 1 ]] || fail "its record was not made again"
 grep "\"run\":\"$name\"" "$records" | grep -q '"validation_loss":[0-9]' || fail "its record has no validation loss"
+cp "$folder/before" "$records"
+name=$(basename "${recipes[1]}" .yaml)
+sed -i "/\"run\":\"$name\"/d" "$records"
+launch/sweep "$folder/grid" >"$log" 2>&1 || fail "the sweep of a finished run without its record"
+[[ $(lines) == 8 ]] || fail "$(lines) records after a sweep that had one to make"
 
 if "$OSPREY" scaling fit "$folder/runs" --law chinchilla >"$log" 2>&1; then fail "a law from two sizes was accepted"; fi
 grep -q 'alpha needs runs of at least 3 different N, and these have 2 values of N' "$log" || fail "the refusal"
