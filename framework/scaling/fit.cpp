@@ -69,7 +69,7 @@ class StageObjective {
 
 /// Where searches begin, in centred coordinates: exponents on a grid, and constants such that the terms are
 /// so large a share of the median target in the middle of the points.
-std::vector<Vector> starts_of(const Law& law, const Stage& stage) {
+std::vector<Vector> starts_of(const Law& law, const Stage& stage, const Vector& theta) {
   Vector targets;
   for (const LawPoint& p : stage.points) targets.push_back(p.target);
   std::nth_element(targets.begin(), targets.begin() + static_cast<std::ptrdiff_t>(targets.size() / 2),
@@ -95,11 +95,17 @@ std::vector<Vector> starts_of(const Law& law, const Stage& stage) {
       for (const double d : {-1.5, -0.5, 0.0, 0.5}) add({{"effN", n}, {"effD", d}});
     return starts;
   }
+  std::vector<double> gammas{1};
+  if (law.kind() == Law::Kind::quartet) {
+    const size_t gamma = law.index("gamma");
+    const bool free = std::find(stage.free.begin(), stage.free.end(), gamma) != stage.free.end();
+    gammas = free ? std::vector<double>{1, 0.5, 0.25} : std::vector<double>{theta[gamma]};
+  }
   const double shares[][2] = {{0.1, 0.1}, {0.3, 0.3}, {0.4, 0.1}, {0.1, 0.4}, {0.6, 0.3}, {0.45, 0.45}};
   for (const auto& [size, tokens] : shares)
     for (const double alpha : {0.1, 0.3, 0.6, 1.2})
       for (const double beta : {0.1, 0.3, 0.6, 1.2})
-        for (const double gamma : {1.0, 0.5, 0.25}) {
+        for (const double gamma : gammas) {
           const double both = (middle + std::log(size + tokens)) / gamma;
           add({{"A", both + std::log(size / (size + tokens))},
                {"B", both + std::log(tokens / (size + tokens))},
@@ -139,7 +145,7 @@ Vector solve(const Law& law, const std::vector<Stage>& stages, Vector theta,
     begin.emplace_back();
     if (stage.free.empty()) continue;
     StageObjective objective(law, stage, theta);
-    const std::vector<Minimum> found = minima(objective, starts_of(law, stage));
+    const std::vector<Minimum> found = minima(objective, starts_of(law, stage, theta));
     for (const Minimum& m : found) begin.back().push_back(objective.set(m.x));
     theta = begin.back().front();
     require_determined(undetermined(law, stage, theta));

@@ -175,7 +175,10 @@ LawData points_of(Law::Kind kind, const std::vector<RunRecord>& records, const P
   require(
       !plain.empty(), "scaling",
       "all {} runs are quantized, and the law {} rests on runs of bf16 or f32; train some without quantization",
-      runs.size(), kind == Law::Kind::quartet ? "quartet" : "of losses");
+      runs.size(),
+      kind == Law::Kind::quartet         ? "quartet"
+      : kind == Law::Kind::per_optimizer ? "per_optimizer"
+                                         : "chinchilla");
   std::vector<std::string> groups;  // of what data.points are, from the law's first group that is not fixed
   if (kind == Law::Kind::per_optimizer) {
     groups = different(plain, [](const RunRecord& r) { return r.optimizer(); });

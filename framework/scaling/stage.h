@@ -32,9 +32,8 @@ std::vector<Centre> centres_of(const Law& law, const Stage& stage);
 /// Why these points cannot determine the stage's free parameters, from counting what differs; empty if they
 /// may.
 std::string too_little(const Law& law, const Stage& stage);
-/// Why they do not at the minimum: from standard errors of z, which are standard deviation of residuals times
-/// the root of the diagonal of (J^T J)^-1. Empty if they do.
-/// Shapes: theta as the law's parameters.
+/// Why they do not at the minimum: from standard errors of z, which are the standard deviation of residuals
+/// times the root of the diagonal of (J^T J)^-1. Empty if they do. Shapes: theta as the law's parameters.
 std::string undetermined(const Law& law, const Stage& stage, const std::vector<double>& theta);
 
 }  // namespace osprey::scaling
