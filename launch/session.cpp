@@ -110,6 +110,13 @@ std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
   return all;
 }
 
+int64_t without_embedding(const ParamStore& params) {
+  int64_t n = params.numel();
+  for (const auto& p : params.all())
+    if (p->name == "embed.weight") n -= p->shape.numel();
+  return n;
+}
+
 TrainerParts Session::parts() {
   TrainerParts p;
   p.queue = queue;

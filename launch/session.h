@@ -61,6 +61,9 @@ class Session {
   std::unique_ptr<Communicator> device_world_;  // between GPUs; null where `world` serves
 };
 
+/// All parameters but those of the embedding table (which is also the head where embeddings are tied).
+int64_t without_embedding(const ParamStore& params);
+
 /// Threads for this rank: what the recipe says, or its bound cores shared among the ranks bound to the same
 /// ones. Collective.
 int threads_for_rank(const RunSpec& spec, Communicator& world);

@@ -191,6 +191,50 @@ refused 'nowhere is no directory' "$osprey" report nowhere
 refused 'recipes is no run' "$osprey" report recipes
 refused 'cannot (write|create) /nowhere/x.html' "$osprey" report "$run" -o /nowhere/x.html
 
+# Scaling laws. `records` is a copy of what the run above wrote, with something wrong.
+records=$folder/records.jsonl
+fit() { refused "$1" "$osprey" scaling fit "${@:2}"; }
+fit_spoiled() { sed "$2" "$folder/trained/scaling.jsonl" >"$records"; fit "$1" "$records" --law chinchilla; }
+grid() { refused "$1" "$osprey" scaling plan $recipe -o "$folder/out" "${@:2}"; }
+refused 'scaling needs a command: fit, plan' "$osprey" scaling
+refused 'scaling has no command fitt; did you mean fit' "$osprey" scaling fitt
+fit 'law is required' "$folder/trained"
+fit 'hoffmann not in' "$folder/trained" --law hoffmann
+fit 'cannot open nowhere' nowhere --law chinchilla
+fit 'recipes holds no scaling.jsonl' recipes --law chinchilla
+fit 'alpha needs runs of at least 3 different N, and these have one value' "$run" --law chinchilla
+fit 'the law qat is about quantized runs, and all 1 runs are of bf16' "$run" --law qat
+fit 'the law quartet compares them with quantized ones' "$run" --law quartet
+fit 'all runs have the optimizer muon\+adamw' "$run" --law per_optimizer
+fit 'no parameter alhpa to fix, did you mean alpha' "$run" --law chinchilla --fix alhpa=1
+fit 'fix E must read NAME=VALUE' "$run" --law chinchilla --fix E
+fit 'fix E=big must read NAME=VALUE' "$run" --law chinchilla --fix E=big
+fit 'E cannot be -1' "$run" --law chinchilla --fix E=-1
+fit 'fix E is given twice' "$run" --law chinchilla --fix E=1 --fix E=2
+fit 'bootstrap: Value -1 not in range' "$run" --law chinchilla --bootstrap -1
+fit 'seed: Value -1 not in range' "$run" --law chinchilla --seed -1
+fit 'is for --law per_optimizer' "$run" --law chinchilla --reference adamw
+fit 'no run with optimizer sgd has a loss to fit' "$run" --law chinchilla --optimizer sgd
+fit_spoiled 'records.jsonl:1\] is not valid JSON' 's/.$//'
+fit_spoiled 'records.jsonl:1\] has no tokens;' 's/"tokens":[0-9]*,//'
+fit_spoiled 'records.jsonl:1\] tokens must be a whole number of at least 1, got "x"' 's/"tokens":[0-9]*/"tokens":"x"/'
+fit_spoiled 'records.jsonl:1\] is not valid JSON: number overflow' 's/"parameters":[0-9]*/"parameters":1e400/'
+cp "$osprey" "$records"; fit 'records.jsonl:1\] is not valid JSON|longer than' "$records" --law chinchilla
+grid 'give one of --budget .* and --tokens'
+grid 'Could not convert: --budget = much' --budget much
+grid 'budget must be above 0' --budget -1
+grid 'tokens x must be a number of tokens' --tokens x
+grid 'so raise --budget to about' --budget 1e9
+grid 'sizes: Value 0 not in range' --tokens 1e6 --sizes 0
+grid 'must be above 1 and at most 1000, got nan' --tokens 1e6 --size-ratio nan
+grid 'has no 9 smaller ones' --tokens 1e6 --sizes 10
+grid 'must begin with a name' --tokens 1e6 --variant =
+grid 'sets train.steps, which the grid sets itself' --tokens 1e6 --variant a:train.steps=4
+grid 'did you mean norm.*\(for smoke_osp-n' --tokens 1e6 --variant a:model.nrm=x
+refused 'recipes exists and is not an empty directory' "$osprey" scaling plan $recipe --tokens 1e6 -o recipes
+refused 'nowhere.yaml: no such file' "$osprey" scaling plan nowhere.yaml --tokens 1e6 -o "$folder/out"
+refused 'cannot create /proc/nowhere' "$osprey" scaling plan $recipe --tokens 1e6 --sizes 1 -o /proc/nowhere
+
 # Preparation.
 prepare() { refused "$1" "$osprey" prepare "${@:2}" -o "$folder/out"; }
 prepare 'give one of --tokenizer and --train-tokenizer' LICENSE
@@ -223,7 +267,8 @@ refused '\(2 ranks\).*spare' "${job[@]}" train $recipe "${data[@]}" --set data.s
 refused 'checkpoint.resume is .*nowhere' "${job[@]}" train $recipe "${data[@]}" --set checkpoint.resume=nowhere
 
 # Every command shows an example.
-for command in train check plan prepare eval inspect generate export report fields devices bench 'bench gemm' 'bench ops' 'bench train'; do
+for command in train check plan prepare eval inspect generate export report fields devices bench 'bench gemm' 'bench ops' 'bench train' \
+  scaling 'scaling fit' 'scaling plan'; do
   rows=$((rows + 1))
   # shellcheck disable=SC2086  # two words
   "$osprey" $command --help >"$folder/log" 2>&1 &&
