@@ -75,6 +75,7 @@ void unrotate(const Queue& queue, const Unrotate& a) {
   require_matrix(where, "x", a.x, a.x.rows(), a.x.cols());
   require_matrix(where, "y", a.y.tensor, a.x.rows(), a.x.cols());
   require_rotation(where, a.rotation, a.x.cols());
+  require(!a.rotation.step.defined(), where, "its rotation may not depend on a step");
   require_mask(where, a.mask, a.x.rows(), a.x.cols());
   dispatch(queue, a, cpu::unrotate, cuda::unrotate);
 }
@@ -84,6 +85,7 @@ void measure_quantization(const Queue& queue, const MeasureQuantization& a) {
   require_packed(where, "y", a.y, queue.device);
   require_matrix(where, "x", a.x, a.y.rows, a.y.cols);
   require_rotation(where, a.rotation, a.y.cols);
+  require(!a.rotation.step.defined(), where, "its rotation may not depend on a step");
   require(a.sums.dtype == DType::f64, where, "sums must be f64, got {}", a.sums);
   require_shape(where, "sums", a.sums, {quantization_sums});
   dispatch(queue, a, cpu::measure_quantization, cuda::measure_quantization);

@@ -14,8 +14,9 @@ namespace osprey::kernels {
 struct Rotation {
   int size = 0;  // 0: none; else 16, 32, 64 or 128
   uint64_t seed = 0, stream = 0;
-  Tensor step = {};  // (1) f64 on the device, or undefined: its value is added to the stream, so that a
-                     // recorded step draws anew whenever it is replayed
+  // (1) f64 on the device, or undefined; for quantize() alone. Its value is added to the stream, so that a
+  // recorded step draws anew whenever it is replayed.
+  Tensor step = {};
   explicit operator bool() const { return size > 0; }
 };
 /// prescale / sqrt(size), in one rounding: what a sum of a rotation is multiplied by; prescale without one.

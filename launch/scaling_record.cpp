@@ -40,6 +40,19 @@ std::vector<std::string> optimizers_of(const Recipe& recipe) {
   return names;
 }
 
+/// What most linear layers compute with: the first group's formats, and how many elements share a scale.
+RunFormats formats_of(const Recipe& recipe) {
+  const std::string plain = name(recipe.train.precision);
+  if (recipe.quant.empty()) return {plain, plain, plain, {}};
+  const QuantGroupSpec& q = recipe.quant.front();
+  const DType compute = recipe.train.precision;
+  const auto& blocked = q.weights ? q.weights : q.activations;
+  const BlockFormat& f = blocked->block_format();
+  return {operand_name(q.weights, compute), operand_name(q.activations, compute),
+          operand_name(q.gradients, compute),
+          f.granularity == Granularity::block ? f.block : recipe.model.hidden_size};
+}
+
 }  // namespace
 
 std::filesystem::path scaling_file(const Recipe& recipe) {
@@ -56,8 +69,7 @@ RunRecord record_of(const Recipe& recipe, const Session& session, const Tokenize
   r.tokens = recipe.train.total_steps() * recipe.train.global_batch_tokens;
   r.batch_tokens = recipe.train.global_batch_tokens;
   r.sequence_len = recipe.data.sequence_len;
-  const std::string format = name(recipe.train.precision);
-  r.formats = {format, format, format, {}};
+  r.formats = formats_of(recipe);
   r.optimizers = optimizers_of(recipe);
   r.schedule = schedule_of(recipe);
   r.seed = recipe.run.seed;

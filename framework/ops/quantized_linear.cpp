@@ -33,10 +33,6 @@ struct Layer {
   int64_t in() const { return params[0]->shape[1]; }
 };
 
-float inverse(const std::optional<QuantOperandSpec>& o) {
-  return o ? static_cast<float>(1 / o->prescale) : 1.0f;
-}
-
 Packed temp_packed(Tape& t, const BlockFormat& format, int64_t rows, int64_t cols) {
   return make_packed(format, rows, cols, [&](const Shape& s, DType d) { return t.temp(s, d); });
 }
@@ -54,21 +50,16 @@ Tensor forward(Tape& t, Layer& l) {
                                   .x = x,
                                   .rule = spec.activations->scale,
                                   .rotation = forward_rotation(*l.scheme),
-                                  .prescale = static_cast<float>(spec.activations->prescale),
                                   .mask = l.mask_x});
   }
   if (multiplies_packed(spec)) {
-    kernels::block_matmul(t.queue(), {.y = {y},
-                                      .a = l.packed_x,
-                                      .b = w.all_packed(),
-                                      .pack = w.block_pack,
-                                      .factor = inverse(spec.activations) * inverse(spec.weights)});
+    kernels::block_matmul(t.queue(), {.y = {y}, .a = l.packed_x, .b = w.all_packed(), .pack = w.block_pack});
     return y;
   }
   Tensor dense = x;
   if (spec.activations) {
     dense = keep({x.rows(), x.cols()}, x.dtype);
-    kernels::dequantize(t.queue(), {.y = dense, .x = l.packed_x, .factor = inverse(spec.activations)});
+    kernels::dequantize(t.queue(), {.y = dense, .x = l.packed_x});
   }
   kernels::linear_forward(t.queue(),
                           {.y = y, .x = dense, .weights = w.all_images(), .pack = {}, .residual = {}});
@@ -110,7 +101,7 @@ struct LinearBackward {
   Tensor dense_x() const {
     if (!spec.activations) return t.value(l.x);
     const Tensor image = t.temp({l.packed_x.rows, l.packed_x.cols}, dy.dtype);
-    kernels::dequantize(t.queue(), {.y = image, .x = l.packed_x, .factor = inverse(spec.activations)});
+    kernels::dequantize(t.queue(), {.y = image, .x = l.packed_x});
     return image;
   }
 
@@ -135,7 +126,7 @@ struct LinearBackward {
     for (size_t i = 0; i < l.count; ++i) {
       if (images[i].defined()) continue;
       images[i] = t.temp(l.params[i]->shape, dy.dtype);
-      kernels::dequantize(t.queue(), {.y = images[i], .x = w.packed[i], .factor = inverse(spec.weights)});
+      kernels::dequantize(t.queue(), {.y = images[i], .x = w.packed[i]});
     }
     landed(t.grad(l.x), dy.dtype, l.mask_x, [&](const Accum& at) {
       kernels::linear_dgrad(t.queue(), {.dx = at, .dy = dy, .weights = {images.data(), l.count}, .pack = {}});
@@ -158,12 +149,8 @@ struct LinearBackward {
                                                .seed = draw.seed,
                                                .stream = draw.stream + stream_of(which),
                                                .step = draw.step},
-                                  .rotation = draw,
-                                  .prescale = static_cast<float>(g.prescale)});
+                                  .rotation = draw});
     return y;
-  }
-  float product_factor(const std::optional<QuantOperandSpec>& forward_operand) const {
-    return inverse(spec.gradients) * inverse(spec.gradients) * inverse(forward_operand);
   }
 
   /// dW_i = dy_i^T x, summed over tokens.
@@ -181,9 +168,7 @@ struct LinearBackward {
         landed(to, DType::f32, w.masks[i], [&](const Accum& at) {
           const Packed g =
               operand(dy.columns(column, column + out), Packed{}, true, draw, l.params[i]->name.c_str());
-          kernels::block_matmul(
-              t.queue(),
-              {.y = at, .a = g, .b = {&x, 1}, .pack = {}, .factor = product_factor(spec.activations)});
+          kernels::block_matmul(t.queue(), {.y = at, .a = g, .b = {&x, 1}, .pack = {}});
         });
       column += out;
     }
@@ -201,11 +186,8 @@ struct LinearBackward {
         const Packed g =
             operand(dy.columns(column, column + out), Packed{}, false, draw, l.params[i]->name.c_str());
         const Packed wt = operand(Tensor{}, w.packed[i], true, draw, (l.params[i]->name + " w").c_str());
-        kernels::block_matmul(t.queue(), {.y = {at.tensor, at.add || i > 0},
-                                          .a = g,
-                                          .b = {&wt, 1},
-                                          .pack = {},
-                                          .factor = product_factor(spec.weights)});
+        kernels::block_matmul(t.queue(),
+                              {.y = {at.tensor, at.add || i > 0}, .a = g, .b = {&wt, 1}, .pack = {}});
         column += out;
       }
     });

@@ -112,11 +112,8 @@ const QuantizedWeights& quantized_weights(const Queue& queue, std::span<Paramete
                               .x = weights[i]->value,
                               .rule = spec->scale,
                               .rotation = forward_rotation(scheme),
-                              .prescale = static_cast<float>(spec->prescale),
                               .mask = r.masks[i]});
-    if (r.images[i].defined())
-      kernels::dequantize(
-          queue, {.y = r.images[i], .x = r.packed[i], .factor = static_cast<float>(1 / spec->prescale)});
+    if (r.images[i].defined()) kernels::dequantize(queue, {.y = r.images[i], .x = r.packed[i]});
   }
   if (r.block_pack.defined()) kernels::block_pack(queue, {.pack = r.block_pack, .b = r.all_packed()});
   return r;

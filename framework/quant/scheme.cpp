@@ -24,8 +24,8 @@ bool is_format(const std::string& name) {
 }
 
 QuantOperandSpec operand(const char* format, ScaleRule scale = ScaleRule::even,
-                         Kind rounding = Kind::nearest_even, double prescale = 1) {
-  return {.format = format, .scale = scale, .rounding = rounding, .prescale = prescale};
+                         Kind rounding = Kind::nearest_even) {
+  return {.format = format, .scale = scale, .rounding = rounding};
 }
 
 }  // namespace
@@ -45,9 +45,7 @@ void QuantOperandSpec::fields(Fields& f) {
       "largest value rounded to the element's digits), ceil and rceil (never clip), mse (from the standard "
       "deviation, least error for normal values; clips). four_over_six: nvfp4 only, the better of two scales");
   f.choice("rounding", rounding, {{"nearest_even", Kind::nearest_even}, {"stochastic", Kind::stochastic}},
-           "stochastic is unbiased where the scale does not clip: rceil, or floor with prescale 0.75");
-  f("prescale", prescale, "values are multiplied by this before they are rounded, and products divided by it",
-    Limits{0, 1, true});
+           "stochastic is unbiased where the scale does not clip: ceil and rceil");
   f.rule(scale != ScaleRule::four_over_six || format == "nvfp4", "scale", "four_over_six is for nvfp4");
   f.rule(scale != ScaleRule::mse || format == "mxfp4", "scale", "mse is for mxfp4");
 }
@@ -68,7 +66,9 @@ void QuantGroupSpec::apply(Preset p) {
       return;
     case Preset::quartet:
       weights = activations = operand("mxfp4", ScaleRule::mse);
-      gradients = operand("mxfp4", ScaleRule::floor, Kind::stochastic, 0.75);
+      // The paper's 4/3 times a floored scale leaves the largest value between half and all of the largest
+      // element, as rceil does, which needs no factor in the product.
+      gradients = operand("mxfp4", ScaleRule::rceil, Kind::stochastic);
       rotation = backward_rotation = 32;
       gradient_mask = GradientMask::unclipped;
       return;

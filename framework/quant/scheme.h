@@ -20,7 +20,6 @@ struct QuantOperandSpec {
   std::string format = "mxfp4";
   ScaleRule scale = ScaleRule::even;
   kernels::Rounding::Kind rounding = kernels::Rounding::Kind::nearest_even;
-  double prescale = 1;
 
   void fields(Fields& f);
   const BlockFormat& block_format() const { return osprey::block_format(format); }

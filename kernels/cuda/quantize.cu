@@ -118,15 +118,18 @@ struct Masked {
 struct Turn {
   int64_t size;                    // of the rotation, or 0
   uint64_t low_signs, high_signs;  // bit i: element i, or 64 + i, of a group changes its sign
+  const uint64_t* drawn_signs;     // both, where the step decides and the device alone knows it; or null
   double factor;                   // an fp32 number
   int64_t transposed;              // signs go last
 
   __device__ void flip(float (&v)[per_lane], int64_t col) const {
+    const uint64_t low = drawn_signs ? drawn_signs[0] : low_signs;
+    const uint64_t high = drawn_signs ? drawn_signs[1] : high_signs;
 #pragma unroll
     for (int i = 0; i < per_lane; ++i) {
       const auto at = static_cast<unsigned>((col + i) & (size - 1));
-      v[i] = bits_float(float_bits(v[i]) ^
-                        static_cast<uint32_t>((at < 64 ? low_signs : high_signs) >> at % 64 & 1) << 31);
+      v[i] =
+          bits_float(float_bits(v[i]) ^ static_cast<uint32_t>((at < 64 ? low : high) >> at % 64 & 1) << 31);
     }
   }
   /// All lanes of a warp call it.
@@ -157,11 +160,38 @@ struct Turn {
     if (size > 0 && transposed) flip(v, col);
   }
 };
-Turn turn(const kernels::Rotation& r, float prescale, int64_t transposed = 0) {
+
+/// A stream of draws in its step.
+__host__ __device__ inline uint64_t stream_at(uint64_t stream, const double* step) {
+  return stream + (step ? static_cast<uint64_t>(*step) : 0);
+}
+__host__ __device__ inline uint64_t low_signs_of(const Philox& p) {
+  return p.v[0] | static_cast<uint64_t>(p.v[1]) << 32;
+}
+__host__ __device__ inline uint64_t high_signs_of(const Philox& p) {
+  return p.v[2] | static_cast<uint64_t>(p.v[3]) << 32;
+}
+
+__global__ void draw_signs(uint64_t* signs, uint64_t seed, uint64_t stream, const double* step) {
+  const Philox p = rotation_signs(seed, stream_at(stream, step));
+  signs[0] = low_signs_of(p);
+  signs[1] = high_signs_of(p);
+}
+
+const double* step_of(const Tensor& step) { return step.defined() ? step.as<double>() : nullptr; }
+
+/// `drawn_signs`: two words of device memory for signs that depend on a step, or null where there is none.
+Turn turn(const Queue& queue, const kernels::Rotation& r, float prescale, int64_t transposed,
+          uint64_t* drawn_signs) {
+  const bool drawn = r.size > 0 && r.step.defined();
+  if (drawn)
+    launch("draw_signs", queue, {.blocks = 1, .threads = 1}, draw_signs, drawn_signs, r.seed, r.stream,
+           step_of(r.step));
   const Philox p = rotation_signs(r.seed, r.stream);
   return {.size = r.size,
-          .low_signs = p.v[0] | static_cast<uint64_t>(p.v[1]) << 32,
-          .high_signs = p.v[2] | static_cast<uint64_t>(p.v[3]) << 32,
+          .low_signs = low_signs_of(p),
+          .high_signs = high_signs_of(p),
+          .drawn_signs = drawn ? drawn_signs : nullptr,
           .factor = kernels::rotation_factor(r, prescale),
           .transposed = transposed};
 }
@@ -205,6 +235,7 @@ struct Encode {
   const unsigned* largest;  // as FindLargest left it, or null
   int64_t rule, stochastic;
   uint64_t seed, stream;
+  const double* step;
 
   __device__ ScaleRule scale_rule() const { return static_cast<ScaleRule>(rule); }
   __device__ Element element() const { return static_cast<Element>(y.element); }
@@ -281,7 +312,7 @@ struct Encode {
       if (!stochastic && s.inverse > 0) codes |= encode_nearest(l, x) << (i * l.bits);
     }
     if (stochastic && s.inverse > 0) {
-      const Draws draws(seed, stream, static_cast<uint64_t>(row * y.cols + col));
+      const Draws draws(seed, stream_at(stream, step), static_cast<uint64_t>(row * y.cols + col));
 #pragma unroll
       for (int i = 0; i < per_lane; ++i)
         codes |= encode_stochastic(l, v[i] * s.inverse, draws[i]) << (i * l.bits);
@@ -398,6 +429,8 @@ void with_source(const Tensor& x, const Packed& packed_x, const Run& run) {
     run(dense<float>(x));
 }
 
+constexpr int64_t sign_bytes = 256;
+
 __global__ void zero_words(unsigned* words, int64_t count) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i < count) words[i] = 0;
@@ -408,16 +441,18 @@ __global__ void zero_words(unsigned* words, int64_t count) {
 void quantize(const Queue& queue, const kernels::Quantize& a) {
   const BlockFormat& f = a.y.format;
   const Extent extent{a.y.rows, a.y.cols};
-  const Turn turned = turn(a.rotation, a.prescale);
   const bool by_row = f.granularity == Granularity::row;
+  // Scratch: signs first, then the largest elements.
+  const int64_t words = by_row ? a.y.rows : 1;
+  char* scratch = static_cast<char*>(
+      stream_of(queue).scratch(sign_bytes + words * static_cast<int64_t>(sizeof(unsigned))));
+  const Turn turned = turn(queue, a.rotation, a.prescale, 0, reinterpret_cast<uint64_t*>(scratch));
   unsigned* largest = nullptr;
   if (f.granularity != Granularity::block || f.scale == ScaleType::e4m3) {
-    const int64_t count = by_row ? a.y.rows : 1;
-    largest =
-        static_cast<unsigned*>(stream_of(queue).scratch(count * static_cast<int64_t>(sizeof(unsigned))));
+    largest = reinterpret_cast<unsigned*>(scratch + sign_bytes);
     launch("quantize", queue,
-           {.blocks = static_cast<unsigned>((count + threads - 1) / threads), .threads = threads}, zero_words,
-           largest, count);
+           {.blocks = static_cast<unsigned>((words + threads - 1) / threads), .threads = threads}, zero_words,
+           largest, words);
   }
   with_source(a.x, a.packed_x, [&](const auto& source) {
     if (largest)
@@ -430,13 +465,14 @@ void quantize(const Queue& queue, const kernels::Quantize& a) {
                 .rule = static_cast<int64_t>(a.rule),
                 .stochastic = a.rounding.kind == kernels::Rounding::Kind::stochastic,
                 .seed = a.rounding.seed,
-                .stream = a.rounding.stream});
+                .stream = a.rounding.stream,
+                .step = step_of(a.rounding.step)});
   });
 }
 
 void dequantize(const Queue& queue, const kernels::Dequantize& a) {
   const Extent extent{a.y.rows(), a.y.cols()};
-  const Turn turned = turn({}, a.factor);
+  const Turn turned = turn(queue, {}, a.factor, 0, nullptr);
   if (a.y.dtype == DType::bf16)
     each("dequantize", queue, extent, a.transpose, blocks(a.x), turned, store<bf16>(a.y, false));
   else
@@ -452,7 +488,7 @@ void unrotate_as(const Queue& queue, const kernels::Unrotate& a) {
   launch("unrotate", queue,
          {.blocks = static_cast<unsigned>((extent.rows * spans + warps - 1) / warps), .threads = threads},
          by_rows<Masked<T>, Store<U>>, extent, Masked<T>{dense<T>(a.x), bits_of(a.mask)},
-         turn(a.rotation, 1, 1), store<U>(a.y.tensor, a.y.add));
+         turn(queue, a.rotation, 1, 1, nullptr), store<U>(a.y.tensor, a.y.add));
 }
 
 }  // namespace
@@ -540,7 +576,7 @@ void measure_quantization(const Queue& queue, const kernels::MeasureQuantization
     launch(
         "measure_quantization", queue,
         {.blocks = static_cast<unsigned>(chunks), .threads = threads, .shared_bytes = sizeof(MeasureShared)},
-        kernel, x, turn(a.rotation, a.prescale), blocks(a.y), partial);
+        kernel, x, turn(queue, a.rotation, a.prescale, 0, nullptr), blocks(a.y), partial);
   };
   if (a.x.dtype == DType::bf16)
     run(dense<bf16>(a.x), measure<bf16>);

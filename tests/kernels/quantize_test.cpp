@@ -12,6 +12,7 @@
 #include "tests/support/packed_copy.h"
 #include "tests/support/paths.h"
 #include "tests/support/refusal.h"
+#include "tests/support/test_bed.h"
 
 using namespace osprey;
 using namespace osprey::test;
@@ -819,4 +820,33 @@ TEST(BlockFormat, EveryFormatHasANameAndComesBackByIt) {
   EXPECT_EQ(packed_bytes(block_format("mxfp4"), 4096, 4096), 4096 * 4096 / 2 + 4096 * 128);
   EXPECT_EQ(packed_bytes(block_format("nvfp4"), 1, 64), 64 + 64 + 64);
   EXPECT_EQ(packed_bytes(block_format("int8_tensor"), 3, 10), 64 + 64);
+}
+
+TEST(Quantize, AStepOnTheDeviceIsAddedToTheStreams) {
+  const Floats x = normal(32 * 64, 3);
+  TestBed bed;
+  const Tensor values = make(bed.inputs, {32, 64}, DType::f32, Values(x.begin(), x.end()));
+  const Tensor step = bed.zeros(1);
+  const auto codes = [&](uint64_t stream, std::optional<double> at) {
+    const PackedShapes s = packed_shapes(block_format("mxfp4"), 32, 64, "y");
+    const Packed y{.format = block_format("mxfp4"),
+                   .rows = 32,
+                   .cols = 64,
+                   .codes = bed.inputs.alloc(s.codes, DType::u8),
+                   .scales = bed.inputs.alloc(s.scales, DType::u8)};
+    if (at) write(step, {*at});
+    const Tensor moves = at ? step : Tensor{};
+    kernels::quantize(
+        bed.queue, {.y = y,
+                    .x = values,
+                    .rule = ScaleRule::rceil,
+                    .rounding = {.kind = Kind::stochastic, .seed = 1, .stream = stream + 50, .step = moves},
+                    .rotation = {.size = 32, .seed = 1, .stream = stream, .step = moves}});
+    std::vector<uint8_t> bytes(static_cast<size_t>(y.codes.numel()));
+    kernels::download(bed.queue, bytes.data(), y.codes);
+    return bytes;
+  };
+  EXPECT_EQ(codes(7, 5.0), codes(12, {}));
+  EXPECT_EQ(codes(7, 0.0), codes(7, {}));
+  EXPECT_NE(codes(7, 0.0), codes(7, 1.0));
 }

@@ -15,7 +15,7 @@ namespace {
 using Preset = QuantGroupSpec::Preset;
 using Mask = QuantGroupSpec::GradientMask;
 using Kind = kernels::Rounding::Kind;
-constexpr int64_t rows = 64, in = 128, outs[] = {64, 32};
+constexpr int64_t rows = 128, in = 128, outs[] = {256, 128};
 constexpr uint64_t seed = 5;
 
 QuantOperandSpec operand(const std::string& format, ScaleRule scale = ScaleRule::even) {
@@ -123,14 +123,13 @@ struct Expected {
                                    .x = t,
                                    .rule = o->scale,
                                    .rotation = forward_rotation(*layer.weights[0]->scheme),
-                                   .prescale = static_cast<float>(o->prescale),
                                    .mask = result.mask});
-    result.values = values_of(result.packed, 1 / o->prescale);
+    result.values = values_of(result.packed);
     return result;
   }
-  Values values_of(const Packed& p, double factor) {
+  Values values_of(const Packed& p) {
     const Tensor t = room.inputs.alloc({p.rows, p.cols}, DType::f32);
-    kernels::dequantize(room.queue, {.y = t, .x = p, .factor = static_cast<float>(factor)});
+    kernels::dequantize(room.queue, {.y = t, .x = p});
     return read(t);
   }
   /// The operand of a backward product whose rows run along what it sums.
@@ -140,11 +139,10 @@ struct Expected {
     const auto alloc = [&](const Shape& s, DType d) { return room.inputs.alloc(s, d); };
     const Packed y = make_packed(g.block_format(), transpose ? t.cols() : t.rows(),
                                  transpose ? t.rows() : t.cols(), alloc);
-    kernels::Quantize args{
-        .y = y, .transpose = transpose, .rule = g.scale, .prescale = static_cast<float>(g.prescale)};
+    kernels::Quantize args{.y = y, .transpose = transpose, .rule = g.scale};
     (o.packed.defined() ? args.packed_x = o.packed, void() : void(args.x = t));
     kernels::quantize(room.queue, args);
-    return values_of(y, 1 / g.prescale);
+    return values_of(y);
   }
   Values unrotated(const Values& v, const Shape& shape, const Tensor& mask) {
     const Tensor from = make(room.inputs, shape, DType::f32, v), to = room.inputs.alloc(shape, DType::f32);
@@ -171,7 +169,6 @@ struct Expected {
       const Tensor part =
           make(room.inputs, {rows, outs[i]}, layer.dtype, columns(dy, all, column, column + outs[i]));
       const Operand g{read(part)};
-      // again() of w prescales values that are prescaled already where weights are: none of the cases does.
       const Values dx_i = product(again(g, part, false), again(w, value, true), outs[i]);
       for (size_t e = 0; e < dx.size(); ++e) dx[e] += dx_i[e];
       r.dw[i] =
@@ -196,10 +193,9 @@ void expect_products_of_quantized_operands(const QuantGroupSpec& spec) {
 }
 
 QuantGroupSpec quartet() {
-  QuantGroupSpec g = group(
-      operand("mxfp4", ScaleRule::mse), operand("mxfp4", ScaleRule::mse),
-      QuantOperandSpec{
-          .format = "mxfp4", .scale = ScaleRule::floor, .rounding = Kind::stochastic, .prescale = 0.75});
+  QuantGroupSpec g =
+      group(operand("mxfp4", ScaleRule::mse), operand("mxfp4", ScaleRule::mse),
+            QuantOperandSpec{.format = "mxfp4", .scale = ScaleRule::rceil, .rounding = Kind::stochastic});
   g.rotation = g.backward_rotation = 32;
   return g;
 }
