@@ -58,6 +58,7 @@ void Session::initialize() {
   const uint64_t seed = static_cast<uint64_t>(recipe_.run.seed);
   params.initialize(queue, seed);
   updater->initialize(seed);
+  schemes->activate(0);
 }
 
 void Session::trace() {

@@ -33,7 +33,8 @@ class Session {
   /// On meta nothing is allocated and nothing runs; the shapes of one step are worked through. Collective.
   Session(const Recipe& recipe, Communicator& world, const Queue& queue, const SessionMemory& memory);
 
-  /// Fills parameters and masters with their initial values.
+  /// Fills parameters and masters with their initial values, and quantizes as step 0 does; the hook `schemes`
+  /// sees to later steps.
   void initialize();
   /// Forward and backward of one micro step on meta, so that high-water marks are known.
   void trace();

@@ -135,6 +135,8 @@ std::string operand_name(const std::optional<QuantOperandSpec>& o, DType compute
 
 namespace {
 
+constexpr size_t most_problems_shown = 12;
+
 /// Why this parameter cannot be computed as the group says; empty when it can.
 std::string misfit(const QuantGroupSpec& g, const Parameter& p) {
   if (!is_block_linear(p.name)) return "is no linear layer of a block; only those are quantized";
@@ -144,7 +146,8 @@ std::string misfit(const QuantGroupSpec& g, const Parameter& p) {
       if (*o) packed_shapes((*o)->block_format(), out, in, "its inputs");
     if (g.gradients) packed_shapes(g.gradients->block_format(), in, out, "its outputs");
   } catch (const Error& e) {
-    return e.what();
+    const std::string text = e.what();  // "[block_format] its inputs ..."
+    return text.substr(std::min(text.size(), text.find("] ") + 2));
   }
   if (g.rotation > 0 && in % g.rotation != 0)
     return fmt::format("has {} inputs, which groups of {} do not divide (rotation)", in, g.rotation);
@@ -159,7 +162,10 @@ std::string misfit(const QuantGroupSpec& g, const Parameter& p) {
 QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamStore& params, uint64_t seed)
     : specs_(groups.begin(), groups.end()) {
   std::string problems;
-  const auto problem = [&](const std::string& line) { problems += (problems.empty() ? "" : "\n  ") + line; };
+  size_t count = 0;
+  const auto problem = [&](const std::string& line) {
+    if (++count <= most_problems_shown) problems += (problems.empty() ? "" : "\n  ") + line;
+  };
   schemes_.reserve(specs_.size());
   std::vector<Glob> globs;
   for (size_t g = 0; g < specs_.size(); ++g) {
@@ -186,6 +192,7 @@ QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamSt
     if (matched[g] > 0 && taken[g] == 0)
       problem(fmt::format("'{}' comes too late: groups before it take all it matches", specs_[g].match));
   }
+  if (count > most_problems_shown) problems += fmt::format("\n  and {} more", count - most_problems_shown);
   require(problems.empty(), "quant", "{}", problems);
 }
 

@@ -95,6 +95,16 @@ everywhere 'schedule.kind must be one of .*did you mean wsd' --set schedule.kind
 everywhere 'optim.0: "zzz" matches no parameter; there are .*layers\.\*\.attn\.q\.weight' --set optim.0.match=zzz
 everywhere 'no entry matches embed.weight' --set "optim=[{match: 'layers.*', kind: adamw, learning_rate: 1e-3}]"
 everywhere 'model must be a section of keys' --set model=3
+everywhere 'quant.0.preset must be one of .*did you mean quartet' --set 'quant=[{preset: quartett}]'
+everywhere "quant.0.weights.format: 'fp4' is no format; there are mxfp4" --set 'quant=[{weights: {format: fp4}}]'
+everywhere 'quant.0.rotation: must be 0, 16, 32, 64 or 128' --set 'quant=[{preset: quartet, rotation: 48}]'
+everywhere 'layers.0.mlp.down.weight its inputs is 176 wide, but rows of mxfp4 are multiples of 32; the nearest is 192' \
+  --set 'quant=[{preset: weight_only}]'
+everywhere 'groups of 128 do not divide .rotation' --set model.ffn_size=192 --set 'quant=[{preset: qat_mxfp4_w4a4, rotation: 128}]'
+everywhere "'zzz' matches no parameter" --set 'quant=[{preset: quartet, match: zzz}]'
+everywhere 'embed.weight is no linear layer of a block' --set 'quant=[{preset: quartet, match: "*"}]'
+everywhere 'gradients in mxfp4 are quantized in blocks of 32 tokens' --set model.ffn_size=192 --set 'quant=[{preset: quartet}]' \
+  --set data.sequence_len=20 --set train.global_batch_tokens=1040 --set train.micro_batch_size=2
 refused 'bracket left open' "$osprey" check $recipe --set 'model.layers=[1'
 refused 'exactly one of tokens and steps; null' "$osprey" check $recipe --set train.tokens=10000
 refused 'run.threads must be between 1 and' "$osprey" check $recipe --set run.threads=0

@@ -83,6 +83,25 @@ TEST_F(GpuRun, RecordsAgainWhenOtherParametersAreTrained) {
   EXPECT_TRUE(replayed.parameters == eager.parameters);
 }
 
+TEST_F(GpuRun, ReplaysQuantizedStepsBitForBitAndRecordsAgainWhenTheyBegin) {
+  const std::vector<std::string> late = {"train.steps=6", "quant=[{preset: quartet, first_step: 3}]"};
+  std::vector<std::string> without = late;
+  without.push_back("train.cuda_graphs=off");
+  const TinyResult replayed = on_gpu(late), eager = on_gpu(without);
+  EXPECT_EQ(replayed.replayed_steps, 2) << "two steps as they are, one replayed, twice";
+  EXPECT_EQ(replayed.losses, eager.losses);
+  EXPECT_TRUE(replayed.parameters == eager.parameters);
+}
+
+TEST_F(GpuRun, UsesThePlannedMemoryWhenItQuantizes) {
+  const std::vector<std::string> changes = {"train.steps=2", "train.precision=bf16",
+                                            "quant=[{preset: quartet}]"};
+  const std::vector<MemoryCategory> planned = plan_memory(tiny_recipe(changes), 0, 1, 1, DeviceKind::cuda),
+                                    used = on_gpu(changes).memory;
+  ASSERT_EQ(planned.size(), used.size());
+  for (size_t i = 0; i < planned.size(); ++i) EXPECT_EQ(planned[i].bytes, used[i].bytes) << planned[i].name;
+}
+
 TEST_F(GpuRun, RecomputesWithoutChangingABit) {
   const TinyResult plain = on_gpu({"train.steps=3", "train.precision=bf16"});
   for (const char* recompute : {"attention", "block"}) {
