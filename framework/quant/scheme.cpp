@@ -196,6 +196,13 @@ QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamSt
   require(problems.empty(), "quant", "{}", problems);
 }
 
+QuantSchemes::~QuantSchemes() {
+  for (const Member& m : members_) {
+    m.parameter->scheme = nullptr;
+    m.parameter->quantized.reset();  // kept by scheme
+  }
+}
+
 void QuantSchemes::activate(int64_t step) const {
   for (const Member& m : members_) {
     const QuantGroupSpec& s = *m.scheme->spec;

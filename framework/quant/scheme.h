@@ -71,6 +71,8 @@ class QuantSchemes final : public StepHook {
   /// Errors: one Error that lists every pattern that is malformed, matches nothing or comes too late, every
   /// parameter that is no linear layer of a block, and every width that a format's blocks do not divide.
   QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamStore& params, uint64_t seed);
+  /// Leaves the parameters unquantized, without what was kept of them.
+  ~QuantSchemes() override;
   QuantSchemes(const QuantSchemes&) = delete;
   QuantSchemes& operator=(const QuantSchemes&) = delete;
 

@@ -89,6 +89,10 @@ void add_bench(CLI::App& app) {
   train->add_option("--recompute", options->train.recompute, "none, attention or block")
       ->transform(CLI::CheckedTransformer(std::map<std::string, Recompute>{
           {"none", Recompute::none}, {"attention", Recompute::attention}, {"block", Recompute::block}}));
+  train
+      ->add_option("--quant", options->train.quant,
+                   "a preset of the recipe's quant section, for the layers inside the blocks")
+      ->capture_default_str();
   train->add_option("--steps", options->train.steps, "measured steps")->check(CLI::Range(1, 10000));
   train->add_option("--optimizer", options->optimizer, "adamw, muon, or both after each other")
       ->check(CLI::IsMember({"adamw", "muon", "both"}));

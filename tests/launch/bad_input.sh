@@ -182,6 +182,8 @@ refused 'model.safetensors is damaged|no architecture' "$osprey" export "$folder
 refused 'threads: Value 0 not in range' "$osprey" eval "$run" --threads 0
 refused 'tokens: Value -5 not in range' "$osprey" eval "$run" --tokens -5
 refused "'w9a9' is no format" "$osprey" eval "$run" --quantize w9a9
+refused 'preset must be one of .*did you mean nvfp4' "$osprey" eval "$run" --quantize nvfp5
+refused 'mlp.down.weight its inputs is 176 wide' "$osprey" eval "$run" --quantize nvfp4,quartet
 refused "'w4294967300a8' is no format" "$osprey" eval "$run" --quantize w4294967300a8
 refused 'no token shard matches nix-' "$osprey" eval "$run" --data 'nix-*'
 refused 'at a time take .* of activations' "$osprey" eval "$run" --sequence-len 1000000000
