@@ -105,20 +105,36 @@ struct LinearBackward {
     return image;
   }
 
-  void weights_dense() const {
-    const Tensor x = dense_x();
+  bool any_weight_wanted() const {
+    for (size_t i = 0; i < l.count; ++i)
+      if (t.needs_grad(l.leaves[i])) return true;
+    return false;
+  }
+  /// f(i, the part of dy that belongs to weight i).
+  template <class F>
+  void each_weight(const F& f) const {
     int64_t column = 0;
     for (size_t i = 0; i < l.count; ++i) {
       const int64_t out = l.params[i]->shape[0];
-      const Accum to = t.grad(l.leaves[i]);
-      if (to)
-        landed(to, DType::f32, w.masks[i], [&](const Accum& at) {
-          kernels::linear_wgrad(
-              t.queue(),
-              {.dweights = {&at, 1}, .outs = {&out, 1}, .dy = dy.columns(column, column + out), .x = x});
-        });
+      f(i, dy.columns(column, column + out));
       column += out;
     }
+  }
+  /// Lands product(i, part of dy, where) for each weight that wants a gradient.
+  template <class Product>
+  void each_weight_gradient(const Product& product) const {
+    each_weight([&](size_t i, const Tensor& part) {
+      if (const Accum to = t.grad(l.leaves[i]))
+        landed(to, DType::f32, w.masks[i], [&](const Accum& at) { product(i, part, at); });
+    });
+  }
+
+  void weights_dense() const {
+    const Tensor x = dense_x();
+    each_weight_gradient([&](size_t, const Tensor& part, const Accum& at) {
+      const int64_t out = part.cols();
+      kernels::linear_wgrad(t.queue(), {.dweights = {&at, 1}, .outs = {&out, 1}, .dy = part, .x = x});
+    });
   }
 
   void input_dense() const {
@@ -155,54 +171,31 @@ struct LinearBackward {
 
   /// dW_i = dy_i^T x, summed over tokens.
   void weights_packed() const {
-    bool any = false;
-    for (size_t i = 0; i < l.count; ++i) any = any || t.needs_grad(l.leaves[i]);
-    if (!any) return;
     const Rotation draw = draws(" dw");
     const Packed x = operand(Tensor{}, l.packed_x, true, draw, "x");
-    int64_t column = 0;
-    for (size_t i = 0; i < l.count; ++i) {
-      const int64_t out = l.params[i]->shape[0];
-      const Accum to = t.grad(l.leaves[i]);
-      if (to)
-        landed(to, DType::f32, w.masks[i], [&](const Accum& at) {
-          const Packed g =
-              operand(dy.columns(column, column + out), Packed{}, true, draw, l.params[i]->name.c_str());
-          kernels::block_matmul(t.queue(), {.y = at, .a = g, .b = {&x, 1}, .pack = {}});
-        });
-      column += out;
-    }
+    each_weight_gradient([&](size_t i, const Tensor& part, const Accum& at) {
+      const Packed g = operand(part, Packed{}, true, draw, l.params[i]->name.c_str());
+      kernels::block_matmul(t.queue(), {.y = at, .a = g, .b = {&x, 1}, .pack = {}});
+    });
   }
 
   /// dx = sum over i of dy_i W_i: one product for each weight, each summed over its outputs.
   void input_packed() const {
-    const Accum to = t.grad(l.x);
-    if (!to) return;
     const Rotation draw = draws(" dx");
-    landed(to, DType::f32, l.mask_x, [&](const Accum& at) {
-      int64_t column = 0;
-      for (size_t i = 0; i < l.count; ++i) {
-        const int64_t out = l.params[i]->shape[0];
-        const Packed g =
-            operand(dy.columns(column, column + out), Packed{}, false, draw, l.params[i]->name.c_str());
+    landed(t.grad(l.x), DType::f32, l.mask_x, [&](const Accum& at) {
+      each_weight([&](size_t i, const Tensor& part) {
+        const Packed g = operand(part, Packed{}, false, draw, l.params[i]->name.c_str());
         const Packed wt = operand(Tensor{}, w.packed[i], true, draw, (l.params[i]->name + " w").c_str());
         kernels::block_matmul(t.queue(),
                               {.y = {at.tensor, at.add || i > 0}, .a = g, .b = {&wt, 1}, .pack = {}});
-        column += out;
-      }
+      });
     });
   }
 
   void run() const {
-    if (spec.gradients) {
-      weights_packed();
-      input_packed();
-      return;
-    }
-    bool any = false;
-    for (size_t i = 0; i < l.count; ++i) any = any || t.needs_grad(l.leaves[i]);
-    if (any) weights_dense();
-    if (t.needs_grad(l.x)) input_dense();
+    const bool packed = spec.gradients.has_value();
+    if (any_weight_wanted()) packed ? weights_packed() : weights_dense();
+    if (t.needs_grad(l.x)) packed ? input_packed() : input_dense();
   }
 };
 

@@ -177,10 +177,14 @@ void Trainer::compute() {
 void Trainer::compute_or_replay() {
   if (parts_.graphs == TrainerParts::Graphs::off || parts_.tape->profiled()) return compute();
   const auto& params = parts_.params->all();
-  std::vector<Use> uses;
-  for (const auto& p : params) uses.push_back({p->trainable, p->scheme});
-  if (uses != uses_) {
-    uses_ = std::move(uses);
+  bool changed = false;
+  uses_.resize(params.size());
+  for (size_t i = 0; i < params.size(); ++i) {
+    const Use now{params[i]->trainable, params[i]->scheme};
+    changed = changed || !(uses_[i] == now);
+    uses_[i] = now;
+  }
+  if (changed) {
     graph_.clear();
     eager_steps_ = 0;
   }

@@ -179,8 +179,8 @@ class Trainer {
   kernels::Graph graph_;
   int64_t eager_steps_ = 0, replayed_ = 0;
   struct Use {
-    bool trainable;
-    const QuantScheme* scheme;
+    bool trainable = false;
+    const QuantScheme* scheme = nullptr;
     bool operator==(const Use&) const = default;
   };
   std::vector<Use> uses_;  // of the parameters in the last step

@@ -108,7 +108,10 @@ Result evaluate_quantized(LoadedModel& m, ValidationLoader& data, StagedBatch& b
     const QuantizedScope quantized(m.tape, m.params, *q.integers, clip);
     return evaluate(m, data, batch);
   }
-  const QuantSchemes schemes(std::span(&q.group, 1), m.params, 0);
+  // Weights that were trained with a rotation are good in that one: the signs follow from the run's seed.
+  const bool has_state = std::filesystem::exists(m.path / "state.yaml");
+  const int64_t seed = has_state ? read_checkpoint_state(m.path).seed : 0;
+  const QuantSchemes schemes(std::span(&q.group, 1), m.params, static_cast<uint64_t>(seed));
   schemes.activate(q.group.first_step);
   return evaluate(m, data, batch);
 }
