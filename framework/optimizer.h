@@ -15,7 +15,7 @@ namespace osprey {
 
 /// How its parameters may be cut over ranks: `element` optimizers by flat range, `matrix` optimizers
 /// only by whole parameters.
-enum class Granularity { element, matrix };
+enum class ShardGranularity { element, matrix };
 
 /// One state tensor an optimizer keeps, of the shape of the piece it updates, starting at zero.
 struct StateSpec {
@@ -47,7 +47,7 @@ class Optimizer {
  public:
   virtual ~Optimizer() = default;
   virtual const char* kind() const = 0;
-  virtual Granularity granularity() const = 0;
+  virtual ShardGranularity granularity() const = 0;
   virtual std::vector<StateSpec> states() const = 0;
   /// Peak learning rate; the schedule multiplies it.
   virtual double learning_rate() const = 0;

@@ -21,6 +21,8 @@ struct Init {
 };
 
 class PackCache;
+class QuantCache;
+struct QuantScheme;
 
 struct Parameter {
   std::string name;  // "layers.3.attn.q.weight"
@@ -35,7 +37,11 @@ struct Parameter {
   bool grad_written = false;  // false: the next writer overwrites
   uint64_t version = 1;       // bumped by whoever writes `value`; caches of packed weights compare it
 
-  std::shared_ptr<PackCache> packs;  // rearranged copies of `value`, kept by framework/ops/pack_cache.h
+  const QuantScheme* scheme =
+      nullptr;  // how linear layers quantize it now (framework/quant); null: not at all
+
+  std::shared_ptr<PackCache> packs;       // rearranged copies of `value`, kept by framework/ops/pack_cache.h
+  std::shared_ptr<QuantCache> quantized;  // quantized ones, kept by framework/ops/quantized_weights.h
 
   bool matrix() const { return shape.rank == 2; }
   /// Where this micro step's gradient goes; marks it written.

@@ -67,7 +67,8 @@ PackedShapes packed_shapes(const BlockFormat& format, int64_t rows, int64_t cols
 /// Bytes of all parts, each rounded up to 64.
 int64_t packed_bytes(const BlockFormat& format, int64_t rows, int64_t cols);
 
-/// Throws unless the parts of `p` fit together and lie on `device`; `where` and `what` begin the message.
+/// Throws unless the parts of `p` fit together and lie on `device`, blocks have 16, 32, 64 or 128 elements,
+/// and scales of rows and matrices are f32; `where` and `what` begin the message.
 void require_packed(const char* where, const char* what, const Packed& p, Device device);
 
 }  // namespace osprey

@@ -22,10 +22,17 @@ void block_pack(const Queue& queue, const BlockPack& args);
 /// y (+)= factor * a b^T, the matrices of b stacked along their rows.
 /// Shapes: a (M, K), b[i] (N_i, K), y (M, sum N_i) f32 or bf16; all of one format, or of two with equal
 /// block and granularity (mxint8 with mxfp4: an 8-bit input of a 4-bit layer).
-/// Numerics: where elements of both are integers times a constant (e2m1, int4, int8), the sum inside a block
-/// is exact and the sums of blocks are added in fp32, in an order that depends on shapes only; other formats:
-/// fp32. NaN scales make NaN. The number of threads changes no bit. Errors: throws when shapes or formats do
-/// not fit.
+/// Numerics: kernels/numerics/block_product.h, on every device and CPU the same bits, with one exception.
+/// Where elements of both are integers times a constant (e2m1, int4, int8), the sum inside a block is exact
+/// and the sums of blocks are added in fp32, first block first; other formats: fp32. The exception: CPUs with
+/// int8 tiles (AMX), more than 16 rows of a, e8m0 scales on both sides, e2m1 or int4 on at least one and int8
+/// on at most one (mxfp4, mxint4; mxint8 with one of them). There the sum of eight blocks is exact where
+/// their scales differ by no more than 2^3 in a's row and in b's; where they differ by more, blocks are
+/// grouped by their scales, an int8 counts as two numbers of 4 bits in a group each, and the exact sums of
+/// pairs of groups (at most 128) are added in fp32. What overflows fp32 is Inf, NaN or the largest float. An
+/// element depends on its row of a and its row of b, and on whether a has more than 16 rows, on nothing else:
+/// not on the number of threads, other rows, or `pack`. NaN scales make NaN. Errors: throws when shapes or
+/// formats do not fit.
 struct BlockMatmul {
   Accum y;
   Packed a;

@@ -10,6 +10,10 @@ std::filesystem::path run_directory(const Recipe& recipe) {
   return std::filesystem::path(recipe.run.output_dir) / recipe.run.name;
 }
 
+std::string recipe_hash(const Recipe& recipe) {
+  return fmt::format("{:016x}", stream_of(dump_recipe(recipe)));
+}
+
 std::unique_ptr<RunLock> lock_run(const Recipe& recipe, Communicator& world) {
   std::unique_ptr<RunLock> lock;
   together(world, [&] {
@@ -33,7 +37,7 @@ std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
       CheckpointHook::Setup{.spec = recipe.checkpoint,
                             .directory = run_directory(recipe) / "checkpoints",
                             .texts = {text, hub_layout(recipe.model, context), std::move(tokenizer)},
-                            .recipe_hash = fmt::format("{:016x}", stream_of(text)),
+                            .recipe_hash = recipe_hash(recipe),
                             .on_save = std::move(on_save)},
       trainer);
 }

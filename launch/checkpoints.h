@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "framework/checkpoint/directory.h"
 #include "framework/data/tokenizer.h"
@@ -15,6 +16,9 @@ namespace osprey {
 
 /// <run.output_dir>/<run.name>.
 std::filesystem::path run_directory(const Recipe& recipe);
+
+/// 16 hexadecimal digits of the resolved recipe.
+std::string recipe_hash(const Recipe& recipe);
 
 /// Takes the run directory; null on other ranks than 0. Collective.
 /// Errors: AgreedError, when another run writes into it.

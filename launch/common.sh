@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# Shared by launch/quickstart, test, gpu-deps and gpu-check; sourced, not run. Expects the repository root as the folder.
+# Shared by launch/quickstart, test, sweep, gpu-deps and gpu-check; sourced, not run. Expects the repository root as the folder.
 
 build_packages=(g++ cmake ninja-build pkg-config libopenmpi-dev openmpi-bin libyaml-cpp-dev libdnnl-dev
   libcli11-dev nlohmann-json3-dev libfmt-dev libsentencepiece-dev zlib1g-dev libzstd-dev)

@@ -96,6 +96,7 @@ int main(int argc, char** argv) {
   osprey::add_fields(app);
   osprey::add_bench(app);
   osprey::add_devices(app);
+  osprey::add_scaling(app);
   try {
     return run(app, argc, argv);
   } catch (const osprey::Reported&) {

@@ -21,6 +21,14 @@ std::string schedule_problem(const ScheduleSpec& schedule, const TrainSpec& trai
   return "";
 }
 
+/// Tokens that a micro batch must hold a multiple of, for products that sum over tokens.
+int64_t token_block(const QuantGroupSpec& group) {
+  for (const NamedFormat& f : block_formats())
+    if (f.name == group.gradients->format)
+      return std::max<int64_t>({f.format.block, group.backward_rotation, 1});
+  return 1;  // an unknown format is reported where it stands
+}
+
 }  // namespace
 
 void Recipe::fields(Fields& f) {
@@ -31,12 +39,25 @@ void Recipe::fields(Fields& f) {
          "which optimizer trains which parameter: the first group whose pattern matches takes it; a pattern "
          "that takes "
          "nothing and a parameter that nothing takes are errors");
+  f.list("quant", quant,
+         "which linear layers compute with packed numbers, and how: the first group whose pattern matches a "
+         "weight takes it; what none matches stays as it is");
   f.section("schedule", schedule, "the learning rate over the run");
   f.section("train", train, "length, batch and precision");
   f.section("parallel", parallel, "how ranks share the work");
   f.section("checkpoint", checkpoint, "what is saved, and where a run begins again");
   f.section("telemetry", telemetry, "what of a run is written down");
 
+  for (size_t i = 0; i < quant.size(); ++i) {
+    const auto& gradients = quant[i].gradients;
+    const int64_t tokens = train.micro_batch_size * data.sequence_len,
+                  block = gradients ? token_block(quant[i]) : 1;
+    f.rule(tokens % block == 0, "quant",
+           fmt::format(
+               "gradients in {} are quantized in blocks of {} tokens, and train.micro_batch_size {} x "
+               "data.sequence_len {} = {} are no multiple of that",
+               gradients ? gradients->format : "", block, train.micro_batch_size, data.sequence_len, tokens));
+  }
   f.rule(!optim.empty(), "optim",
          "names no optimizer; `- { match: \"*\", kind: adamw, learning_rate: 5.0e-4 }` is the least");
   const std::string problem = schedule_problem(schedule, train);

@@ -10,6 +10,7 @@
 #include "framework/config/fields.h"
 #include "framework/data/data_spec.h"
 #include "framework/parallel/sharding.h"
+#include "framework/quant/scheme.h"
 #include "framework/telemetry/spec.h"
 #include "framework/train/spec.h"
 #include "models/llama/llama.h"
@@ -23,6 +24,7 @@ struct Recipe {
   ModelSpec model;
   DataSpec data;
   std::vector<OptimizerGroupSpec> optim;
+  std::vector<QuantGroupSpec> quant;
   ScheduleSpec schedule;
   TrainSpec train;
   ParallelSpec parallel;

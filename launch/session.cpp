@@ -7,6 +7,7 @@
 
 #include "framework/checkpoint/checkpoint.h"
 #include "framework/ops/pack_cache.h"
+#include "framework/ops/quantized_weights.h"
 #include "framework/parallel/nccl_comm.h"
 #include "launch/together.h"
 
@@ -36,6 +37,7 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const
   if (!queue.meta() && several_gpus())
     device_world_ = make_nccl_comm(world, queue.device, {.timeout_s = recipe_.parallel.timeout_s});
   model->declare(params);
+  schemes = std::make_unique<QuantSchemes>(recipe_.quant, params, static_cast<uint64_t>(recipe_.run.seed));
   optimizers = std::make_unique<OptimizerGroups>(recipe_.optim, params);
   params.materialize(queue.device, recipe_.train.precision, ParamStore::Gradients::on);
   auto of = [this](const Parameter& p) -> const Optimizer& { return optimizers->of(p); };
@@ -56,6 +58,7 @@ void Session::initialize() {
   const uint64_t seed = static_cast<uint64_t>(recipe_.run.seed);
   params.initialize(queue, seed);
   updater->initialize(seed);
+  schemes->activate(0);
 }
 
 void Session::trace() {
@@ -67,8 +70,11 @@ void Session::trace() {
   tape.set_mode(Tape::Mode::train);
   tape.set_recompute(recipe_.train.recompute);
   const Tensor sums = make_tensor(nullptr, {2}, DType::f64, queue.device);
-  tape.backward(model->loss(tape, batch, {.grad_scale = {}, .sums = sums}));
-  tape.reset();
+  for (const int64_t step : schemes->changes()) {
+    schemes->activate(step);
+    tape.backward(model->loss(tape, batch, {.grad_scale = {}, .sums = sums}));
+    tape.reset();
+  }
 }
 
 /// Host memory in which a save keeps its copies: what this rank saves, and on rank 0 the parameters.
@@ -76,7 +82,7 @@ static int64_t checkpoint_bytes(const Recipe& recipe, const Session& s) {
   if (!recipe.checkpoint.every_steps && !recipe.checkpoint.save_final) return 0;
   std::vector<NamedPiece> pieces;
   for (const Updater::Group& g : s.updater->groups()) {
-    const bool shared = recipe.parallel.zero == 0 && g.optimizer->granularity() == Granularity::element;
+    const bool shared = recipe.parallel.zero == 0 && g.optimizer->granularity() == ShardGranularity::element;
     if (shared && s.world.rank() != 0) continue;  // rank 0 saves what all ranks hold
     for (NamedPiece& piece : named_pieces(g.pieces, g.states)) pieces.push_back(std::move(piece));
   }
@@ -95,7 +101,7 @@ std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
       {"optimizer workspace", updater->workspace_bytes()},
       {"activations", activations.high_water_bytes()},
       {"activation gradients", pool.high_water_bytes()},
-      {"packed weights", packed_bytes(params)},
+      {"packed weights", packed_bytes(params) + quantized_bytes(params)},
       {"checkpoint copies", checkpoint_bytes(recipe_, *this), MemoryCategory::Where::host},
   };
   if (trainer) all.push_back({"token buffers", trainer->batch_bytes()});
@@ -103,6 +109,13 @@ std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
     all.push_back({"GPU workspace", kernels::stream_workspace_bytes(DeviceKind::cuda)});
   if (several_gpus()) all.push_back({"NCCL scratch", NcclOptions{}.scratch_bytes});
   return all;
+}
+
+int64_t without_embedding(const ParamStore& params) {
+  int64_t n = params.numel();
+  for (const auto& p : params.all())
+    if (p->name == "embed.weight") n -= p->shape.numel();
+  return n;
 }
 
 TrainerParts Session::parts() {

@@ -33,7 +33,8 @@ class Session {
   /// On meta nothing is allocated and nothing runs; the shapes of one step are worked through. Collective.
   Session(const Recipe& recipe, Communicator& world, const Queue& queue, const SessionMemory& memory);
 
-  /// Fills parameters and masters with their initial values.
+  /// Fills parameters and masters with their initial values, and quantizes as step 0 does; the hook `schemes`
+  /// sees to later steps.
   void initialize();
   /// Forward and backward of one micro step on meta, so that high-water marks are known.
   void trace();
@@ -49,6 +50,7 @@ class Session {
   Arena activations;
   Pool pool;
   Tape tape;
+  std::unique_ptr<QuantSchemes> schemes;
   std::unique_ptr<OptimizerGroups> optimizers;
   ShardPlan plan;
   std::unique_ptr<Reducer> reducer;
@@ -59,6 +61,9 @@ class Session {
   Recipe recipe_;
   std::unique_ptr<Communicator> device_world_;  // between GPUs; null where `world` serves
 };
+
+/// All parameters but those of the embedding table (which is also the head where embeddings are tied).
+int64_t without_embedding(const ParamStore& params);
 
 /// Threads for this rank: what the recipe says, or its bound cores shared among the ranks bound to the same
 /// ones. Collective.

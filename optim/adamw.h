@@ -18,7 +18,7 @@ class AdamW final : public Optimizer {
   explicit AdamW(const Settings& settings) : settings_(settings) {}
 
   const char* kind() const override { return "adamw"; }
-  Granularity granularity() const override { return Granularity::element; }
+  ShardGranularity granularity() const override { return ShardGranularity::element; }
   std::vector<StateSpec> states() const override;
   double learning_rate() const override { return settings_.learning_rate; }
   int64_t workspace_bytes(const Queue& queue, std::span<const ParamPiece> pieces) const override;

@@ -40,7 +40,7 @@ class Muon final : public Optimizer {
   explicit Muon(const Settings& settings);
 
   const char* kind() const override { return "muon"; }
-  Granularity granularity() const override { return Granularity::matrix; }
+  ShardGranularity granularity() const override { return ShardGranularity::matrix; }
   std::vector<StateSpec> states() const override;
   double learning_rate() const override { return settings_.learning_rate; }
   /// On a CPU one set of Newton-Schulz buffers a thread, or one in all when there are fewer matrices than

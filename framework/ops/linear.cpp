@@ -3,6 +3,7 @@
 #include <array>
 
 #include "framework/ops/pack_cache.h"
+#include "framework/ops/quantized_linear.h"
 
 namespace osprey {
 
@@ -49,10 +50,13 @@ void linear_backward(Tape& t, Var x, const Stacked& w, const Tensor& dy) {
 Var linear(Tape& t, Var x, std::span<Parameter* const> weights) {
   require(!weights.empty() && weights.size() <= most_stacked_weights, "linear", "1 to {} weights, got {}",
           most_stacked_weights, weights.size());
+  for (const Parameter* p : weights)
+    require(p->matrix(), "linear", "{} must be a matrix, got {}", p->name, p->shape);
+  for (const Parameter* p : weights)
+    if (p->scheme) return quantized_linear(t, x, weights, *p->scheme);
   Stacked w;
   int64_t out = 0;
   for (Parameter* p : weights) {
-    require(p->matrix(), "linear", "{} must be a matrix, got {}", p->name, p->shape);
     out += p->shape[0];
     w.params[w.count] = p;
     w.leaves[w.count++] = t.leaf(*p);

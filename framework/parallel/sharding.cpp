@@ -38,7 +38,7 @@ std::vector<std::pair<size_t, int>> assign_matrices(std::span<const ShardParamet
                                                     std::vector<double>& load) {
   std::vector<size_t> matrices;
   for (size_t i : order)
-    if (params[i].granularity == Granularity::matrix) matrices.push_back(i);
+    if (params[i].granularity == ShardGranularity::matrix) matrices.push_back(i);
   std::stable_sort(matrices.begin(), matrices.end(), [&](size_t a, size_t b) {
     const auto& p = params[a];
     const auto& q = params[b];
@@ -115,7 +115,7 @@ ShardPlan make_shard_plan(std::span<const ShardParameter> params, size_t buckets
 
   std::vector<std::vector<size_t>> members(buckets);
   for (size_t i : order)
-    if (params[i].granularity == Granularity::element) members[params[i].bucket].push_back(i);
+    if (params[i].granularity == ShardGranularity::element) members[params[i].bucket].push_back(i);
   std::vector<int64_t> assigned(static_cast<size_t>(ranks), 0);
   for (size_t b = 0; b < buckets; ++b) {
     BucketPlan& bucket = plan.buckets[b];

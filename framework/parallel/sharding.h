@@ -41,7 +41,7 @@ struct ShardParameter {
   size_t bucket = 0;
   int64_t offset = 0;  // of its first element in the bucket; a multiple of 16
   Shape shape;
-  Granularity granularity = Granularity::element;
+  ShardGranularity granularity = ShardGranularity::element;
   double cost = 0;  // of updating it whole, in any unit; balances matrices
 };
 

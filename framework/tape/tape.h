@@ -48,6 +48,12 @@ class Backward {
 
 enum class Recompute { none, attention, block };
 
+/// Where in a run a draw happens. The step lies on the device, so that a recorded step may be replayed.
+struct DrawIndex {
+  Tensor step;              // (1) f64, or undefined: step 0
+  int64_t micro_batch = 0;  // of the step, counted over all ranks
+};
+
 class Tape {
  public:
   /// `activations` and `pool` must outlive the tape. Nothing is recorded until set_mode(train).
@@ -59,6 +65,9 @@ class Tape {
   void set_recompute(Recompute recompute) { recompute_ = recompute; }
   void set_layer_hook(LayerHook* hook) { hook_ = hook; }
   void set_tap(Tap* tap) { tap_ = tap; }
+  /// What draws of ops depend on beside the seed and a name. It stays set until it is set again.
+  void set_draw_index(const DrawIndex& index) { draw_index_ = index; }
+  const DrawIndex& draw_index() const { return draw_index_; }
   /// Only while evaluating: training quantizes through its own ops.
   void set_linear_input(LinearInput* hook) { linear_input_ = hook; }
 
@@ -187,6 +196,7 @@ class Tape {
   Tap* tap_ = nullptr;
   LinearInput* linear_input_ = nullptr;
   Profiler* profiler_ = nullptr;
+  DrawIndex draw_index_;
   Recompute recompute_ = Recompute::none;
   bool recording_ = false;
   bool replaying_ = false;

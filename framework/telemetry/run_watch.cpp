@@ -188,6 +188,7 @@ void RunWatch::after_eval(Trainer&, const EvalResult& r) {
   log_->write(MetricsEntry("eval", r.step, r.tokens)
                   .add("quantization", "none")
                   .add("loss", r.loss)
+                  .add("standard_error", r.standard_error)
                   .add("perplexity", std::exp(r.loss))
                   .add("tokens_evaluated", r.counted_tokens)
                   .add("eval_ms", r.seconds * 1e3));

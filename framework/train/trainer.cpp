@@ -62,14 +62,16 @@ void Trainer::allocate() {
   const StepInputs::Layout layout{.shape = {spec_.micro_batch_size, parts_.sequence_len},
                                   .views = parts_.documents == TrainerParts::Documents::apart ? 4 : 3,
                                   .micro_steps = micro_steps_};
-  const int64_t bytes = StepInputs::bytes(layout);
-  const bool is_host = parts_.queue.target() == DeviceKind::cpu;  // reads what loaders write where they write it
-  memory_ = std::make_unique<Arena>("token buffers", device, (is_host ? 1 : 2) * bytes + 1024);
+  const int64_t bytes = StepInputs::bytes(layout), rounds = std::max<int64_t>(1, evaluation_rounds());
+  const bool is_host =
+      parts_.queue.target() == DeviceKind::cpu;  // reads what loaders write where they write it
+  memory_ =
+      std::make_unique<Arena>("token buffers", device, (is_host ? 1 : 2) * bytes + rounds * 2 * 8 + 1024);
   const auto on_device = [&] {
     return StepInputs(memory_->alloc({bytes / 4}, DType::i32).data, device, layout);
   };
   inputs_ = on_device();
-  evaluation_ = memory_->alloc({2}, DType::f64);
+  evaluation_ = memory_->alloc({rounds, 2}, DType::f64);
   host_bytes_ = 2 * (is_host ? StepInputs::scalar_bytes : bytes);
   host_ = static_cast<char*>(allocate_host(device, host_bytes_, "staging buffers"));
   for (size_t i = 0; i < flights_.size(); ++i) {
@@ -148,6 +150,8 @@ void Trainer::compute() {
   tape.set_mode(Tape::Mode::train);
   for (int64_t i = 0; i < micro_steps_; ++i) {
     if (i + 1 == micro_steps_) parts_.reducer->arm();
+    tape.set_draw_index({.step = scalars(step_number, step_number + 1),
+                         .micro_batch = i * parts_.world->size() + parts_.world->rank()});
     tape.backward(parts_.model->loss(tape, inputs_.batches[static_cast<size_t>(i)],
                                      {.grad_scale = scalars(step_loss_scale, step_loss_scale + 1),
                                       .sums = scalars(step_loss, step_tokens + 1)}));
@@ -169,15 +173,16 @@ void Trainer::compute() {
 }
 
 /// The first steps run as they are: buffers are made and libraries choose their algorithms. Then one is
-/// recorded, and again whenever other parameters are trained.
+/// recorded, and again whenever other parameters are trained, or quantized in another way.
 void Trainer::compute_or_replay() {
   if (parts_.graphs == TrainerParts::Graphs::off || parts_.tape->profiled()) return compute();
   const auto& params = parts_.params->all();
   bool changed = false;
-  trained_.resize(params.size());
+  uses_.resize(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
-    changed = changed || trained_[i] != params[i]->trainable;
-    trained_[i] = params[i]->trainable;
+    const Use now{params[i]->trainable, params[i]->scheme};
+    changed = changed || !(uses_[i] == now);
+    uses_[i] = now;
   }
   if (changed) {
     graph_.clear();
@@ -269,10 +274,36 @@ void Trainer::run(int64_t first) {
   for (auto h = hooks_.rbegin(); h != hooks_.rend(); ++h) (*h)->on_end(*this, last_);
 }
 
+int64_t Trainer::evaluation_rounds() const {
+  const int64_t at_a_time = spec_.micro_batch_size * parts_.world->size();
+  return (parts_.validation_sequences + at_a_time - 1) / at_a_time;
+}
+
+/// From the sums of a rank's rounds, [nats, targets] each: totals over all ranks, and the standard error of
+/// their ratio with one round of one rank as the unit that was drawn.
+static EvalResult evaluated(const std::vector<double>& rounds, Communicator& world) {
+  std::array<double, 6> sums{};  // nats, targets, their products of second degree, units
+  for (size_t i = 0; i < rounds.size(); i += 2) {
+    const double nats = rounds[i], targets = rounds[i + 1];
+    if (targets == 0) continue;  // past the end of the data
+    const std::array<double, 6> unit{nats, targets, nats * nats, nats * targets, targets * targets, 1};
+    for (size_t k = 0; k < sums.size(); ++k) sums[k] += unit[k];
+  }
+  world.sum(sums);
+  const auto [nats, targets, nats_nats, nats_targets, targets_targets, units] = sums;
+  if (targets == 0) throw AgreedError("[train] the validation data hold no target token");
+  EvalResult r;
+  r.loss = nats / targets;
+  r.counted_tokens = static_cast<int64_t>(targets);
+  if (units < 2) return r;
+  const double residual = nats_nats - 2 * r.loss * nats_targets + r.loss * r.loss * targets_targets;
+  r.standard_error = std::sqrt(std::max(0.0, residual) * units / (units - 1)) / targets;
+  return r;
+}
+
 EvalResult Trainer::evaluate(int64_t step) {
   const double start = now_s();
-  const int64_t at_a_time = spec_.micro_batch_size * parts_.world->size();
-  const int64_t rounds = (parts_.validation_sequences + at_a_time - 1) / at_a_time;
+  const int64_t rounds = evaluation_rounds();
   Tape& tape = *parts_.tape;
   tape.set_mode(Tape::Mode::evaluate);
   fill(parts_.queue, {.y = evaluation_, .value = 0});
@@ -282,18 +313,15 @@ EvalResult Trainer::evaluate(int64_t step) {
     parts_.validation->fill(0, i, rounds, flight.inputs.batches.front());
     send(flight, 1);
     flight.done->record(parts_.queue);
-    parts_.model->loss(tape, inputs_.batches.front(), {.grad_scale = {}, .sums = evaluation_});
+    parts_.model->loss(tape, inputs_.batches.front(),
+                       {.grad_scale = {}, .sums = evaluation_.row_range(i, i + 1).view({2})});
     tape.reset();
   }
-  double total[2];
-  download(parts_.queue, total, evaluation_);
-  parts_.world->sum(total);
-  EvalResult r;
+  std::vector<double> sums(static_cast<size_t>(evaluation_.numel()));
+  download(parts_.queue, sums.data(), evaluation_);
+  EvalResult r = evaluated(sums, *parts_.world);
   r.step = step;
   r.tokens = tokens_after(step);
-  if (total[1] == 0) throw AgreedError("[train] the validation data hold no target token");
-  r.loss = total[0] / total[1];
-  r.counted_tokens = static_cast<int64_t>(total[1]);
   r.seconds = now_s() - start;
   last_finish_s_ = now_s();
   return r;

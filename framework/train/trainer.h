@@ -46,6 +46,9 @@ struct EvalResult {
   int64_t tokens = 0;          // of the run so far
   double loss = 0;             // nats per token
   int64_t counted_tokens = 0;  // evaluated
+  /// Of `loss`, nats: how far it would move with other validation data of the same kind. From how much the
+  /// rounds of all ranks differ (a ratio estimator with rounds as clusters); absent when there is only one.
+  std::optional<double> standard_error;
   double seconds = 0;
 };
 
@@ -153,6 +156,8 @@ class Trainer {
   void deliver(Flight& flight);
   bool must_settle(const Flight& flight) const;
   void check_skips(const StepResult& result);
+  /// Micro batches that each rank takes from the validation data.
+  int64_t evaluation_rounds() const;
 
   TrainSpec spec_;
   TrainerParts parts_;
@@ -164,7 +169,7 @@ class Trainer {
   kernels::StreamHandle copy_stream_;
   Queue copies_;                                    // null stream, and unused, on the CPU
   std::unique_ptr<kernels::Event> landed_, taken_;  // into and out of landing_
-  Tensor evaluation_;                               // (2) f64
+  Tensor evaluation_;                               // (rounds, 2) f64: nats and targets of each round
   std::array<Flight, 2> flights_;
   std::vector<Tensor> owned_gradients_;
   std::vector<StepHook*> hooks_;
@@ -173,7 +178,12 @@ class Trainer {
   double last_finish_s_ = 0;
   kernels::Graph graph_;
   int64_t eager_steps_ = 0, replayed_ = 0;
-  std::vector<char> trained_;  // which parameters the last step trained
+  struct Use {
+    bool trainable = false;
+    const QuantScheme* scheme = nullptr;
+    bool operator==(const Use&) const = default;
+  };
+  std::vector<Use> uses_;  // of the parameters in the last step
   static volatile std::sig_atomic_t stop_requested_;
 };
 

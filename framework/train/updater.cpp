@@ -44,7 +44,7 @@ ParamPiece Updater::make_piece(const UpdateRange& range, const Optimizer& optimi
   piece.full_shape = p.shape;
   piece.begin = range.begin;
   piece.end = range.end;
-  const bool whole = optimizer.granularity() == Granularity::matrix;
+  const bool whole = optimizer.granularity() == ShardGranularity::matrix;
   piece.value = whole ? p.value : flat_range(p.value, range.begin, range.end);
   piece.grad = whole ? p.grad : flat_range(p.grad, range.begin, range.end);
   return piece;

@@ -1,6 +1,8 @@
 #include "kernels/cpu/isa.h"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <string_view>
@@ -56,6 +58,24 @@ bool has_bf16_instructions() { return active_isa() == Isa::avx512_bf16; }
 bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+}
+
+// Linux gives the registers of tiles to processes that ask for them: Documentation/arch/x86/xstate.rst.
+static bool tiles_permitted() {
+#ifdef SYS_arch_prctl
+  constexpr int request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_int8_tiles() {
+  static const bool able = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3 && (c >> 1 & 1) && tiles_permitted();
+  }();
+  return able;
 }
 
 }  // namespace osprey::cpu

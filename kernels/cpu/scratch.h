@@ -7,7 +7,20 @@
 namespace osprey::cpu {
 
 /// One buffer for each purpose, so that a kernel may hold several at once.
-enum class Scratch { gemm_a, gemm_b, gemm_c, onednn, linear_a, linear_b, attention, count };
+enum class Scratch {
+  gemm_a,
+  gemm_b,
+  gemm_c,
+  onednn,
+  linear_a,
+  linear_b,
+  attention,
+  quantize,
+  block_buffer,
+  block_rows,
+  block_panels,
+  count
+};
 
 /// At least `bytes` bytes, aligned to 64, uninitialised, owned by the calling thread and this
 /// purpose; valid until the same thread asks again for the same purpose.

@@ -41,19 +41,6 @@ std::string device_name(const Queue& queue) {
              : fmt::format("{} thread{}", queue.threads, queue.threads == 1 ? "" : "s");
 }
 
-// Best of `rounds`: on a shared machine the median of short kernels measures the neighbours.
-template <class F>
-double best_seconds(const Queue& queue, int rounds, const F& f) {
-  double best = 1e9;
-  for (int i = 0; i < rounds; ++i) {
-    const double start = now_s();
-    f();
-    kernels::synchronize(queue);
-    best = std::min(best, now_s() - start);
-  }
-  return best;
-}
-
 struct GemmCase {
   const char* name;
   int64_t out, in;
@@ -101,18 +88,6 @@ void bench_layer(const Queue& queue, int64_t rows, const GemmCase& c) {
     fmt::print("  {:<10}{:<9}{:>6} x {:<5}{:>10.0f}{:>10.0f}{:>8.2f}\n", c.name, names[product], c.out, c.in,
                flops / best[0] / 1e9, flops / best[1] / 1e9, best[1] / best[0]);
   }
-}
-
-/// Bytes a second of a copy that is too large for caches, read and written.
-double copy_rate(const Queue& queue) {
-  const int64_t mib = queue.device.kind == DeviceKind::cuda ? 1024 : 128;
-  Arena memory("bench", queue.device, mib << 21);
-  const Tensor from = memory.alloc({mib, 1 << 19}, DType::bf16), to = memory.alloc(from.shape, DType::bf16);
-  kernels::fill(queue, {.y = from, .value = 1});
-  kernels::copy(queue, {.y = to, .x = from});
-  kernels::synchronize(queue);
-  return 2.0 * static_cast<double>(from.bytes()) /
-         best_seconds(queue, 8, [&] { kernels::copy(queue, {.y = to, .x = from}); });
 }
 
 /// What an op does at least, both directions together.
@@ -198,6 +173,17 @@ class OpBench {
 };
 
 }  // namespace
+
+double copy_rate(const Queue& queue) {
+  const int64_t mib = queue.device.kind == DeviceKind::cuda ? 1024 : 128;
+  Arena memory("bench", queue.device, mib << 21);
+  const Tensor from = memory.alloc({mib, 1 << 19}, DType::bf16), to = memory.alloc(from.shape, DType::bf16);
+  kernels::fill(queue, {.y = from, .value = 1});
+  kernels::copy(queue, {.y = to, .x = from});
+  kernels::synchronize(queue);
+  return 2.0 * static_cast<double>(from.bytes()) /
+         best_seconds(queue, 8, [&] { kernels::copy(queue, {.y = to, .x = from}); });
+}
 
 static double gemm_rate(const Queue& queue) {
   GemmYardstick yardstick(queue);

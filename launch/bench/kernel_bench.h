@@ -10,4 +10,7 @@ void bench_gemm(const Queue& queue);
 /// Each op alone at the bench model's shapes, forward and backward.
 void bench_ops(const Queue& queue);
 
+/// Bytes a second of a copy that is too large for caches, read and written.
+double copy_rate(const Queue& queue);
+
 }  // namespace osprey::bench

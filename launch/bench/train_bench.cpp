@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "framework/config/reader.h"
 #include "framework/telemetry/gemm_rate.h"
 #include "kernels/device.h"
 #include "launch/bench/allocations.h"
@@ -130,6 +131,8 @@ Recipe recipe_of(const BenchModelInfo& model, const TrainBenchOptions& options) 
   recipe.train.global_batch_tokens = recipe.train.micro_batch_size * model.sequence;
   recipe.train.recompute = options.recompute;
   recipe.checkpoint.save_final = false;
+  if (options.quant != "none")
+    recipe.quant.push_back(read_spec<QuantGroupSpec>(fmt::format("preset: {}", options.quant), "--quant"));
   return recipe;
 }
 
@@ -204,8 +207,9 @@ TrainBenchResult bench_train(const TrainBenchOptions& options) {
   result.gemm_flops = median(rates);
   result.micro_batches = (gpu ? 524288.0 : 131072.0) / step_tokens;
 
-  fmt::print("bench train: {} ({} parameters), T {}, micro batch {}, bf16, {}, {}\n", model.words,
+  fmt::print("bench train: {} ({} parameters), T {}, micro batch {}, bf16{}, {}, {}\n", model.words,
              session.params.numel(), model.sequence, recipe.train.micro_batch_size,
+             options.quant == "none" ? "" : " and " + options.quant,
              options.optimizer == BenchOptimizer::adamw ? "adamw" : "muon + adamw",
              gpu ? kernels::gpu_info(queue.device.index).name
                  : fmt::format("{} thread{}", queue.threads, queue.threads == 1 ? "" : "s"));

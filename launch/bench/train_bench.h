@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "framework/tape/tape.h"
 #include "kernels/core/queue.h"
@@ -20,6 +21,7 @@ struct TrainBenchOptions {
   BenchOptimizer optimizer = BenchOptimizer::adamw;
   std::optional<int64_t> micro_batch;  // instead of the model's
   Recompute recompute = Recompute::none;
+  std::string quant = "none";  // preset of the layers inside the blocks
 };
 
 struct TrainBenchResult {

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "kernels/device.h"
+#include "launch/bench/block_bench.h"
 #include "launch/bench/kernel_bench.h"
 #include "launch/bench/train_bench.h"
 #include "launch/commands/command.h"
@@ -64,9 +65,12 @@ void add_bench(CLI::App& app) {
     sub->footer(std::string("Example:\n  osprey bench ") + example);
     return sub;
   };
-  add("gemm", "the model's products, ours beside oneDNN's", "gemm --threads 1")->callback([options] {
-    bench::bench_gemm(options->open().queue);
-  });
+  add("gemm", "the model's products, and packed ones, ours beside oneDNN's", "gemm --threads 1")
+      ->callback([options] {
+        const auto open = options->open();
+        bench::bench_gemm(open.queue);
+        if (open.queue.device.kind == DeviceKind::cpu) bench::bench_block_gemm(open.queue);
+      });
   add("ops", "each op alone, forward and backward", "ops --threads 2")->callback([options] {
     bench::bench_ops(options->open().queue);
   });
@@ -85,6 +89,10 @@ void add_bench(CLI::App& app) {
   train->add_option("--recompute", options->train.recompute, "none, attention or block")
       ->transform(CLI::CheckedTransformer(std::map<std::string, Recompute>{
           {"none", Recompute::none}, {"attention", Recompute::attention}, {"block", Recompute::block}}));
+  train
+      ->add_option("--quant", options->train.quant,
+                   "a preset of the recipe's quant section, for the layers inside the blocks")
+      ->capture_default_str();
   train->add_option("--steps", options->train.steps, "measured steps")->check(CLI::Range(1, 10000));
   train->add_option("--optimizer", options->optimizer, "adamw, muon, or both after each other")
       ->check(CLI::IsMember({"adamw", "muon", "both"}));

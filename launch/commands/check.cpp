@@ -27,6 +27,7 @@ void add_check(CLI::App& app) {
     ParamStore params;
     make_llama(recipe.model, recipe.data.sequence_len)->declare(params);
     const OptimizerGroups groups(recipe.optim, params);
+    const QuantSchemes schemes(recipe.quant, params, 0);
     for (const std::string& warning : groups.warnings()) std::fprintf(stderr, "note: %s\n", warning.c_str());
     std::fputs(dump_recipe(recipe).c_str(), stdout);
   });

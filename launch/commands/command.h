@@ -58,5 +58,6 @@ void add_report(CLI::App& app);
 void add_fields(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_devices(CLI::App& app);
+void add_scaling(CLI::App& app);
 
 }  // namespace osprey

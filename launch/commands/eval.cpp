@@ -5,7 +5,9 @@
 #include <memory>
 
 #include "framework/clock.h"
+#include "framework/config/reader.h"
 #include "framework/eval/round_to_nearest.h"
+#include "framework/quant/scheme.h"
 #include "framework/telemetry/metrics_log.h"
 #include "framework/telemetry/outlier_observer.h"
 #include "kernels/device.h"
@@ -86,9 +88,37 @@ void append(const std::filesystem::path& run, const std::filesystem::path& check
                 .add("eval_ms", r.seconds * 1e3));
 }
 
+/// "w4a4", simulated, or a preset of the recipe's quant section, whose packed kernels are used.
+struct Quantization {
+  std::string name;
+  std::optional<IntegerFormat> integers;
+  QuantGroupSpec group;
+
+  explicit Quantization(const std::string& text) : name(text) {
+    if (text.size() > 1 && text[0] == 'w' && text[1] >= '0' && text[1] <= '9')
+      integers = parse_integer_format(text);
+    else
+      group = read_spec<QuantGroupSpec>("preset: " + text, "--quantize");
+  }
+};
+
+Result evaluate_quantized(LoadedModel& m, ValidationLoader& data, StagedBatch& batch, const Quantization& q,
+                          kernels::ClipSearch clip) {
+  if (q.integers) {
+    const QuantizedScope quantized(m.tape, m.params, *q.integers, clip);
+    return evaluate(m, data, batch);
+  }
+  // Weights that were trained with a rotation are good in that one: the signs follow from the run's seed.
+  const bool has_state = std::filesystem::exists(m.path / "state.yaml");
+  const int64_t seed = has_state ? read_checkpoint_state(m.path).seed : 0;
+  const QuantSchemes schemes(std::span(&q.group, 1), m.params, static_cast<uint64_t>(seed));
+  schemes.activate(q.group.first_step);
+  return evaluate(m, data, batch);
+}
+
 void run(const Options& options) {
-  std::vector<IntegerFormat> formats;
-  for (const std::string& f : options.formats) formats.push_back(parse_integer_format(f));
+  std::vector<Quantization> quantizations;
+  for (const std::string& f : options.formats) quantizations.emplace_back(f);
   LoadedModel m(options.checkpoint, options.threads, options.on_device());
   const int64_t length = options.sequence_len ? options.sequence_len : m.hub.context().sequence_len;
   require_evaluation_memory(m, options.batch, length);
@@ -104,16 +134,16 @@ void run(const Options& options) {
   report("as trained", plain, plain);
   const std::filesystem::path home = run_of(m.path);
   append(home, m.path, "none", plain);
-  for (const IntegerFormat& format : formats) {
-    const auto clip = options.clip_search ? kernels::ClipSearch::osp : kernels::ClipSearch::none;
-    const QuantizedScope quantized(m.tape, m.params, format, clip);
-    const Result r = evaluate(m, *data, batch);
-    report(format.name + (options.clip_search ? " (clip search)" : ""), r, plain);
-    if (!options.clip_search) append(home, m.path, format.name, r);
+  for (const Quantization& q : quantizations) {
+    const bool search = options.clip_search && q.integers;
+    const Result r =
+        evaluate_quantized(m, *data, batch, q, search ? kernels::ClipSearch::osp : kernels::ClipSearch::none);
+    report(q.name + (search ? " (clip search)" : ""), r, plain);
+    if (!search) append(home, m.path, q.name, r);
   }
   fmt::print(
-      "\nWeights per output row, symmetric; activations per token, asymmetric; linear layers inside the blocks "
-      "only.\n\n");
+      "\nLinear layers inside the blocks only. wNaM: weights per output row, symmetric, activations per token, "
+      "asymmetric.\n\n");
   print_outliers(measure_outliers_of(m, *data, batch, std::min(data->rows(), options.batch)),
                  OutlierDetail::over_layers);
   if (!home.empty()) fmt::print("\nadded to {}\n", (home / "metrics.jsonl").string());
@@ -125,13 +155,16 @@ void add_eval(CLI::App& app) {
   const auto o = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "eval",
-      "loss, perplexity and outlier figures of a checkpoint, and the same after rounding it to integers");
+      "loss, perplexity and outlier figures of a checkpoint, and the same after rounding it to few bits");
   o->add_to(*command);
   command->add_option("--data", o->data, "token shards (glob) instead of the recipe's validation data");
   command->add_option("--tokens", o->tokens, "validation tokens")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();
-  command->add_option("--quantize", o->formats, "formats such as w4a4, comma separated")
+  command
+      ->add_option("--quantize", o->formats,
+                   "comma separated: integers such as w4a4, or presets of the recipe's quant section such as "
+                   "qat_mxfp4_w4a4")
       ->delimiter(',')
       ->capture_default_str();
   command->add_flag("--clip-search", o->clip_search,

@@ -37,14 +37,11 @@ void print_plan(const Recipe& recipe, int ranks, int threads, DeviceKind kind) {
   const Session session(recipe, *comm, meta, {});
   const TrainSpec& train = recipe.train;
   const double flops = session.model->flops_per_token(recipe.data.sequence_len);
-  int64_t embedding = 0;
-  for (const auto& p : session.params.all())
-    if (p->name == "embed.weight") embedding = p->shape.numel();
   fmt::print("{}: {} steps of {} tokens, {} tokens in all, on {} rank{}\n\n", recipe.run.name,
              train.total_steps(), train.global_batch_tokens, train.total_steps() * train.global_batch_tokens,
              ranks, ranks == 1 ? "" : "s");
   fmt::print("parameters            {:>14}\n  without embedding   {:>14}\n", session.params.numel(),
-             session.params.numel() - embedding);
+             without_embedding(session.params));
   fmt::print("micro steps per step  {:>14}\n", micro_steps(train, recipe.data.sequence_len, ranks));
   fmt::print("FLOPs per token       {:>14.4g}   (6 N + causal attention)\n", flops);
   fmt::print("FLOPs per step        {:>14.4g}\n", flops * static_cast<double>(train.global_batch_tokens));

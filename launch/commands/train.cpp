@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "framework/files/file.h"
+#include "framework/scaling/record_hook.h"
 #include "framework/telemetry/gemm_rate.h"
 #include "framework/telemetry/run_watch.h"
 #include "framework/telemetry/step_trace.h"
@@ -14,6 +15,7 @@
 #include "launch/commands/command.h"
 #include "launch/data_source.h"
 #include "launch/memory_check.h"
+#include "launch/scaling_record.h"
 #include "launch/session.h"
 #include "launch/together.h"
 
@@ -115,13 +117,16 @@ void train(const Options& options, Communicator& world) {
     parts.validation_sequences = validation->rows();
   }
   Trainer trainer(recipe.train, parts);
+  RecordHook record(scaling_file(recipe), record_of(recipe, session, *tokenizer), world);
   std::unique_ptr<RunWatch> watch;
   const auto saver = make_checkpoint_hook(recipe, tokenizer, trainer, [&](const SaveReport& r) {
     watch->checkpoint(r.step, r.path.string(), r.failure, r.blocked_ms, r.write_ms);
   });
   const std::optional<int64_t> resumed = resume_run(*saver);
   watch = watch_run(recipe, session, trainer, world, resumed);
-  trainer.add_hook(watch.get());  // first: the train entry of a step stands before its checkpoint
+  trainer.add_hook(&record);
+  trainer.add_hook(session.schemes.get());
+  trainer.add_hook(watch.get());  // before the saver: the train entry of a step stands before its checkpoint
   trainer.add_hook(saver.get());
   std::optional<StepTrace> trace;
   if (recipe.train.profile_steps > 0) {

@@ -95,6 +95,16 @@ everywhere 'schedule.kind must be one of .*did you mean wsd' --set schedule.kind
 everywhere 'optim.0: "zzz" matches no parameter; there are .*layers\.\*\.attn\.q\.weight' --set optim.0.match=zzz
 everywhere 'no entry matches embed.weight' --set "optim=[{match: 'layers.*', kind: adamw, learning_rate: 1e-3}]"
 everywhere 'model must be a section of keys' --set model=3
+everywhere 'quant.0.preset must be one of .*did you mean quartet' --set 'quant=[{preset: quartett}]'
+everywhere "quant.0.weights.format: 'fp4' is no format; there are mxfp4" --set 'quant=[{weights: {format: fp4}}]'
+everywhere 'quant.0.rotation: must be 0, 16, 32, 64 or 128' --set 'quant=[{preset: quartet, rotation: 48}]'
+everywhere 'layers.0.mlp.down.weight its inputs is 176 wide, but rows of mxfp4 are multiples of 32; the nearest is 192' \
+  --set 'quant=[{preset: weight_only}]'
+everywhere 'groups of 128 do not divide .rotation' --set model.ffn_size=192 --set 'quant=[{preset: qat_mxfp4_w4a4, rotation: 128}]'
+everywhere "'zzz' matches no parameter" --set 'quant=[{preset: quartet, match: zzz}]'
+everywhere 'embed.weight is no linear layer of a block' --set 'quant=[{preset: quartet, match: "*"}]'
+everywhere 'gradients in mxfp4 are quantized in blocks of 32 tokens' --set model.ffn_size=192 --set 'quant=[{preset: quartet}]' \
+  --set data.sequence_len=20 --set train.global_batch_tokens=1040 --set train.micro_batch_size=2
 refused 'bracket left open' "$osprey" check $recipe --set 'model.layers=[1'
 refused 'exactly one of tokens and steps; null' "$osprey" check $recipe --set train.tokens=10000
 refused 'run.threads must be between 1 and' "$osprey" check $recipe --set run.threads=0
@@ -172,6 +182,8 @@ refused 'model.safetensors is damaged|no architecture' "$osprey" export "$folder
 refused 'threads: Value 0 not in range' "$osprey" eval "$run" --threads 0
 refused 'tokens: Value -5 not in range' "$osprey" eval "$run" --tokens -5
 refused "'w9a9' is no format" "$osprey" eval "$run" --quantize w9a9
+refused 'preset must be one of .*did you mean nvfp4' "$osprey" eval "$run" --quantize nvfp5
+refused 'mlp.down.weight its inputs is 176 wide' "$osprey" eval "$run" --quantize nvfp4,quartet
 refused "'w4294967300a8' is no format" "$osprey" eval "$run" --quantize w4294967300a8
 refused 'no token shard matches nix-' "$osprey" eval "$run" --data 'nix-*'
 refused 'at a time take .* of activations' "$osprey" eval "$run" --sequence-len 1000000000
@@ -190,6 +202,50 @@ refused 'exists and is not an empty directory|no architecture' "$osprey" export 
 refused 'nowhere is no directory' "$osprey" report nowhere
 refused 'recipes is no run' "$osprey" report recipes
 refused 'cannot (write|create) /nowhere/x.html' "$osprey" report "$run" -o /nowhere/x.html
+
+# Scaling laws. `records` is a copy of what the run above wrote, with something wrong.
+records=$folder/records.jsonl
+fit() { refused "$1" "$osprey" scaling fit "${@:2}"; }
+fit_spoiled() { sed "$2" "$folder/trained/scaling.jsonl" >"$records"; fit "$1" "$records" --law chinchilla; }
+grid() { refused "$1" "$osprey" scaling plan $recipe -o "$folder/out" "${@:2}"; }
+refused 'scaling needs a command: fit, plan' "$osprey" scaling
+refused 'scaling has no command fitt; did you mean fit' "$osprey" scaling fitt
+fit 'law is required' "$folder/trained"
+fit 'hoffmann not in' "$folder/trained" --law hoffmann
+fit 'cannot open nowhere' nowhere --law chinchilla
+fit 'recipes holds no scaling.jsonl' recipes --law chinchilla
+fit 'alpha needs runs of at least 3 different N, and these have one value' "$run" --law chinchilla
+fit 'the law qat is about quantized runs, and all 1 runs are of bf16' "$run" --law qat
+fit 'the law quartet compares them with quantized ones' "$run" --law quartet
+fit 'all runs have the optimizer muon\+adamw' "$run" --law per_optimizer
+fit 'no parameter alhpa to fix, did you mean alpha' "$run" --law chinchilla --fix alhpa=1
+fit 'fix E must read NAME=VALUE' "$run" --law chinchilla --fix E
+fit 'fix E=big must read NAME=VALUE' "$run" --law chinchilla --fix E=big
+fit 'E cannot be -1' "$run" --law chinchilla --fix E=-1
+fit 'fix E is given twice' "$run" --law chinchilla --fix E=1 --fix E=2
+fit 'bootstrap: Value -1 not in range' "$run" --law chinchilla --bootstrap -1
+fit 'seed: Value -1 not in range' "$run" --law chinchilla --seed -1
+fit 'is for --law per_optimizer' "$run" --law chinchilla --reference adamw
+fit 'no run with optimizer sgd has a loss to fit' "$run" --law chinchilla --optimizer sgd
+fit_spoiled 'records.jsonl:1\] is not valid JSON' 's/.$//'
+fit_spoiled 'records.jsonl:1\] has no tokens;' 's/"tokens":[0-9]*,//'
+fit_spoiled 'records.jsonl:1\] tokens must be a whole number of at least 1, got "x"' 's/"tokens":[0-9]*/"tokens":"x"/'
+fit_spoiled 'records.jsonl:1\] is not valid JSON: number overflow' 's/"parameters":[0-9]*/"parameters":1e400/'
+cp "$osprey" "$records"; fit 'records.jsonl:1\] is not valid JSON|longer than' "$records" --law chinchilla
+grid 'give one of --budget .* and --tokens'
+grid 'Could not convert: --budget = much' --budget much
+grid 'budget must be above 0' --budget -1
+grid 'tokens x must be a number of tokens' --tokens x
+grid 'so raise --budget to about' --budget 1e9
+grid 'sizes: Value 0 not in range' --tokens 1e6 --sizes 0
+grid 'must be above 1 and at most 1000, got nan' --tokens 1e6 --size-ratio nan
+grid 'has no 9 smaller ones' --tokens 1e6 --sizes 10
+grid 'must begin with a name' --tokens 1e6 --variant =
+grid 'sets train.steps, which the grid sets itself' --tokens 1e6 --variant a:train.steps=4
+grid 'did you mean norm.*\(for smoke_osp-n' --tokens 1e6 --variant a:model.nrm=x
+refused 'recipes exists and is not an empty directory' "$osprey" scaling plan $recipe --tokens 1e6 -o recipes
+refused 'nowhere.yaml: no such file' "$osprey" scaling plan nowhere.yaml --tokens 1e6 -o "$folder/out"
+refused 'cannot create /proc/nowhere' "$osprey" scaling plan $recipe --tokens 1e6 --sizes 1 -o /proc/nowhere
 
 # Preparation.
 prepare() { refused "$1" "$osprey" prepare "${@:2}" -o "$folder/out"; }
@@ -223,7 +279,8 @@ refused '\(2 ranks\).*spare' "${job[@]}" train $recipe "${data[@]}" --set data.s
 refused 'checkpoint.resume is .*nowhere' "${job[@]}" train $recipe "${data[@]}" --set checkpoint.resume=nowhere
 
 # Every command shows an example.
-for command in train check plan prepare eval inspect generate export report fields devices bench 'bench gemm' 'bench ops' 'bench train'; do
+for command in train check plan prepare eval inspect generate export report fields devices bench 'bench gemm' 'bench ops' 'bench train' \
+  scaling 'scaling fit' 'scaling plan'; do
   rows=$((rows + 1))
   # shellcheck disable=SC2086  # two words
   "$osprey" $command --help >"$folder/log" 2>&1 &&

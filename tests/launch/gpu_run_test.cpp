@@ -25,7 +25,30 @@ TinyResult on_gpu(const std::vector<std::string>& overrides,
   return tiny_run(tiny_recipe(overrides), 1, 1, 1 << 20, on_step, DeviceKind::cuda);
 }
 
+/// An evaluation of twelve sequences, two at a time, of the model as it begins.
+EvalResult evaluation_on(DeviceKind kind) {
+  const Recipe recipe = tiny_recipe();
+  const auto world = make_self_comm();
+  const kernels::OpenQueue open = kernels::open_queue({kind, 0}, 1);
+  Session session(recipe, *world, open.queue, SessionMemory::of(plan_memory(recipe, 0, 1, 1, kind)));
+  session.initialize();
+  SyntheticSource source(recipe.model.vocab_size, 0, 1, 1);
+  TrainerParts parts = session.parts();
+  parts.train = parts.validation = &source;
+  parts.validation_sequences = 12;
+  return Trainer(recipe.train, parts).evaluate(0);
+}
+
 }  // namespace
+
+TEST_F(GpuRun, EvaluatesAsOnTheCpu) {
+  const EvalResult cpu = evaluation_on(DeviceKind::cpu), gpu = evaluation_on(DeviceKind::cuda);
+  EXPECT_EQ(gpu.counted_tokens, cpu.counted_tokens);
+  EXPECT_NEAR(gpu.loss, cpu.loss, 1e-4);
+  ASSERT_TRUE(gpu.standard_error && cpu.standard_error);
+  EXPECT_GT(*cpu.standard_error, 0);
+  EXPECT_NEAR(*gpu.standard_error, *cpu.standard_error, 1e-4 * *cpu.standard_error + 1e-7);
+}
 
 TEST_F(GpuRun, LosesAsMuchAsOnTheCpu) {
   for (const auto& [precision, tolerance] : {std::pair{"fp32", 1e-4}, {"bf16", 2e-2}}) {
@@ -58,6 +81,25 @@ TEST_F(GpuRun, RecordsAgainWhenOtherParametersAreTrained) {
   EXPECT_EQ(replayed.replayed_steps, 4);
   EXPECT_EQ(replayed.losses, eager.losses);
   EXPECT_TRUE(replayed.parameters == eager.parameters);
+}
+
+TEST_F(GpuRun, ReplaysQuantizedStepsBitForBitAndRecordsAgainWhenTheyBegin) {
+  const std::vector<std::string> late = {"train.steps=6", "quant=[{preset: quartet, first_step: 3}]"};
+  std::vector<std::string> without = late;
+  without.push_back("train.cuda_graphs=off");
+  const TinyResult replayed = on_gpu(late), eager = on_gpu(without);
+  EXPECT_EQ(replayed.replayed_steps, 2) << "two steps as they are, one replayed, twice";
+  EXPECT_EQ(replayed.losses, eager.losses);
+  EXPECT_TRUE(replayed.parameters == eager.parameters);
+}
+
+TEST_F(GpuRun, UsesThePlannedMemoryWhenItQuantizes) {
+  const std::vector<std::string> changes = {"train.steps=2", "train.precision=bf16",
+                                            "quant=[{preset: quartet}]"};
+  const std::vector<MemoryCategory> planned = plan_memory(tiny_recipe(changes), 0, 1, 1, DeviceKind::cuda),
+                                    used = on_gpu(changes).memory;
+  ASSERT_EQ(planned.size(), used.size());
+  for (size_t i = 0; i < planned.size(); ++i) EXPECT_EQ(planned[i].bytes, used[i].bytes) << planned[i].name;
 }
 
 TEST_F(GpuRun, RecomputesWithoutChangingABit) {

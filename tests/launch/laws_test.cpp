@@ -74,6 +74,45 @@ TEST(Laws, ThreadsDoNotChangeABit) {
   EXPECT_EQ(one.parameters, three.parameters);
 }
 
+TEST(Laws, QuantizedRunsAreTheSameOnAnyNumberOfThreadsAndWithRecompute) {
+  for (const char* preset : {"quartet", "qat_mxfp4_w4a4", "nvfp4"}) {
+    const std::string quant = fmt::format("quant=[{{preset: {}}}]", preset);
+    const auto run = [&](const char* change, int threads) {
+      return tiny_run(tiny_recipe({quant, "train.precision=bf16", change}), 1, threads);
+    };
+    const TinyResult one = run("train.recompute=none", 1);
+    for (const auto& [change, threads] :
+         {std::pair{"train.recompute=none", 3}, {"train.recompute=block", 2}}) {
+      const TinyResult other = run(change, threads);
+      EXPECT_EQ(one.losses, other.losses) << preset << " " << change;
+      EXPECT_EQ(one.parameters, other.parameters) << preset << " " << change;
+    }
+    EXPECT_NE(one.losses, tiny_run(tiny_recipe({"train.precision=bf16"})).losses) << preset;
+  }
+}
+
+TEST(Laws, RanksDrawWhatOneRankDraws) {
+  // Gradients agree until their sums, which ranks add in another order, move a value over a rounding
+  // boundary.
+  const char* const quant = "quant=[{preset: quartet}]";
+  const TinyResult one = tiny_run(tiny_recipe({quant}));
+  for (int ranks : {2, 4}) {
+    const TinyResult other = tiny_run(tiny_recipe({quant}, ranks), ranks);
+    EXPECT_LT(std::abs(other.grad_norms[0] / one.grad_norms[0] - 1), 1e-5) << ranks;
+    EXPECT_LT(largest_difference(other.losses, one.losses), 2e-2) << ranks;
+  }
+}
+
+TEST(Laws, QuantizationBeginsAndEndsWithItsSteps) {
+  const std::vector<double> plain = tiny_run(tiny_recipe()).losses;
+  const std::vector<double> late = tiny_run(tiny_recipe({"quant=[{preset: quartet, first_step: 3}]"})).losses;
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(plain[i], late[i]) << i;
+  EXPECT_NE(plain[3], late[3]);
+  const std::vector<double> early = tiny_run(tiny_recipe({"quant=[{preset: quartet, end_step: 1}]"})).losses;
+  EXPECT_NE(plain[0], early[0]);
+  EXPECT_LT(largest_difference(plain, early), 0.3);
+}
+
 TEST(Laws, EveryPartOfTheModelTrains) {
   for (const char* change :
        {"model.norm=rmsnorm", "model.norm=layernorm", "model.qk_norm=true", "model.attention.kind=gated",

@@ -18,3 +18,7 @@ set_tests_properties(e2e:bench_train PROPERTIES LABELS "e2e;slow" TIMEOUT 300 PR
 add_test(NAME e2e:bad_input COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/launch/bad_input.sh
   $<TARGET_FILE:osprey> ${PROJECT_SOURCE_DIR} ${MPIEXEC_EXECUTABLE})
 set_tests_properties(e2e:bad_input PROPERTIES LABELS "e2e;mpi" TIMEOUT 300 PROCESSORS 2)
+
+# A grid for a scaling law: planned, swept, recorded once, fitted.
+add_test(NAME e2e:scaling COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/launch/scaling.sh $<TARGET_FILE:osprey> ${PROJECT_SOURCE_DIR})
+set_tests_properties(e2e:scaling PROPERTIES LABELS e2e TIMEOUT 600 PROCESSORS 2)

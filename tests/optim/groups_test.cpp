@@ -125,10 +125,10 @@ TEST(OptimizerGroupSpec, ReadsDumpsAndRefuses) {
 TEST(Registry, BuildsWhatTheEntrySays) {
   const auto a = make_optimizer(group("*", adamw)), m = make_optimizer(group("*", muon));
   EXPECT_STREQ(a->kind(), "adamw");
-  EXPECT_EQ(a->granularity(), Granularity::element);
+  EXPECT_EQ(a->granularity(), ShardGranularity::element);
   EXPECT_EQ(a->states().size(), 2u);
   EXPECT_STREQ(m->kind(), "muon");
-  EXPECT_EQ(m->granularity(), Granularity::matrix);
+  EXPECT_EQ(m->granularity(), ShardGranularity::matrix);
   EXPECT_EQ(m->states().size(), 1u);
   EXPECT_EQ(m->learning_rate(), 1e-3);
 }

@@ -361,7 +361,7 @@ TEST(AdamWOptimizer, IsTheKernelOnEveryPiece) {
   }
   EXPECT_EQ(whole.master.values(), cut.master.values());
   EXPECT_NE(whole.master.values(), before);
-  EXPECT_EQ(adamw.granularity(), Granularity::element);
+  EXPECT_EQ(adamw.granularity(), ShardGranularity::element);
 }
 
 }  // namespace

@@ -44,6 +44,13 @@ if ! "$osprey" eval "$run" --tokens 500 >"$folder/log" 2>&1 ||
   cat "$folder/log"
   failed=1
 fi
+# Presets of the quant section, whose widths this model has: what it trained with must cost next to nothing.
+if ! "$osprey" eval "$folder/runs/smoke_quartet" --tokens 500 --quantize quartet,nvfp4,mxint8 >"$folder/log" 2>&1 ||
+  ! awk '/^(quartet|nvfp4|mxint8) / { if ($2 > 0 && $2 < 6 && $NF > -0.3 && $NF < 0.3) ++rows } END { exit rows != 3 }' "$folder/log"; then
+  echo "FAILED smoke_quartet: osprey eval does not print three losses near the plain one"
+  cat "$folder/log"
+  failed=1
+fi
 say_with_seed() { "$osprey" generate "$run" --prompt "the" --max-tokens 24 --seed "$1" 2>/dev/null; }
 one=$(say_with_seed 1) again=$(say_with_seed 1) other=$(say_with_seed 2)
 if [[ $one != the* || $one != "$again" || $one == "$other" ]]; then

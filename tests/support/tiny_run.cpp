@@ -84,6 +84,7 @@ TinyResult run_rank(const Recipe& recipe, Communicator& world, int threads, int6
   Trainer trainer(recipe.train, parts);
   TinyResult result;
   Collect collect(result, session, on_step);
+  trainer.add_hook(session.schemes.get());
   trainer.add_hook(&collect);
   trainer.run(0);
   for (const auto& p : session.params.all()) result.parameters.push_back(read(p->value));

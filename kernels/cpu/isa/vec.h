@@ -26,6 +26,7 @@ constexpr int lanes = 4;
 #endif
 typedef float Vec __attribute__((vector_size(4 * lanes)));
 typedef int32_t IVec __attribute__((vector_size(4 * lanes)));
+typedef uint64_t U64Vec __attribute__((vector_size(4 * lanes)));
 
 /// Every lane is x, bit for bit (x may stand for two bf16 values).
 OSPREY_INLINE Vec splat(float x) {
@@ -96,6 +97,46 @@ OSPREY_INLINE void store(bf16* p, Vec v) {
 #else
   const IVec bits = bf16_bits(v);
   for (int i = 0; i < lanes; ++i) p[i].bits = static_cast<uint16_t>(bits[i]);
+#endif
+}
+
+/// The low byte of each lane.
+OSPREY_INLINE void store_bytes(uint8_t* p, IVec v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));
+#else
+  for (int i = 0; i < lanes; ++i) p[i] = static_cast<uint8_t>(v[i]);
+#endif
+}
+
+/// The low byte of each 64-bit lane.
+OSPREY_INLINE void store_bytes(uint8_t* p, U64Vec v) {
+#if defined(__AVX512F__)
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm512_cvtepi64_epi8((__m512i)v));
+#else
+  for (int i = 0; i < lanes / 2; ++i) p[i] = static_cast<uint8_t>(v[i]);
+#endif
+}
+
+/// Bit i is the sign of lane i: of a comparison, whether it holds there.
+OSPREY_INLINE uint32_t sign_bits(IVec v) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask((__m512i)v);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)v));
+#else
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)v));
+#endif
+}
+
+/// Products of the low 32 bits of 64-bit lanes.
+OSPREY_INLINE U64Vec multiply_low(U64Vec a, U64Vec b) {
+#if defined(__AVX512F__)
+  return (U64Vec)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (U64Vec)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#else
+  return (U64Vec)_mm_mul_epu32((__m128i)a, (__m128i)b);
 #endif
 }
 

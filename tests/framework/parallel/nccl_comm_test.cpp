@@ -227,7 +227,7 @@ struct Buckets {
                           b,
                           offset,
                           {n},
-                          n % 48 == 0 ? Granularity::matrix : Granularity::element,
+                          n % 48 == 0 ? ShardGranularity::matrix : ShardGranularity::element,
                           1.0});
         offset += (n + 31) / 32 * 32;
       }

@@ -34,9 +34,10 @@ struct Fixture {
     for (size_t b = 0; b < store.buckets().size(); ++b)
       for (Parameter* p : store.buckets()[b].params)
         if (p->trainable)
-          params.push_back(
-              {p->name, b, p->offset, p->shape,
-               p->name.find("attn") != std::string::npos ? Granularity::matrix : Granularity::element, 1.0});
+          params.push_back({p->name, b, p->offset, p->shape,
+                            p->name.find("attn") != std::string::npos ? ShardGranularity::matrix
+                                                                      : ShardGranularity::element,
+                            1.0});
     spec.zero = zero;
     spec.reduce_dtype = wire;
     plan = make_shard_plan(params, store.buckets().size(), ranks, spec);

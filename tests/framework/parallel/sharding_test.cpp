@@ -19,24 +19,24 @@ using comm_cases::expect_words;
 std::vector<ShardParameter> model(size_t layers) {
   std::vector<ShardParameter> params;
   std::map<size_t, int64_t> offsets;
-  const auto add = [&](std::string name, size_t bucket, Shape shape, Granularity g, double cost) {
+  const auto add = [&](std::string name, size_t bucket, Shape shape, ShardGranularity g, double cost) {
     int64_t& at = offsets[bucket];
     params.push_back({std::move(name), bucket, at, shape, g, cost});
     at += (shape.numel() + 31) / 32 * 32;
   };
-  add("embed.weight", 0, {1000, 64}, Granularity::element, 1);
-  add("embed_projection.weight", 0, {64, 64}, Granularity::matrix, 64.0 * 64 * 64);
-  add("norm.weight", 0, {1}, Granularity::element, 1);
-  add("head.weight", 0, {1001, 63}, Granularity::element, 1);
+  add("embed.weight", 0, {1000, 64}, ShardGranularity::element, 1);
+  add("embed_projection.weight", 0, {64, 64}, ShardGranularity::matrix, 64.0 * 64 * 64);
+  add("norm.weight", 0, {1}, ShardGranularity::element, 1);
+  add("head.weight", 0, {1001, 63}, ShardGranularity::element, 1);
   for (size_t l = 0; l < layers; ++l) {
     const auto path = [&](const char* tail) { return fmt::format("layers.{}.{}", l, tail); };
-    add(path("norm1.weight"), l + 1, {1}, Granularity::element, 1);
+    add(path("norm1.weight"), l + 1, {1}, ShardGranularity::element, 1);
     for (const char* m : {"attn.q.weight", "attn.k.weight", "attn.v.weight", "attn.o.weight"})
-      add(path(m), l + 1, {64, 64}, Granularity::matrix, 64.0 * 64 * 64);
-    add(path("norm2.weight"), l + 1, {64}, Granularity::element, 1);
-    add(path("mlp.gate.weight"), l + 1, {176, 64}, Granularity::matrix, 64.0 * 64 * 176);
-    add(path("mlp.up.weight"), l + 1, {176, 64}, Granularity::matrix, 64.0 * 64 * 176);
-    add(path("mlp.down.weight"), l + 1, {64, 176}, Granularity::matrix, 64.0 * 64 * 176);
+      add(path(m), l + 1, {64, 64}, ShardGranularity::matrix, 64.0 * 64 * 64);
+    add(path("norm2.weight"), l + 1, {64}, ShardGranularity::element, 1);
+    add(path("mlp.gate.weight"), l + 1, {176, 64}, ShardGranularity::matrix, 64.0 * 64 * 176);
+    add(path("mlp.up.weight"), l + 1, {176, 64}, ShardGranularity::matrix, 64.0 * 64 * 176);
+    add(path("mlp.down.weight"), l + 1, {64, 176}, ShardGranularity::matrix, 64.0 * 64 * 176);
   }
   return params;
 }
@@ -88,7 +88,7 @@ TEST_P(EveryPlan, ReducesEveryElementOnceAndUpdatesItWhereItsSumIs) {
   for (size_t i = 0; i < params.size(); ++i)
     for (size_t e = 0; e < reduce[i].size(); ++e) {
       ASSERT_GE(reduce[i][e], 0) << params[i].name << " " << e;
-      const bool by_all = zero == 0 && params[i].granularity == Granularity::element;
+      const bool by_all = zero == 0 && params[i].granularity == ShardGranularity::element;
       ASSERT_EQ(grads[i][e], by_all ? reduce[i][e] : -1) << params[i].name << " " << e;
       ASSERT_EQ(values[i][e], by_all ? -1 : reduce[i][e]) << params[i].name << " " << e;
       ASSERT_EQ(updates[i][e], by_all ? ranks : 1) << params[i].name << " " << e;
@@ -123,7 +123,7 @@ TEST_P(EveryPlan, KeepsMatricesWholeAndBalanced) {
     std::map<std::array<int64_t, 4>, int> seen;
     for (const UpdateRange& u : plan.updates[static_cast<size_t>(r)]) {
       const ShardParameter& p = params[u.parameter];
-      if (p.granularity == Granularity::element) {
+      if (p.granularity == ShardGranularity::element) {
         flat = true;
         continue;
       }
@@ -158,7 +158,7 @@ TEST_P(EveryPlan, BalancesFlatRanges) {
   for (const auto& updates : plan.updates) {
     int64_t n = 0;
     for (const UpdateRange& u : updates)
-      if (params[u.parameter].granularity == Granularity::element) n += (u.end - u.begin + 15) / 16;
+      if (params[u.parameter].granularity == ShardGranularity::element) n += (u.end - u.begin + 15) / 16;
     least = std::min(least, n);
     most = std::max(most, n);
   }
@@ -180,8 +180,8 @@ TEST(Sharding, EvenBanksAreSplitEvenly) {
 }
 
 TEST(Sharding, RefusesWhatOverlapsOrIsMisaligned) {
-  std::vector<ShardParameter> params{{"a", 0, 0, {33}, Granularity::element, 1},
-                                     {"b", 0, 32, {8}, Granularity::matrix, 1}};
+  std::vector<ShardParameter> params{{"a", 0, 0, {33}, ShardGranularity::element, 1},
+                                     {"b", 0, 32, {8}, ShardGranularity::matrix, 1}};
   expect_words(error_of([&] { plan_of(params, 1, 2, 1); }), {"[sharding]", "a and b overlap"});
   params[1].offset = 40;
   expect_words(error_of([&] { plan_of(params, 1, 2, 1); }), {"b must start at a multiple of 16", "40"});

@@ -1,0 +1,221 @@
+#include "framework/ops/quantized_linear.h"
+
+#include "framework/ops/quantized_weights.h"
+#include "kernels/block_matmul.h"
+#include "kernels/core/random.h"
+#include "kernels/linear.h"
+#include "kernels/quantize.h"
+
+namespace osprey {
+
+namespace {
+
+using kernels::Rotation;
+using Mask = QuantGroupSpec::GradientMask;
+
+/// What the closure keeps: parameters are looked up late.
+struct Layer {
+  const QuantScheme* scheme = nullptr;
+  std::array<Parameter*, most_stacked_weights> params{};
+  std::array<Var, most_stacked_weights> leaves{};
+  size_t count = 0;
+  Var x;
+  Packed packed_x;  // where activations have a format
+  Tensor mask_x;
+
+  const QuantGroupSpec& spec() const { return *scheme->spec; }
+  std::span<Parameter* const> all() const { return {params.data(), count}; }
+  int64_t out() const {
+    int64_t sum = 0;
+    for (size_t i = 0; i < count; ++i) sum += params[i]->shape[0];
+    return sum;
+  }
+  int64_t in() const { return params[0]->shape[1]; }
+};
+
+Packed temp_packed(Tape& t, const BlockFormat& format, int64_t rows, int64_t cols) {
+  return make_packed(format, rows, cols, [&](const Shape& s, DType d) { return t.temp(s, d); });
+}
+
+Tensor forward(Tape& t, Layer& l) {
+  const QuantGroupSpec& spec = l.spec();
+  const Tensor x = t.value(l.x);
+  const QuantizedWeights& w = quantized_weights(t.queue(), l.all(), *l.scheme);
+  const Tensor y = t.alloc({x.rows(), l.out()}, x.dtype);
+  const auto keep = [&](const Shape& s, DType d) { return t.alloc(s, d); };
+  if (spec.activations) {
+    l.packed_x = make_packed(spec.activations->block_format(), x.rows(), x.cols(), keep);
+    if (spec.gradient_mask == Mask::unclipped) l.mask_x = keep({x.rows(), x.cols() / 8}, DType::u8);
+    kernels::quantize(t.queue(), {.y = l.packed_x,
+                                  .x = x,
+                                  .rule = spec.activations->scale,
+                                  .rotation = forward_rotation(*l.scheme),
+                                  .mask = l.mask_x});
+  }
+  if (multiplies_packed(spec)) {
+    kernels::block_matmul(t.queue(), {.y = {y}, .a = l.packed_x, .b = w.all_packed(), .pack = w.block_pack});
+    return y;
+  }
+  Tensor dense = x;
+  if (spec.activations) {
+    dense = keep({x.rows(), x.cols()}, x.dtype);
+    kernels::dequantize(t.queue(), {.y = dense, .x = l.packed_x});
+  }
+  kernels::linear_forward(t.queue(),
+                          {.y = y, .x = dense, .weights = w.all_images(), .pack = {}, .residual = {}});
+  return y;
+}
+
+/// The backward of one layer. Both products are formed in the rotated basis; land() brings them to where they
+/// belong.
+struct LinearBackward {
+  Tape& t;
+  const Layer& l;
+  const Tensor& dy;
+  const QuantGroupSpec& spec = l.spec();
+  const QuantizedWeights& w = quantized_weights(t.queue(), l.all(), *l.scheme);
+
+  Rotation draws(const char* product) const {
+    const DrawIndex& at = t.draw_index();
+    return {.size = static_cast<int>(spec.backward_rotation),
+            .seed = l.scheme->seed,
+            .stream = stream_of(l.params[0]->name + product) + (static_cast<uint64_t>(at.micro_batch) << 32),
+            .step = at.step};
+  }
+
+  /// May a product be written where the gradient is wanted, or does it need what comes after?
+  bool lands_directly(const Tensor& mask) const { return spec.rotation == 0 && !mask.defined(); }
+  void land(const Accum& to, const Tensor& product, const Tensor& mask) const {
+    kernels::unrotate(t.queue(),
+                      {.y = to, .x = product, .mask = mask, .rotation = forward_rotation(*l.scheme)});
+  }
+  /// Calls product(where) and lands it.
+  template <class Product>
+  void landed(const Accum& to, DType dtype, const Tensor& mask, const Product& product) const {
+    if (lands_directly(mask)) return product(to);
+    const Tensor in_basis = t.temp(to.tensor.shape, dtype);
+    product(Accum{in_basis});
+    land(to, in_basis, mask);
+  }
+
+  Tensor dense_x() const {
+    if (!spec.activations) return t.value(l.x);
+    const Tensor image = t.temp({l.packed_x.rows, l.packed_x.cols}, dy.dtype);
+    kernels::dequantize(t.queue(), {.y = image, .x = l.packed_x});
+    return image;
+  }
+
+  bool any_weight_wanted() const {
+    for (size_t i = 0; i < l.count; ++i)
+      if (t.needs_grad(l.leaves[i])) return true;
+    return false;
+  }
+  /// f(i, the part of dy that belongs to weight i).
+  template <class F>
+  void each_weight(const F& f) const {
+    int64_t column = 0;
+    for (size_t i = 0; i < l.count; ++i) {
+      const int64_t out = l.params[i]->shape[0];
+      f(i, dy.columns(column, column + out));
+      column += out;
+    }
+  }
+  /// Lands product(i, part of dy, where) for each weight that wants a gradient.
+  template <class Product>
+  void each_weight_gradient(const Product& product) const {
+    each_weight([&](size_t i, const Tensor& part) {
+      if (const Accum to = t.grad(l.leaves[i]))
+        landed(to, DType::f32, w.masks[i], [&](const Accum& at) { product(i, part, at); });
+    });
+  }
+
+  void weights_dense() const {
+    const Tensor x = dense_x();
+    each_weight_gradient([&](size_t, const Tensor& part, const Accum& at) {
+      const int64_t out = part.cols();
+      kernels::linear_wgrad(t.queue(), {.dweights = {&at, 1}, .outs = {&out, 1}, .dy = part, .x = x});
+    });
+  }
+
+  void input_dense() const {
+    std::array<Tensor, most_stacked_weights> images = w.images;
+    for (size_t i = 0; i < l.count; ++i) {
+      if (images[i].defined()) continue;
+      images[i] = t.temp(l.params[i]->shape, dy.dtype);
+      kernels::dequantize(t.queue(), {.y = images[i], .x = w.packed[i]});
+    }
+    landed(t.grad(l.x), dy.dtype, l.mask_x, [&](const Accum& at) {
+      kernels::linear_dgrad(t.queue(), {.dx = at, .dy = dy, .weights = {images.data(), l.count}, .pack = {}});
+    });
+  }
+
+  /// Quantizes an operand of a backward product: rows of `y` run along what the product sums.
+  Packed operand(const Tensor& x, const Packed& packed_x, bool transpose, const Rotation& draw,
+                 const char* which) const {
+    const QuantOperandSpec& g = *spec.gradients;
+    const int64_t rows = x.defined() ? x.rows() : packed_x.rows,
+                  cols = x.defined() ? x.cols() : packed_x.cols;
+    const Packed y = temp_packed(t, g.block_format(), transpose ? cols : rows, transpose ? rows : cols);
+    kernels::quantize(t.queue(), {.y = y,
+                                  .x = x,
+                                  .packed_x = packed_x,
+                                  .transpose = transpose,
+                                  .rule = g.scale,
+                                  .rounding = {.kind = g.rounding,
+                                               .seed = draw.seed,
+                                               .stream = draw.stream + stream_of(which),
+                                               .step = draw.step},
+                                  .rotation = draw});
+    return y;
+  }
+
+  /// dW_i = dy_i^T x, summed over tokens.
+  void weights_packed() const {
+    const Rotation draw = draws(" dw");
+    const Packed x = operand(Tensor{}, l.packed_x, true, draw, "x");
+    each_weight_gradient([&](size_t i, const Tensor& part, const Accum& at) {
+      const Packed g = operand(part, Packed{}, true, draw, l.params[i]->name.c_str());
+      kernels::block_matmul(t.queue(), {.y = at, .a = g, .b = {&x, 1}, .pack = {}});
+    });
+  }
+
+  /// dx = sum over i of dy_i W_i: one product for each weight, each summed over its outputs.
+  void input_packed() const {
+    const Rotation draw = draws(" dx");
+    landed(t.grad(l.x), DType::f32, l.mask_x, [&](const Accum& at) {
+      each_weight([&](size_t i, const Tensor& part) {
+        const Packed g = operand(part, Packed{}, false, draw, l.params[i]->name.c_str());
+        const Packed wt = operand(Tensor{}, w.packed[i], true, draw, (l.params[i]->name + " w").c_str());
+        kernels::block_matmul(t.queue(),
+                              {.y = {at.tensor, at.add || i > 0}, .a = g, .b = {&wt, 1}, .pack = {}});
+      });
+    });
+  }
+
+  void run() const {
+    const bool packed = spec.gradients.has_value();
+    if (any_weight_wanted()) packed ? weights_packed() : weights_dense();
+    if (t.needs_grad(l.x)) packed ? input_packed() : input_dense();
+  }
+};
+
+}  // namespace
+
+Var quantized_linear(Tape& t, Var x, std::span<Parameter* const> weights, const QuantScheme& scheme) {
+  Layer l;
+  l.scheme = &scheme;
+  l.x = x;
+  for (Parameter* p : weights) {
+    require(p->scheme == &scheme, "quant",
+            "{} and {} have one input, but belong to different groups; give them one", weights[0]->name,
+            p->name);
+    l.params[l.count] = p;
+    l.leaves[l.count++] = t.leaf(*p);
+  }
+  const Tensor y = forward(t, l);
+  return t.record("linear", y, {x, l.leaves[0], l.leaves[1], l.leaves[2], l.leaves[3]}, [=, &t](Tensor dy) {
+    LinearBackward{t, l, dy}.run();
+  });
+}
+
+}  // namespace osprey

@@ -1,0 +1,64 @@
+#include "kernels/block_matmul.h"
+
+#include "kernels/core/dispatch.h"
+
+namespace osprey::kernels {
+
+namespace {
+
+int64_t check_b(const Queue& queue, std::span<const Packed> b) {
+  require(!b.empty(), "block_matmul", "no matrices b");
+  int64_t rows = 0;
+  for (const Packed& p : b) {
+    require_packed("block_matmul", "b", p, queue.device);
+    require(p.format == b[0].format && p.cols == b[0].cols, "block_matmul",
+            "matrices b must be of one format and width, got {} {} wide beside {} {} wide", name(p.format),
+            p.cols, name(b[0].format), b[0].cols);
+    rows += p.rows;
+  }
+  return rows;
+}
+
+int64_t pack_bytes(const Queue& queue, std::span<const Packed> b) {
+  return queue.target() == DeviceKind::cuda ? cuda::block_pack_bytes(b) : cpu::block_pack_bytes(b);
+}
+
+void check_pack(const Queue& queue, const Tensor& pack, std::span<const Packed> b) {
+  const int64_t bytes = pack_bytes(queue, b);
+  require(pack.dtype == DType::u8 && pack.device == queue.device && pack.shape == Shape{bytes} &&
+              reinterpret_cast<uintptr_t>(pack.data) % 64 == 0,
+          "block_matmul", "pack must be u8 ({}), aligned to 64 bytes, got {}", bytes, pack);
+}
+
+}  // namespace
+
+int64_t block_pack_bytes(const Queue& queue, std::span<const Packed> b) {
+  check_b(queue, b);
+  return pack_bytes(queue, b);
+}
+
+void block_pack(const Queue& queue, const BlockPack& args) {
+  check_b(queue, args.b);
+  check_pack(queue, args.pack, args.b);
+  if (args.pack.numel() == 0) return;
+  dispatch(queue, args, cpu::block_pack, cuda::block_pack);
+}
+
+void block_matmul(const Queue& queue, const BlockMatmul& args) {
+  const int64_t n = check_b(queue, args.b);
+  require_packed("block_matmul", "a", args.a, queue.device);
+  const Packed &a = args.a, &b = args.b[0];
+  require(a.cols == b.cols, "block_matmul", "the inner dimensions differ: a is ({}, {}), b ({}, {})", a.rows,
+          a.cols, n, b.cols);
+  require(a.format.block == b.format.block && a.format.granularity == b.format.granularity, "block_matmul",
+          "blocks of a and b must be alike, got {} and {}", name(a.format), name(b.format));
+  const Tensor& y = args.y.tensor;
+  require_shape("block_matmul", "y", y, {a.rows, n});
+  require((y.dtype == DType::f32 || y.dtype == DType::bf16) && y.device == queue.device, "block_matmul",
+          "y must be f32 or bf16 on {}, got {}", name(queue.device.kind), y);
+  if (args.pack.defined()) check_pack(queue, args.pack, args.b);
+  if (y.numel() == 0) return;
+  dispatch(queue, args, cpu::block_matmul, cuda::block_matmul);
+}
+
+}  // namespace osprey::kernels

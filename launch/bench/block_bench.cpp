@@ -1,0 +1,95 @@
+#include "launch/bench/block_bench.h"
+
+#include <fmt/format.h>
+
+#include "kernels/block_matmul.h"
+#include "kernels/matmul.h"
+#include "kernels/quantize.h"
+#include "launch/bench/kernel_bench.h"
+#include "launch/bench/measure.h"
+
+namespace osprey::bench {
+
+namespace {
+
+Packed packed_in(Arena& memory, const BlockFormat& format, int64_t rows, int64_t cols) {
+  const PackedShapes s = packed_shapes(format, rows, cols, "a bench's matrix");
+  Packed p{.format = format,
+           .rows = rows,
+           .cols = cols,
+           .codes = memory.alloc(s.codes, DType::u8),
+           .scales = memory.alloc(s.scales, s.scale_dtype)};
+  if (s.has_tensor_scale) p.tensor_scale = memory.alloc({1}, DType::f32);
+  return p;
+}
+
+/// y = a b^T in bf16 and in a pair of formats, of the same numbers.
+struct Product {
+  Product(const Queue& queue, int64_t m, int64_t n, int64_t k, const char* a_format, const char* b_format)
+      : memory("bench", queue.device, 8 * (m * k + n * k) + 2 * m * n + (1 << 20)),
+        x(random_tensor(queue, memory, {m, k}, DType::bf16, 1)),
+        w(random_tensor(queue, memory, {n, k}, DType::bf16, 1)),
+        y(memory.alloc({m, n}, DType::bf16)),
+        a(packed_in(memory, block_format(a_format), m, k)),
+        b(packed_in(memory, block_format(b_format), n, k)) {
+    kernels::quantize(queue, {.y = a, .x = x});
+    kernels::quantize(queue, {.y = b, .x = w});
+    if (const int64_t bytes = kernels::block_pack_bytes(queue, {&b, 1})) {
+      pack = memory.alloc({bytes}, DType::u8);
+      kernels::block_pack(queue, {.pack = pack, .b = {&b, 1}});
+    }
+  }
+  double ours(const Queue& queue) {
+    return best_seconds(queue, 1, [&] {
+      kernels::block_matmul(queue, {.y = {y, false}, .a = a, .b = {&b, 1}, .pack = pack});
+    });
+  }
+  double library(const Queue& queue) {
+    return best_seconds(queue, 1, [&] {
+      kernels::library_matmul(queue, {.c = y, .a = x, .b = w, .op_b = kernels::Op::transpose});
+    });
+  }
+  Arena memory;
+  Tensor x, w, y, pack;
+  Packed a, b;
+};
+
+}  // namespace
+
+void bench_block_gemm(const Queue& queue) {
+  constexpr int rounds = 10, rounds_of_short = 60;
+  fmt::print(
+      "packed operands, n = m = k, b rearranged once, beside oneDNN's bf16 product; GFLOP/s, best of {} to {}, in "
+      "turn\n",
+      rounds, rounds_of_short);
+  fmt::print("  {:<24}{:>9}{:>10}{:>10}{:>8}\n", "formats", "m", "packed", "oneDNN", "ratio");
+  for (const auto& [a, b] : {std::pair{"mxfp4", "mxfp4"}, {"mxint8", "mxfp4"}, {"mxint8", "mxint8"}})
+    for (const int64_t m : {1024, 2048, 4096}) {
+      Product p(queue, m, m, m, a, b);
+      double ours = 1e9, library = 1e9;
+      for (int round = 0; round < (m == 1024 ? rounds_of_short : rounds); ++round) {
+        ours = std::min(ours, p.ours(queue));
+        library = std::min(library, p.library(queue));
+      }
+      const double flops = 2.0 * static_cast<double>(m * m * m);
+      fmt::print("  {:<24}{:>9}{:>10.0f}{:>10.0f}{:>8.2f}\n", fmt::format("{} x {}", a, b), m,
+                 flops / ours / 1e9, flops / library / 1e9, library / ours);
+    }
+  const double copy = copy_rate(queue);
+  fmt::print(
+      "one row of x times (32768, 4096) packed weights: GB/s of them, beside the {:.1f} of a large copy\n",
+      copy / 1e9);
+  for (const char* format : {"mxfp4", "nvfp4", "mxint8"}) {
+    Product p(queue, 1, 32768, 4096, format, format);
+    double ours = 1e9, library = 1e9;
+    for (int round = 0; round < rounds; ++round) {
+      ours = std::min(ours, p.ours(queue));
+      library = std::min(library, p.library(queue));
+    }
+    const auto bytes = static_cast<double>(packed_bytes(p.b.format, p.b.rows, p.b.cols));
+    fmt::print("  {:<24}{:>9.1f}, {:.2f} of a copy; {:.2f} times as fast as oneDNN with bf16 weights\n",
+               format, bytes / ours / 1e9, bytes / ours / copy, library / ours);
+  }
+}
+
+}  // namespace osprey::bench
