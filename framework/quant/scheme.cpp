@@ -45,7 +45,8 @@ void QuantOperandSpec::fields(Fields& f) {
       "largest value rounded to the element's digits), ceil and rceil (never clip), mse (from the standard "
       "deviation, least error for normal values; clips). four_over_six: nvfp4 only, the better of two scales");
   f.choice("rounding", rounding, {{"nearest_even", Kind::nearest_even}, {"stochastic", Kind::stochastic}},
-           "stochastic is unbiased where the scale does not clip: ceil and rceil");
+           "forward rounds to nearest. For gradients: stochastic is unbiased where the scale does not clip, "
+           "with ceil and rceil");
   f.rule(scale != ScaleRule::four_over_six || format == "nvfp4", "scale", "four_over_six is for nvfp4");
   f.rule(scale != ScaleRule::mse || format == "mxfp4", "scale", "mse is for mxfp4");
 }
@@ -121,6 +122,11 @@ void QuantGroupSpec::fields(Fields& f) {
   f.rule(is_size(backward_rotation), "backward_rotation", "must be 0, 16, 32, 64 or 128");
   f.rule(weights || activations, "weights",
          "neither weights nor activations have a format; name one or a preset");
+  const auto forward_rule = [&](const char* key, const std::optional<QuantOperandSpec>& o) {
+    f.rule(!o || o->rounding == Kind::nearest_even, key, "rounds to nearest; stochastic is for gradients");
+  };
+  forward_rule("weights.rounding", weights);
+  forward_rule("activations.rounding", activations);
   f.rule(rotation == 0 || (weights && activations), "rotation",
          "turns both operands of a product, so weights and activations need a format");
   f.rule(backward_rotation == 0 || gradients, "backward_rotation", "is for gradients, which have no format");

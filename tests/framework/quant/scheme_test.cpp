@@ -65,6 +65,9 @@ TEST(QuantScheme, RefusesWhatContradictsItself) {
             std::string::npos);
   EXPECT_NE(words("{weights: {format: mxint8, scale: mse}}").find("mse is for mxfp4"), std::string::npos);
   EXPECT_NE(words("{weights: {format: mxfp4, scale: four_over_six}}").find("for nvfp4"), std::string::npos);
+  EXPECT_NE(
+      words("{weights: {format: mxfp4, rounding: stochastic}}").find("weights.rounding: rounds to nearest"),
+      std::string::npos);
   EXPECT_NE(words("{preset: quartet, rotation: 48}").find("must be 0, 16, 32, 64 or 128"), std::string::npos);
   EXPECT_NE(words("{preset: weight_only, rotation: 32}").find("both operands"), std::string::npos);
   EXPECT_NE(words("{preset: weight_only, gradients: {format: mxfp4}}").find("gradients"), std::string::npos);
