@@ -51,20 +51,34 @@ void ParamStore::materialize(Device device, DType dtype, Gradients gradients) {
     if (it == buckets_.end())
       it = buckets_.insert(buckets_.end(),
                            Bucket{.layer = p->layer, .params = {}, .numel = 0, .values = {}, .grads = {}});
+    it->params.push_back(p.get());
+    if (p->stored_format) continue;
     p->offset = it->numel;
     it->numel += (p->shape.numel() + 31) / 32 * 32;
-    it->params.push_back(p.get());
   }
   std::sort(buckets_.begin(), buckets_.end(),
             [](const Bucket& a, const Bucket& b) { return a.layer < b.layer; });
-  int64_t total = 0;
-  for (const Bucket& b : buckets_) total += b.numel;
+  int64_t total = 0, packed_total = 0;
+  for (const Bucket& b : buckets_) {
+    total += b.numel;
+    for (const Parameter* p : b.params)
+      if (p->stored_format) packed_total += packed_bytes(*p->stored_format, p->shape[0], p->shape[1]);
+  }
   values_ = std::make_unique<Arena>("parameters", device, total * size_bytes(dtype));
   grads_ = std::make_unique<Arena>("gradients", device, gradients == Gradients::on ? total * 4 : 0);
+  packed_ = std::make_unique<Arena>("packed weights", device, packed_total);
   for (Bucket& b : buckets_) {
     b.values = values_->alloc({b.numel}, dtype);
     if (gradients == Gradients::on) b.grads = grads_->alloc({b.numel}, DType::f32);
     for (Parameter* p : b.params) {
+      if (p->stored_format) {
+        require(gradients == Gradients::off, "parameters", "{} is stored packed, which nothing can train",
+                p->name);
+        p->value.dtype = dtype;
+        p->packed = make_packed(*p->stored_format, p->shape[0], p->shape[1],
+                                [&](const Shape& s, DType d) { return packed_->alloc(s, d); });
+        continue;
+      }
       const int64_t end = p->offset + p->shape.numel();
       auto view = [&](const Tensor& flat) {
         Tensor t = make_tensor(flat.data, p->shape, flat.dtype, device);
@@ -131,6 +145,7 @@ void ParamStore::initialize(const Queue& queue, uint64_t seed) {
   std::vector<float> scratch;
   std::vector<bf16> rounded;
   for (const auto& p : params_) {
+    require(!p->stored_format, "parameters", "{} is stored packed and has no initial value", p->name);
     ++p->version;
     scratch.resize(static_cast<size_t>(p->shape.numel()));
     initial_value(queue, *p, seed, scratch.data());

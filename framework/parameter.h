@@ -3,11 +3,13 @@
 // quantization patterns, freezing and sharding all match on that name.
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "framework/memory/arena.h"
+#include "kernels/block_format.h"
 #include "kernels/core/queue.h"
 #include "kernels/core/tensor.h"
 
@@ -40,6 +42,12 @@ struct Parameter {
   const QuantScheme* scheme =
       nullptr;  // how linear layers quantize it now (framework/quant); null: not at all
 
+  // A weight that a checkpoint holds packed is used as it is: set stored_format before materialize(), which
+  // then allocates `packed` and gives `value` a dtype, but neither shape nor memory. Its scheme must say how
+  // it was quantized.
+  std::optional<BlockFormat> stored_format;
+  Packed packed;
+
   std::shared_ptr<PackCache> packs;       // rearranged copies of `value`, kept by framework/ops/pack_cache.h
   std::shared_ptr<QuantCache> quantized;  // quantized ones, kept by framework/ops/quantized_weights.h
 
@@ -67,6 +75,7 @@ class ParamStore {
   Bucket& bucket(int layer);
 
   /// Allocates values and gradients. `gradients` == off for evaluation.
+  /// Errors: throws where gradients are wanted of a weight that is stored packed.
   enum class Gradients { off, on };
   void materialize(Device device, DType dtype, Gradients gradients);
   /// Fills values by Init (no effect on meta).
@@ -77,7 +86,7 @@ class ParamStore {
   void begin_step();
 
   int64_t numel() const;
-  int64_t value_bytes() const { return values_ ? values_->used_bytes() : 0; }
+  int64_t value_bytes() const { return values_ ? values_->used_bytes() + packed_->used_bytes() : 0; }
   int64_t gradient_bytes() const { return grads_ ? grads_->used_bytes() : 0; }
   DType dtype() const { return dtype_; }
 
@@ -85,7 +94,7 @@ class ParamStore {
   std::vector<std::unique_ptr<Parameter>> params_;
   std::unordered_map<std::string, Parameter*> by_name_;
   std::vector<Bucket> buckets_;
-  std::unique_ptr<Arena> values_, grads_;
+  std::unique_ptr<Arena> values_, grads_, packed_;
   DType dtype_ = DType::f32;
 };
 

@@ -1,6 +1,9 @@
 #include "kernels/block_format.h"
 
+#include <fmt/format.h>
+
 #include <array>
+#include <cmath>
 #include <numeric>
 
 namespace osprey {
@@ -107,6 +110,51 @@ void require_packed(const char* where, const char* what, const Packed& p, Device
   part("codes", p.codes, s.codes, DType::u8);
   part("scales", p.scales, s.scales, s.scale_dtype);
   if (s.has_tensor_scale) part("tensor_scale", p.tensor_scale, {1}, DType::f32);
+}
+
+namespace {
+
+const char* impossible_scale(ScaleType type, const void* scales, int64_t i) {
+  if (type == ScaleType::f32) {
+    const float f = static_cast<const float*>(scales)[i];
+    return std::isnan(f) ? "NaN" : std::isinf(f) ? "infinite" : std::signbit(f) ? "negative" : nullptr;
+  }
+  const uint8_t code = static_cast<const uint8_t*>(scales)[i];
+  if (type == ScaleType::e8m0) return code == 0xff ? "NaN" : nullptr;
+  return (code & 0x7f) == 0x7f ? "NaN" : (code & 0x80) != 0 ? "negative" : nullptr;
+}
+
+const char* impossible_element(const ElementLayout& layout, uint32_t code) {
+  const uint32_t sign = 1u << (layout.bits - 1);
+  switch (layout.kind) {
+    case ElementLayout::integer:
+      return code == sign ? "the most negative integer, which has no opposite" : nullptr;
+    case ElementLayout::numbers:
+      return nullptr;
+    default:
+      return (code & (sign - 1)) > layout.largest_code ? "NaN or infinite" : nullptr;
+  }
+}
+
+}  // namespace
+
+std::optional<std::string> find_impossible(const Packed& p) {
+  const int64_t across = p.format.scales_per_row(p.cols);
+  for (int64_t i = 0; i < p.scales.numel(); ++i)
+    if (const char* what = impossible_scale(p.format.scale, p.scales.data, i))
+      return fmt::format("scale {} of row {} is {}", i % across, i / across, what);
+  if (p.tensor_scale.defined())
+    if (const char* what = impossible_scale(ScaleType::f32, p.tensor_scale.data, 0))
+      return fmt::format("the scale of the whole matrix is {}", what);
+  const ElementLayout layout = element_layout(p.format.element);
+  if (layout.kind == ElementLayout::numbers) return std::nullopt;
+  const auto* codes = p.codes.as<uint8_t>();
+  for (int64_t i = 0; i < p.rows * p.cols; ++i) {
+    const uint32_t code = layout.bits == 8 ? codes[i] : codes[i / 2] >> (i % 2 * 4) & 0xf;
+    if (const char* what = impossible_element(layout, code))
+      return fmt::format("element {} of row {} is {}", i % p.cols, i / p.cols, what);
+  }
+  return std::nullopt;
 }
 
 }  // namespace osprey

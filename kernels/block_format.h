@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "kernels/core/tensor.h"
@@ -64,11 +65,27 @@ struct PackedShapes {
   bool has_tensor_scale;
 };
 PackedShapes packed_shapes(const BlockFormat& format, int64_t rows, int64_t cols, std::string_view what);
+/// A packed matrix in memory from `alloc(shape, dtype)`; its values are undefined.
+template <class Alloc>
+Packed make_packed(const BlockFormat& format, int64_t rows, int64_t cols, const Alloc& alloc) {
+  const PackedShapes s = packed_shapes(format, rows, cols, "a quantized matrix");
+  return {.format = format,
+          .rows = rows,
+          .cols = cols,
+          .codes = alloc(s.codes, DType::u8),
+          .scales = alloc(s.scales, s.scale_dtype),
+          .tensor_scale = s.has_tensor_scale ? alloc(Shape{1}, DType::f32) : Tensor{}};
+}
 /// Bytes of all parts, each rounded up to 64.
 int64_t packed_bytes(const BlockFormat& format, int64_t rows, int64_t cols);
 
 /// Throws unless the parts of `p` fit together and lie on `device`, blocks have 16, 32, 64 or 128 elements,
 /// and scales of rows and matrices are f32; `where` and `what` begin the message.
 void require_packed(const char* where, const char* what, const Packed& p, Device device);
+
+/// What no quantization of finite numbers leaves in a matrix: scales that are NaN, infinite or negative, the
+/// most negative integer, codes for NaN and Inf. In words ("scale 3 of row 7 is NaN"), or nothing when all is
+/// well. `p` lies in host memory and is packed as require_packed() wants it.
+std::optional<std::string> find_impossible(const Packed& p);
 
 }  // namespace osprey

@@ -31,6 +31,20 @@ fs::path run_of(const fs::path& checkpoint) {
   return checkpoints.filename() == "checkpoints" && fs::exists(run / "metrics.jsonl") ? run : fs::path();
 }
 
+/// Declares the model as this directory stores it, on `device`.
+static std::unique_ptr<QuantSchemes> declare(const HubModel& hub, LanguageModel& model, ParamStore& params,
+                                             Device device) {
+  model.declare(params);
+  std::unique_ptr<QuantSchemes> schemes;
+  if (const QuantizationConfig* config = hub.quantization()) {
+    schemes = std::make_unique<QuantSchemes>(config->groups, params, config->seed);
+    hub.declare_packed(params);
+  }
+  params.materialize(device, hub.context().dtype, ParamStore::Gradients::off);
+  if (schemes) schemes->activate(0);
+  return schemes;
+}
+
 LoadedModel::LoadedModel(const fs::path& given, int threads, Device device)
     : path(checkpoint_of(given)),
       hub(path),
@@ -42,11 +56,16 @@ LoadedModel::LoadedModel(const fs::path& given, int threads, Device device)
       tape(queue, activations, pool) {
   if (fs::exists(path / "manifest.json")) verify_files(path, read_manifest(path));
   model = make_llama(hub.spec(), std::max<int64_t>(1, hub.context().sequence_len));
-  model->declare(params);
-  params.materialize(queue.device, hub.context().dtype, ParamStore::Gradients::off);
+  schemes = declare(hub, *model, params, queue.device);
   hub.load(queue, params);
   tape.set_mode(Tape::Mode::evaluate);
   tokenizer = load_tokenizer(path.string());
+}
+
+void LoadedModel::require_unpacked(const char* what) const {
+  require(!schemes, "checkpoint",
+          "the weights of {} are packed, and {}; take the checkpoint that they were made of", path.string(),
+          what);
 }
 
 void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t sequence_len) {
@@ -54,8 +73,7 @@ void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t 
       .device = {DeviceKind::meta, 0}, .threads = loaded.queue.threads, .planned = loaded.queue.device.kind};
   const auto model = make_llama(loaded.hub.spec(), sequence_len);
   ParamStore params;
-  model->declare(params);
-  params.materialize(meta.device, loaded.hub.context().dtype, ParamStore::Gradients::off);
+  const auto schemes = declare(loaded.hub, *model, params, meta.device);
   Arena activations("activations", meta.device, 0), tokens("token buffers", meta.device, 0);
   Pool pool("activation gradients", meta.device);
   Tape tape(meta, activations, pool);

@@ -8,6 +8,7 @@
 #include "framework/data/loader.h"
 #include "framework/data/tokenizer.h"
 #include "framework/model.h"
+#include "framework/quant/scheme.h"
 #include "kernels/device.h"
 #include "launch/recipe.h"
 #include "models/llama/hf.h"
@@ -20,10 +21,14 @@ std::filesystem::path checkpoint_of(const std::filesystem::path& checkpoint_or_r
 /// The run directory that a checkpoint stands in, or an empty path when it stands elsewhere.
 std::filesystem::path run_of(const std::filesystem::path& checkpoint);
 
+/// Weights that a checkpoint holds packed stay so, and its layers compute with them as it says.
 struct LoadedModel {
   /// Errors: throws when files are damaged, the model is one that Osprey does not compute, or the device is
   /// not there.
   LoadedModel(const std::filesystem::path& checkpoint_or_run, int threads, Device device);
+
+  /// Throws where weights are packed, so that `what` cannot be done; says what to take instead.
+  void require_unpacked(const char* what) const;
 
   std::filesystem::path path;
   HubModel hub;
@@ -32,6 +37,7 @@ struct LoadedModel {
   int64_t activation_capacity_bytes;
   std::unique_ptr<LanguageModel> model;
   ParamStore params;
+  std::unique_ptr<QuantSchemes> schemes;  // of a packed checkpoint
   Arena activations;
   Pool pool;
   Tape tape;

@@ -92,6 +92,7 @@ int main(int argc, char** argv) {
   osprey::add_inspect(app);
   osprey::add_generate(app);
   osprey::add_export(app);
+  osprey::add_quantize(app);
   osprey::add_report(app);
   osprey::add_fields(app);
   osprey::add_bench(app);

@@ -81,6 +81,14 @@ std::string hex(uint32_t crc) { return fmt::format("{:08x}", crc); }
 
 }  // namespace
 
+void require_new_directory(const char* where, const fs::path& from, const fs::path& to) {
+  require(!fs::exists(to) || (fs::is_directory(to) && fs::is_empty(to)), where,
+          "{} exists and is not an empty directory; choose another", to.string());
+  const fs::path inside = fs::weakly_canonical(to).lexically_relative(fs::canonical(from));
+  require(inside.empty() || *inside.begin() == "..", where,
+          "{} lies inside the checkpoint; choose a directory elsewhere", to.string());
+}
+
 PartialDirectory::PartialDirectory(fs::path published) : published_(absolute_without_slash(published)) {
   path_ = partial_path(published_);
   create(path_.parent_path());

@@ -11,6 +11,11 @@
 
 namespace osprey {
 
+/// Throws unless `to` can become a model made of the checkpoint `from`: no directory yet or an empty one, and
+/// not inside of `from`. `where` begins the message.
+void require_new_directory(const char* where, const std::filesystem::path& from,
+                           const std::filesystem::path& to);
+
 /// A directory under construction, beside the place where it will appear:
 /// `<published>.partial-<pid>.<host>`. Destroying it unpublished removes it.
 class PartialDirectory {

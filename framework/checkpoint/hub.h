@@ -5,15 +5,30 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "framework/checkpoint/safetensors.h"
-#include "kernels/core/queue.h"
+#include "kernels/quantize.h"
 
 namespace osprey {
 
-/// One tensor of the exported model.
+/// How a tensor is quantized on its way into the file.
+struct HubPacking {
+  BlockFormat format;
+  ScaleRule scale = ScaleRule::even;
+  kernels::Rotation rotation = {};
+};
+
+/// Names of the tensors that a packed weight is stored as; framework/quant/packed_checkpoint.h.
+struct PackedNames {
+  explicit PackedNames(const std::string& weight)
+      : codes(weight + "_packed"), scales(weight + "_scale"), tensor_scale(weight + "_global_scale") {}
+  std::string codes, scales, tensor_scale;
+};
+
+/// One tensor of the exported model; a packed one is stored as the two or three of PackedNames.
 struct HubTensor {
   enum class Rule {
     copy,              // a
@@ -26,6 +41,7 @@ struct HubTensor {
   Rule rule = Rule::copy;
   std::string a, b;  // names of parameters
   Shape b_shape;     // of b, a square matrix
+  std::optional<HubPacking> packed = {};
 };
 
 struct HubLayout {
@@ -38,7 +54,8 @@ struct HubLayout {
 using ReadParameter = std::function<void(const std::string& name, int64_t begin, Tensor out)>;
 
 /// Writes all tensors of `layout` into one safetensors file, a few rows at a time.
-/// Numerics: everything is formed in fp32 from what `read` gives and rounded once to `type`.
+/// Numerics: everything is formed in fp32 from what `read` gives and rounded once to `type`; a packed tensor
+/// is quantized from there. Errors: throws where a packed tensor holds NaN or Inf.
 FileRecord write_hub_tensors(const Queue& queue, const std::filesystem::path& path, const HubLayout& layout,
                              const ReadParameter& read, StoredType type);
 

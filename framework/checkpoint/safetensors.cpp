@@ -259,7 +259,19 @@ int64_t size_bytes(StoredType type) { return types[static_cast<size_t>(type)].by
 const char* name(StoredType type) { return types[static_cast<size_t>(type)].name; }
 
 StoredType stored(DType dtype) {
-  return dtype == DType::bf16 ? StoredType::bf16 : dtype == DType::i32 ? StoredType::i32 : StoredType::f32;
+  switch (dtype) {
+    case DType::f32:
+      return StoredType::f32;
+    case DType::bf16:
+      return StoredType::bf16;
+    case DType::i32:
+      return StoredType::i32;
+    case DType::u8:
+      return StoredType::u8;
+    case DType::f64:
+      break;
+  }
+  fail("safetensors", "{} is no type that Osprey stores", name(dtype));
 }
 
 int64_t StoredTensor::numel() const {

@@ -25,6 +25,7 @@ namespace osprey {
 enum class StoredType : uint8_t { i64, f32, i32, bf16, f16, u8 };
 int64_t size_bytes(StoredType type);
 const char* name(StoredType type);  // "BF16", as in the file
+/// Errors: throws on f64.
 StoredType stored(DType dtype);
 
 /// One tensor of a file.

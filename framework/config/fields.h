@@ -21,6 +21,7 @@
 #include <functional>
 #include <initializer_list>
 #include <optional>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -71,6 +72,10 @@ class Fields {
   template <class E>
   void choice(const char* key, E& v, std::initializer_list<std::pair<const char*, E>> names,
               const char* help) {
+    choice(key, v, std::span(names.begin(), names.size()), help);
+  }
+  template <class E>
+  void choice(const char* key, E& v, std::span<const std::pair<const char*, E>> names, const char* help) {
     std::vector<const char*> words;
     size_t index = 0;
     for (const auto& [word, value] : names) {
@@ -78,7 +83,7 @@ class Fields {
       words.push_back(word);
     }
     index = enumeration(key, words, index, help);
-    v = (names.begin() + index)->second;
+    v = names[index].second;
   }
 
   /// A nested spec (a struct with fields()).

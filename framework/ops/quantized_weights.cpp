@@ -51,7 +51,7 @@ class QuantCache {
     int64_t bytes = 0;
     for (size_t i = 0; i < e.result.count; ++i) {
       const Shape& s = e.weights[i]->shape;
-      bytes += packed_bytes(format, s[0], s[1]) + 3 * alignment;
+      if (!e.weights[i]->stored_format) bytes += packed_bytes(format, s[0], s[1]) + 3 * alignment;
       if (masked) bytes += aligned(s.numel() / 8);
       if (dense) bytes += aligned(s.numel() * size_bytes(e.weights[i]->value.dtype));
     }
@@ -65,10 +65,11 @@ class QuantCache {
     const int64_t pack_bytes = dense ? 0 : kernels::block_pack_bytes(queue, r.all_packed());
     e.memory = std::make_unique<Arena>("quantized weights", queue.device, bytes + aligned(pack_bytes));
     for (size_t i = 0; i < r.count; ++i) {
-      const Shape& s = e.weights[i]->shape;
-      r.packed[i] = make_packed(format, s[0], s[1], place);
+      const Parameter& p = *e.weights[i];
+      const Shape& s = p.shape;
+      r.packed[i] = p.stored_format ? p.packed : make_packed(format, s[0], s[1], place);
       if (masked) r.masks[i] = place({s[0], s[1] / 8}, DType::u8);
-      if (dense) r.images[i] = place(s, e.weights[i]->value.dtype);
+      if (dense) r.images[i] = place(s, p.value.dtype);
     }
     if (pack_bytes > 0) r.block_pack = place({pack_bytes}, DType::u8);
   }
@@ -83,9 +84,7 @@ bool multiplies_packed(const QuantGroupSpec& spec) {
 }
 
 kernels::Rotation forward_rotation(const QuantScheme& scheme) {
-  return {.size = static_cast<int>(scheme.spec->rotation),
-          .seed = scheme.seed,
-          .stream = stream_of("quantization, rotation of forward")};
+  return forward_rotation(*scheme.spec, scheme.seed);
 }
 
 const QuantizedWeights& quantized_weights(const Queue& queue, std::span<Parameter* const> weights,
@@ -108,11 +107,12 @@ const QuantizedWeights& quantized_weights(const Queue& queue, std::span<Paramete
       r.images[i] = weights[i]->value;
       continue;
     }
-    kernels::quantize(queue, {.y = r.packed[i],
-                              .x = weights[i]->value,
-                              .rule = spec->scale,
-                              .rotation = forward_rotation(scheme),
-                              .mask = r.masks[i]});
+    if (!weights[i]->stored_format)
+      kernels::quantize(queue, {.y = r.packed[i],
+                                .x = weights[i]->value,
+                                .rule = spec->scale,
+                                .rotation = forward_rotation(scheme),
+                                .mask = r.masks[i]});
     if (r.images[i].defined()) kernels::dequantize(queue, {.y = r.images[i], .x = r.packed[i]});
   }
   if (r.block_pack.defined()) kernels::block_pack(queue, {.pack = r.block_pack, .b = r.all_packed()});

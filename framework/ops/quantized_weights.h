@@ -34,18 +34,6 @@ const QuantizedWeights& quantized_weights(const Queue& queue, std::span<Paramete
 /// The rotation of forward's operands.
 kernels::Rotation forward_rotation(const QuantScheme& scheme);
 
-/// Memory of an undefined packed matrix from `alloc(shape, dtype)`.
-template <class Alloc>
-Packed make_packed(const BlockFormat& format, int64_t rows, int64_t cols, const Alloc& alloc) {
-  const PackedShapes s = packed_shapes(format, rows, cols, "a quantized matrix");
-  return {.format = format,
-          .rows = rows,
-          .cols = cols,
-          .codes = alloc(s.codes, DType::u8),
-          .scales = alloc(s.scales, s.scale_dtype),
-          .tensor_scale = s.has_tensor_scale ? alloc(Shape{1}, DType::f32) : Tensor{}};
-}
-
 /// Memory of all quantized weights of these parameters, for `osprey plan`.
 int64_t quantized_bytes(const ParamStore& params);
 

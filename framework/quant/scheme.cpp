@@ -4,6 +4,7 @@
 
 #include "framework/config/glob.h"
 #include "framework/eval/round_to_nearest.h"
+#include "kernels/core/random.h"
 
 namespace osprey {
 
@@ -30,17 +31,18 @@ QuantOperandSpec operand(const char* format, ScaleRule scale = ScaleRule::even,
 
 }  // namespace
 
+std::span<const std::pair<const char*, ScaleRule>> scale_rules() {
+  static constexpr std::pair<const char*, ScaleRule> rules[] = {
+      {"floor", ScaleRule::floor}, {"even", ScaleRule::even}, {"ceil", ScaleRule::ceil},
+      {"rceil", ScaleRule::rceil}, {"mse", ScaleRule::mse},   {"four_over_six", ScaleRule::four_over_six}};
+  return rules;
+}
+
 void QuantOperandSpec::fields(Fields& f) {
   f("format", format, ("one of " + format_names()).c_str());
   f.rule(is_format(format), "format", fmt::format("'{}' is no format; there are {}", format, format_names()));
   f.choice(
-      "scale", scale,
-      {{"floor", ScaleRule::floor},
-       {"even", ScaleRule::even},
-       {"ceil", ScaleRule::ceil},
-       {"rceil", ScaleRule::rceil},
-       {"mse", ScaleRule::mse},
-       {"four_over_six", ScaleRule::four_over_six}},
+      "scale", scale, scale_rules(),
       "how a block's scale follows from its values. Powers of two: floor (OCP, clips), even (floor of the "
       "largest value rounded to the element's digits), ceil and rceil (never clip), mse (from the standard "
       "deviation, least error for normal values; clips). four_over_six: nvfp4 only, the better of two scales");
@@ -164,6 +166,12 @@ std::string misfit(const QuantGroupSpec& g, const Parameter& p) {
 }
 
 }  // namespace
+
+kernels::Rotation forward_rotation(const QuantGroupSpec& group, uint64_t seed) {
+  return {.size = static_cast<int>(group.rotation),
+          .seed = seed,
+          .stream = stream_of("quantization, rotation of forward")};
+}
 
 QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamStore& params, uint64_t seed)
     : specs_(groups.begin(), groups.end()) {

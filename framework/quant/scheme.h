@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "framework/config/fields.h"
@@ -14,6 +15,9 @@
 #include "kernels/quantize.h"
 
 namespace osprey {
+
+/// Scale rules by the names that recipes and checkpoints have for them.
+std::span<const std::pair<const char*, ScaleRule>> scale_rules();
 
 /// How one operand of a product is quantized.
 struct QuantOperandSpec {
@@ -63,6 +67,9 @@ struct QuantScheme {
   size_t group = 0;   // which entry of the recipe's list
   uint64_t seed = 0;  // of rotations and stochastic rounding
 };
+
+/// The rotation of forward's operands: the same for all layers, a function of the run's seed.
+kernels::Rotation forward_rotation(const QuantGroupSpec& group, uint64_t seed);
 
 /// The schemes of a run: one for each entry, and which parameter has which. As a hook of the trainer it
 /// switches them on and off.

@@ -54,6 +54,7 @@ void add_eval(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_export(CLI::App& app);
+void add_quantize(CLI::App& app);
 void add_report(CLI::App& app);
 void add_fields(CLI::App& app);
 void add_bench(CLI::App& app);

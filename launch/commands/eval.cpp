@@ -20,9 +20,11 @@ namespace osprey {
 
 namespace {
 
+constexpr const char* default_formats[] = {"w8a8", "w4a16", "w4a4"};
+
 struct Options : CheckpointOptions {
   std::vector<std::string> data;
-  std::vector<std::string> formats = {"w8a8", "w4a16", "w4a4"};
+  std::optional<std::vector<std::string>> formats;
   int64_t tokens = 65536;
   int64_t batch = 8;
   int64_t sequence_len = 0;
@@ -64,9 +66,11 @@ Result evaluate(LoadedModel& m, ValidationLoader& data, StagedBatch& batch) {
   return {total[0] / total[1], entropy(counts, counted), counted, now_s() - start};
 }
 
+constexpr const char *plain_label = "as trained", *packed_label = "packed, as stored";
+
 void report(const std::string& name, const Result& r, const Result& plain) {
   fmt::print("{:<28} {:>9.4f} {:>12.2f}", name, r.loss, std::exp(r.loss));
-  if (name != "as trained") fmt::print(" {:>+10.4f}", r.loss - plain.loss);
+  if (name != plain_label && name != packed_label) fmt::print(" {:>+10.4f}", r.loss - plain.loss);
   fmt::print("\n");
 }
 
@@ -118,8 +122,12 @@ Result evaluate_quantized(LoadedModel& m, ValidationLoader& data, StagedBatch& b
 
 void run(const Options& options) {
   std::vector<Quantization> quantizations;
-  for (const std::string& f : options.formats) quantizations.emplace_back(f);
+  if (options.formats)
+    for (const std::string& f : *options.formats) quantizations.emplace_back(f);
   LoadedModel m(options.checkpoint, options.threads, options.on_device());
+  if (!quantizations.empty()) m.require_unpacked("cannot be rounded once more");
+  if (!options.formats && !m.schemes)
+    for (const char* f : default_formats) quantizations.emplace_back(f);
   const int64_t length = options.sequence_len ? options.sequence_len : m.hub.context().sequence_len;
   require_evaluation_memory(m, options.batch, length);
   const auto data = validation_data(m, options.data, length, options.tokens);
@@ -131,7 +139,7 @@ void run(const Options& options) {
   fmt::print("{:<28} {:>9} {:>12} {:>10}\n", "round to nearest", "loss", "perplexity", "added loss");
   fmt::print("{:<28} {:>9.4f} {:>12.2f} {:>+10.4f}\n", "(best unigram model)", plain.unigram_loss,
              std::exp(plain.unigram_loss), plain.unigram_loss - plain.loss);
-  report("as trained", plain, plain);
+  report(m.schemes ? packed_label : plain_label, plain, plain);
   const std::filesystem::path home = run_of(m.path);
   append(home, m.path, "none", plain);
   for (const Quantization& q : quantizations) {
@@ -141,9 +149,10 @@ void run(const Options& options) {
     report(q.name + (search ? " (clip search)" : ""), r, plain);
     if (!search) append(home, m.path, q.name, r);
   }
-  fmt::print(
-      "\nLinear layers inside the blocks only. wNaM: weights per output row, symmetric, activations per token, "
-      "asymmetric.\n\n");
+  fmt::print("\n{}\n", m.schemes
+                           ? "Layers whose weights are packed compute with them as they are stored.\n"
+                           : "Linear layers inside the blocks only. wNaM: weights per output row, symmetric, "
+                             "activations per token, asymmetric.\n");
   print_outliers(measure_outliers_of(m, *data, batch, std::min(data->rows(), options.batch)),
                  OutlierDetail::over_layers);
   if (!home.empty()) fmt::print("\nadded to {}\n", (home / "metrics.jsonl").string());

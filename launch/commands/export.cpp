@@ -27,27 +27,19 @@ ReadParameter read_masters(const ShardIndex& shards) {
   };
 }
 
-ReadParameter read_tensors(const HubModel& hub) {
-  std::map<std::string, std::string> stored;  // by parameter
-  for (const HubTensor& t : hub.layout().tensors) stored[t.a] = t.name;
-  return [&hub, stored](const std::string& name, int64_t begin, Tensor out) {
-    hub.tensors().read_range(stored.at(name), begin, out);
-  };
-}
-
 void export_hf(const Options& options) {
   const fs::path from = checkpoint_of(options.checkpoint), to = options.directory;
   const HubModel hub(from);
+  require(
+      !hub.quantization(), "export",
+      "the weights of {} are packed as only Osprey reads them; export the checkpoint that they were made of",
+      from.string());
   const auto beyond = beyond_transformers(hub.spec());
   require(!beyond, "export",
           "no architecture of transformers computes {}; {} itself is what Osprey loads (osprey eval, "
           "osprey generate)",
           beyond.value_or(""), from.string());
-  require(!fs::exists(to) || (fs::is_directory(to) && fs::is_empty(to)), "export",
-          "{} exists and is not an empty directory; choose another", to.string());
-  const fs::path inside = fs::weakly_canonical(to).lexically_relative(fs::canonical(from));
-  require(inside.empty() || *inside.begin() == "..", "export",
-          "{} lies inside the checkpoint; choose a directory elsewhere", to.string());
+  require_new_directory("export", from, to);
   if (fs::exists(from / "manifest.json")) verify_files(from, read_manifest(from));
 
   HubContext context = hub.context();
@@ -63,7 +55,7 @@ void export_hf(const Options& options) {
   PartialDirectory partial(to);
   const StoredType type = stored(context.dtype);
   const FileRecord file = write_hub_tensors(Queue{}, partial.path() / "model.safetensors", layout,
-                                            shards ? read_masters(*shards) : read_tensors(hub), type);
+                                            shards ? read_masters(*shards) : read_values(hub), type);
   write_hub_texts(partial.path(), layout, from);
   partial.publish(PartialDirectory::Manifest::left_out);
   fmt::print("{}: {} tensors, {:.1f} MB of {}{}\n", to.string(), layout.tensors.size(),

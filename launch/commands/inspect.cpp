@@ -22,8 +22,13 @@ struct Options : CheckpointOptions {
 void print_weights(const Queue& queue, const ParamStore& params) {
   fmt::print("\n{:<32}{:>16}{:>10}{:>12}{:>16}{:>12}\n", "weight", "shape", "max", "max/mean", "worst column",
              "kurtosis");
+  int64_t packed = 0;
   for (const auto& p : params.all()) {
     if (!p->matrix()) continue;
+    if (p->stored_format) {
+      ++packed;
+      continue;
+    }
     const HostCopy copy(queue, p->value);
     const Tensor& value = copy.tensor();
     const int64_t cols = p->shape[1];
@@ -43,6 +48,8 @@ void print_weights(const Queue& queue, const ParamStore& params) {
     fmt::print("{:<32}{:>16}{:>10.4f}{:>12.2f}{:>16.2f}{:>12.2f}\n", p->name, p->shape.str(), largest,
                mean > 0 ? largest / mean : 0, worst, square > 0 ? fourth * n / (square * square) - 3 : 0);
   }
+  if (packed > 0)
+    fmt::print("{} more are packed; the checkpoint they were made of can be inspected\n", packed);
   fmt::print(
       "worst column: mean |w| of the heaviest input channel over the mean of all; kurtosis: excess, "
       "uncentred.\n");

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "framework/config/dumper.h"
 #include "framework/config/reader.h"
@@ -107,6 +108,15 @@ ordered_json osprey_keys(const ModelSpec& s) {
 template <class T>
 ordered_json or_null(const std::optional<T>& v) {
   return v ? ordered_json(*v) : ordered_json(nullptr);
+}
+
+/// Marks the tensors whose parameters a group packs.
+void pack_tensors(std::vector<HubTensor>& tensors, const QuantizationConfig& quantization) {
+  for (HubTensor& t : tensors)
+    if (const QuantGroupSpec* group = quantization.packs(t.a))
+      t.packed = {.format = group->weights->block_format(),
+                  .scale = group->weights->scale,
+                  .rotation = forward_rotation(*group, quantization.seed)};
 }
 
 ordered_json config_json(const ModelSpec& s, const HubContext& context) {
@@ -319,10 +329,17 @@ std::optional<std::string> beyond_transformers(const ModelSpec& s) {
   return std::nullopt;
 }
 
-HubLayout hub_layout(const ModelSpec& spec, const HubContext& context) {
+HubLayout hub_layout(const ModelSpec& spec, const HubContext& context,
+                     const QuantizationConfig* quantization) {
   ordered_json generation = {{"do_sample", true}, {"eos_token_id", or_null(context.eos_id)}};
   if (context.bos_id) generation["bos_token_id"] = *context.bos_id;
-  return {config_json(spec, context).dump(2) + "\n", generation.dump(2) + "\n", hub_tensors(spec)};
+  ordered_json config = config_json(spec, context);
+  std::vector<HubTensor> tensors = hub_tensors(spec);
+  if (quantization) {
+    config["quantization_config"] = to_json(*quantization);
+    pack_tensors(tensors, *quantization);
+  }
+  return {config.dump(2) + "\n", generation.dump(2) + "\n", std::move(tensors)};
 }
 
 HubModel::HubModel(const fs::path& directory) {
@@ -338,26 +355,43 @@ HubModel::HubModel(const fs::path& directory) {
   tensors_ = std::make_unique<SafetensorsModel>(directory);
   // Some exporters leave the head out without saying that it is tied.
   if (!spec_.embedding_projection && !tensors_->has("lm_head.weight")) spec_.tie_embeddings = true;
+  if (const json* packed = config.find("quantization_config"))
+    quantization_ = read_quantization_config(config.where, *packed);
   layout_.tensors = hub_tensors(spec_);
+  if (quantization_) pack_tensors(layout_.tensors, *quantization_);
   check_tensors();
   context_.dtype =
       tensors_->tensor(layout_.tensors[0].name).type == StoredType::f32 ? DType::f32 : DType::bf16;
-  layout_ = hub_layout(spec_, context_);
+  layout_ = hub_layout(spec_, context_, quantization());
 }
 
 void HubModel::check_tensors() const {
-  std::map<std::string, const HubTensor*> wanted;
+  std::set<std::string> wanted;
   std::string differences;
   int count = 0;
   const auto differ = [&](const std::string& what) {
     if (count++ < 8) differences += (differences.empty() ? "" : "; ") + what;
   };
+  const auto want = [&](const std::string& name, const Shape& shape, std::optional<StoredType> type) {
+    wanted.insert(name);
+    if (!tensors_->has(name)) return differ(name + " is missing");
+    const StoredTensor& found = tensors_->tensor(name);
+    if (found.as_shape() != shape)
+      differ(fmt::format("{} is {}, the config says {}", name, found.as_shape().str(), shape.str()));
+    else if (type && found.type != *type)
+      differ(
+          fmt::format("{} is {}, the config says {}", name, osprey::name(found.type), osprey::name(*type)));
+  };
   for (const HubTensor& t : layout_.tensors) {
-    wanted[t.name] = &t;
-    if (!tensors_->has(t.name))
-      differ(t.name + " is missing");
-    else if (const Shape shape = tensors_->tensor(t.name).as_shape(); !(shape == t.shape))
-      differ(fmt::format("{} is {}, the config says {}", t.name, shape.str(), t.shape.str()));
+    if (!t.packed) {
+      want(t.name, t.shape, {});
+      continue;
+    }
+    const PackedShapes s = packed_shapes(t.packed->format, t.shape[0], t.shape[1], t.name);
+    const PackedNames names(t.name);
+    want(names.codes, s.codes, StoredType::u8);
+    want(names.scales, s.scales, stored(s.scale_dtype));
+    if (s.has_tensor_scale) want(names.tensor_scale, {1}, StoredType::f32);
   }
   for (const std::string& name : tensors_->names()) {
     const bool tied_copy = spec_.tie_embeddings && name == "lm_head.weight";
@@ -367,13 +401,49 @@ void HubModel::check_tensors() const {
           tensors_->path().string(), differences, count > 8 ? fmt::format("; and {} more", count - 8) : "");
 }
 
+void HubModel::declare_packed(ParamStore& params) const {
+  for (const HubTensor& t : layout_.tensors)
+    if (t.packed) params.at(t.a).stored_format = t.packed->format;
+}
+
+void HubModel::load_packed(const Queue& queue, const HubTensor& t, Parameter& p) const {
+  require(p.stored_format == t.packed->format, "checkpoint", "{} is not declared as a packed weight", p.name);
+  Arena memory("a packed tensor", {}, packed_bytes(p.packed.format, p.packed.rows, p.packed.cols) + 256);
+  const Packed host = make_packed(p.packed.format, p.packed.rows, p.packed.cols,
+                                  [&](const Shape& s, DType d) { return memory.alloc(s, d); });
+  const PackedNames names(t.name);
+  const auto read = [&](const std::string& name, const Tensor& to) { tensors_->read(name, to); };
+  read(names.codes, host.codes);
+  read(names.scales, host.scales);
+  if (host.tensor_scale.defined()) read(names.tensor_scale, host.tensor_scale);
+  const auto impossible = find_impossible(host);
+  require(!impossible, "checkpoint", "{}: {} is damaged: {}", tensors_->path().string(), t.name,
+          impossible.value_or(""));
+  kernels::upload(queue, p.packed.codes, host.codes.data);
+  kernels::upload(queue, p.packed.scales, host.scales.data);
+  if (host.tensor_scale.defined()) kernels::upload(queue, p.packed.tensor_scale, host.tensor_scale.data);
+  ++p.version;
+}
+
 void HubModel::load(const Queue& queue, ParamStore& params) const {
   for (const HubTensor& t : layout_.tensors) {
     Parameter& p = params.at(t.a);
+    if (t.packed) {
+      load_packed(queue, t, p);
+      continue;
+    }
     require_shape("checkpoint", p.name.c_str(), p.value, t.shape);
     write_from_host(queue, p.value, [&](const Tensor& host) { tensors_->read(t.name, host); });
     ++p.version;
   }
+}
+
+ReadParameter read_values(const HubModel& hub) {
+  std::map<std::string, std::string> stored;  // by parameter
+  for (const HubTensor& t : hub.layout().tensors) stored[t.a] = t.name;
+  return [&hub, stored](const std::string& name, int64_t begin, Tensor out) {
+    hub.tensors().read_range(stored.at(name), begin, out);
+  };
 }
 
 }  // namespace osprey

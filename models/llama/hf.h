@@ -14,6 +14,7 @@
 #include <string>
 
 #include "framework/checkpoint/hub.h"
+#include "framework/quant/packed_checkpoint.h"
 #include "models/llama/llama.h"
 
 namespace osprey {
@@ -25,8 +26,9 @@ struct HubContext {
   std::optional<int32_t> bos_id, eos_id;
 };
 
-/// Config texts and tensor formulas of a model with this spec.
-HubLayout hub_layout(const ModelSpec& spec, const HubContext& context);
+/// Config texts and tensor formulas of a model with this spec, some of whose weights are stored packed.
+HubLayout hub_layout(const ModelSpec& spec, const HubContext& context,
+                     const QuantizationConfig* quantization = nullptr);
 
 /// The recipe key that no architecture of transformers can express ("model.attention.kind: gated"), if any.
 std::optional<std::string> beyond_transformers(const ModelSpec& spec);
@@ -35,14 +37,19 @@ std::optional<std::string> beyond_transformers(const ModelSpec& spec);
 class HubModel {
  public:
   /// Reads config.json and the headers of the tensors: nothing of the size of the model is allocated.
-  /// Errors: an architecture or option that Osprey does not compute; tensors that are missing, unknown or of
-  /// another shape than the config says.
+  /// Errors: an architecture or option that Osprey does not compute; tensors that are missing, unknown, or of
+  /// another shape or (packed ones) type than the config says.
   explicit HubModel(const std::filesystem::path& directory);
 
   /// Without embedding projections (they are folded), and with full-width norm weights.
   const ModelSpec& spec() const { return spec_; }
   const HubContext& context() const { return context_; }
+  /// How weights are packed, or null when they are not.
+  const QuantizationConfig* quantization() const { return quantization_ ? &*quantization_ : nullptr; }
+  /// Sets Parameter::stored_format where this directory holds packed weights; before materialize().
+  void declare_packed(ParamStore& params) const;
   /// Fills all values of a store in which make_llama(spec()) was declared.
+  /// Errors: packed weights that no quantization leaves (find_impossible()).
   void load(const Queue& queue, ParamStore& params) const;
   /// The names and shapes of this directory, as formulas that copy.
   const HubLayout& layout() const { return layout_; }
@@ -50,10 +57,15 @@ class HubModel {
 
  private:
   void check_tensors() const;
+  void load_packed(const Queue& queue, const HubTensor& t, Parameter& p) const;
   ModelSpec spec_;
   HubContext context_;
+  std::optional<QuantizationConfig> quantization_;
   HubLayout layout_;
   std::unique_ptr<SafetensorsModel> tensors_;
 };
+
+/// The parameters of a directory that is not packed. Aliasing: `hub`, which must outlive it.
+ReadParameter read_values(const HubModel& hub);
 
 }  // namespace osprey

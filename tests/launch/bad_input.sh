@@ -53,9 +53,9 @@ everywhere() {  # a wrong recipe: check, plan and train say the same
 refused 'needs a command: train, check' "$osprey"
 refused 'has no command trian; did you mean train' "$osprey" trian
 refused 'has no command --bogus' "$osprey" --bogus
-for command in train check plan eval inspect generate export report; do
+for command in train check plan eval inspect generate export quantize report; do
   second=()
-  [[ $command != export ]] || second=(y)
+  [[ $command != export && $command != quantize ]] || second=(y)
   refused 'is required' "$osprey" "$command"
   refused 'not expected: --bogus' "$osprey" "$command" x "${second[@]}" --bogus
 done
@@ -279,7 +279,7 @@ refused '\(2 ranks\).*spare' "${job[@]}" train $recipe "${data[@]}" --set data.s
 refused 'checkpoint.resume is .*nowhere' "${job[@]}" train $recipe "${data[@]}" --set checkpoint.resume=nowhere
 
 # Every command shows an example.
-for command in train check plan prepare eval inspect generate export report fields devices bench 'bench gemm' 'bench ops' 'bench train' \
+for command in train check plan prepare eval inspect generate export quantize report fields devices bench 'bench gemm' 'bench ops' 'bench train' \
   scaling 'scaling fit' 'scaling plan'; do
   rows=$((rows + 1))
   # shellcheck disable=SC2086  # two words

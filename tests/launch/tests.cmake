@@ -22,3 +22,7 @@ set_tests_properties(e2e:bad_input PROPERTIES LABELS "e2e;mpi" TIMEOUT 300 PROCE
 # A grid for a scaling law: planned, swept, recorded once, fitted.
 add_test(NAME e2e:scaling COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/launch/scaling.sh $<TARGET_FILE:osprey> ${PROJECT_SOURCE_DIR})
 set_tests_properties(e2e:scaling PROPERTIES LABELS e2e TIMEOUT 600 PROCESSORS 2)
+
+# A quantized run is packed; the packed checkpoint computes what was trained.
+add_test(NAME e2e:packed COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/launch/packed.sh $<TARGET_FILE:osprey> ${PROJECT_SOURCE_DIR})
+set_tests_properties(e2e:packed PROPERTIES LABELS e2e TIMEOUT 300 PROCESSORS 2)

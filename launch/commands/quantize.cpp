@@ -1,0 +1,145 @@
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "framework/checkpoint/directory.h"
+#include "framework/config/reader.h"
+#include "launch/commands/command.h"
+#include "launch/loaded_model.h"
+#include "launch/recipe.h"
+#include "models/llama/hf.h"
+
+namespace osprey {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string checkpoint, directory, method = "rtn";
+  std::optional<std::string> preset, format, scale, activations, match;
+  std::optional<int64_t> rotation;
+
+  /// Does the command line say how, or the checkpoint's own recipe?
+  bool given() const { return preset || format; }
+};
+
+/// One group for all layers, as the command line says. The rules of a recipe hold: JSON is YAML.
+QuantGroupSpec given_group(const Options& o) {
+  nlohmann::ordered_json group = nlohmann::ordered_json::object();
+  if (o.match) group["match"] = *o.match;
+  if (o.preset) group["preset"] = *o.preset;
+  if (o.format) group["weights"]["format"] = *o.format;
+  if (o.format && o.scale) group["weights"]["scale"] = *o.scale;
+  if (o.activations) group["activations"]["format"] = *o.activations;
+  if (o.activations && o.scale) group["activations"]["scale"] = *o.scale;
+  if (o.rotation) group["rotation"] = *o.rotation;
+  return read_spec<QuantGroupSpec>(group.dump(), "quantize");
+}
+
+/// The groups that a run ended with.
+std::vector<QuantGroupSpec> trained_groups(const fs::path& checkpoint) {
+  const fs::path recipe = checkpoint / "recipe.yaml";
+  const char* cure = "give --format or --preset";
+  require(fs::exists(recipe), "quantize", "{} has no recipe.yaml that says how it was trained; {}",
+          checkpoint.string(), cure);
+  std::vector<QuantGroupSpec> groups = load_recipe(recipe.string(), {}).quant;
+  require(!groups.empty(), "quantize", "{} was trained without a quant section; {}", checkpoint.string(),
+          cure);
+  const CheckpointState state = read_checkpoint_state(checkpoint);
+  for (const QuantGroupSpec& g : groups)
+    require(g.first_step < state.step && state.step <= g.end_step.value_or(INT64_MAX), "quantize",
+            "the group '{}' of {} does not quantize in step {}, its last; {}", g.match, recipe.string(),
+            state.step, cure);
+  return groups;
+}
+
+std::string summary(const QuantGroupSpec& g) {
+  return fmt::format("{} weights, {} activations{}", g.weights ? g.weights->format : "plain",
+                     g.activations ? g.activations->format : "plain",
+                     g.rotation > 0 ? fmt::format(", rotated by {}", g.rotation) : "");
+}
+
+int64_t file_bytes(const fs::path& directory) {
+  int64_t bytes = 0;
+  for (const auto& entry : fs::directory_iterator(directory))
+    if (entry.path().extension() == ".safetensors") bytes += static_cast<int64_t>(entry.file_size());
+  return bytes;
+}
+
+void run(const Options& o) {
+  require(!(o.preset && o.format), "quantize", "--preset says what --format does; give one of them");
+  for (const auto& [word, there] : {std::pair{"--scale", o.scale.has_value()},
+                                    {"--activations", o.activations.has_value()},
+                                    {"--match", o.match.has_value()},
+                                    {"--rotation", o.rotation.has_value()}})
+    require(!there || o.given(), "quantize", "{} needs --format or --preset", word);
+  require(!o.scale || o.format, "quantize", "--scale needs --format");
+  const fs::path from = checkpoint_of(o.checkpoint), to = o.directory;
+  const HubModel hub(from);
+  require(!hub.quantization(), "quantize",
+          "the weights of {} are packed already; take the checkpoint that they were made of", from.string());
+  require_new_directory("quantize", from, to);
+  const std::vector<QuantGroupSpec> groups =
+      o.given() ? std::vector<QuantGroupSpec>{given_group(o)} : trained_groups(from);
+  // Weights that were trained with a rotation are good in that one: its signs follow from the run's seed.
+  const int64_t seed = fs::exists(from / "state.yaml") ? read_checkpoint_state(from).seed : 0;
+  const QuantizationConfig config = for_inference(groups, static_cast<uint64_t>(seed));
+  {  // do patterns and widths fit the model?
+    ParamStore params;
+    make_llama(hub.spec(), std::max<int64_t>(1, hub.context().sequence_len))->declare(params);
+    const QuantSchemes fits(config.groups, params, config.seed);
+  }
+  if (fs::exists(from / "manifest.json")) verify_files(from, read_manifest(from));
+
+  PartialDirectory partial(to);
+  const HubLayout layout = hub_layout(hub.spec(), hub.context(), &config);
+  int64_t packed = 0;
+  for (const HubTensor& t : layout.tensors) packed += t.packed ? 1 : 0;
+  require(packed > 0, "quantize", "no group quantizes weights, so nothing would be packed");
+  const Queue queue{.device = {}, .threads = CheckpointOptions().threads};
+  const FileRecord file = write_hub_tensors(queue, partial.path() / "model.safetensors", layout,
+                                            read_values(hub), stored(hub.context().dtype));
+  write_hub_texts(partial.path(), layout, from);
+  // Says where validation data are; osprey eval asks for it.
+  if (fs::exists(from / "recipe.yaml"))
+    copy_file_durably(from / "recipe.yaml", partial.path() / "recipe.yaml");
+  partial.publish(PartialDirectory::Manifest::left_out);
+  for (const QuantGroupSpec& g : config.groups) fmt::print("{}: {}\n", g.match, summary(g));
+  fmt::print("{}: {} of {} tensors packed, {:.2f} MB where {} has {:.2f}\n", to.string(), packed,
+             layout.tensors.size(), static_cast<double>(file.size_bytes) / 1e6, from.string(),
+             static_cast<double>(file_bytes(from)) / 1e6);
+}
+
+}  // namespace
+
+void add_quantize(CLI::App& app) {
+  const auto o = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand(
+      "quantize",
+      "pack a checkpoint's linear layers into few bits; osprey eval and generate run what it writes");
+  command
+      ->add_option("checkpoint", o->checkpoint,
+                   "a checkpoint, a run (its newest checkpoint), or any Hugging Face Llama directory")
+      ->required();
+  command->add_option("directory", o->directory, "what to write; must not exist, or be empty")->required();
+  command->add_option(
+      "--format", o->format,
+      "of the weights, as osprey fields quant lists them (mxfp4, nvfp4, mxint8, int4_g32, ...); "
+      "without it and --preset: as the checkpoint was trained");
+  command->add_option("--preset", o->preset, "all of a preset of the quant section, such as qat_mxfp4_w4a4");
+  command->add_option("--method", o->method, "rtn: every weight to the nearest")
+      ->check(CLI::IsMember({"rtn"}))
+      ->capture_default_str();
+  command->add_option("--scale", o->scale, "rule of the scales, as in the quant section; even if absent");
+  command->add_option("--activations", o->activations, "format of the layers' inputs; as they are if absent");
+  command->add_option("--rotation", o->rotation,
+                      "randomised Hadamard of this many neighbours; needs --activations");
+  command->add_option("--match", o->match, "pattern over weights; all linear layers of the blocks if absent");
+  command->footer(
+      "Examples:\n  osprey quantize runs/qat_mxfp4_w4a4 packed\n"
+      "  osprey quantize runs/quickstart_osp packed --format mxfp4 --activations mxint8");
+  command->callback([o] { run(*o); });
+}
+
+}  // namespace osprey
