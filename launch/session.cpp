@@ -37,7 +37,8 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const
   if (!queue.meta() && several_gpus())
     device_world_ = make_nccl_comm(world, queue.device, {.timeout_s = recipe_.parallel.timeout_s});
   model->declare(params);
-  schemes = std::make_unique<QuantSchemes>(recipe_.quant, params, static_cast<uint64_t>(recipe_.run.seed));
+  schemes = std::make_unique<QuantSchemes>(recipe_.quant, params, static_cast<uint64_t>(recipe_.run.seed),
+                                           recipe_.train.global_batch_tokens);
   optimizers = std::make_unique<OptimizerGroups>(recipe_.optim, params);
   params.materialize(queue.device, recipe_.train.precision, ParamStore::Gradients::on);
   auto of = [this](const Parameter& p) -> const Optimizer& { return optimizers->of(p); };

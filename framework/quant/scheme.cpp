@@ -1,5 +1,6 @@
 #include "framework/quant/scheme.h"
 
+#include <algorithm>
 #include <set>
 
 #include "framework/config/glob.h"
@@ -114,8 +115,21 @@ void QuantGroupSpec::fields(Fields& f) {
   f.choice("gradient_mask", gradient_mask,
            {{"straight_through", GradientMask::straight_through}, {"unclipped", GradientMask::unclipped}},
            "unclipped: no gradient passes where a value was clipped (QuEST's trust mask)");
-  f("first_step", first_step, "unquantized before this 0-based step", at_least(0));
-  f("end_step", end_step, "unquantized again from this step on; null: to the end", at_least(1));
+  f("first_step", first_step, "unquantized before this 0-based step", between(0, 1e12));
+  f("end_step", end_step, "unquantized again from this step on; null: to the end", between(1, 1e12));
+  f("first_tokens", first_tokens,
+    "instead of first_step: unquantized before the first step that begins at or after so many tokens of the run",
+    between(0, 1e18));
+  f("end_tokens", end_tokens,
+    "instead of end_step: unquantized again from the first step that begins at or after so many tokens",
+    between(1, 1e18));
+  f("anneal_steps", anneal_steps,
+    "the layers of the group join one after another, evenly spread over so many steps from where it begins; 0: "
+    "all at once",
+    between(0, 1e12));
+  f.choice("anneal_order", anneal_order,
+           {{"first_layers", AnnealOrder::first_layers}, {"last_layers", AnnealOrder::last_layers}},
+           "which layers join first: those nearest the embedding, or those nearest the head");
 
   const auto is_size = [](int64_t n) { return n == 0 || n == 16 || n == 32 || n == 64 || n == 128; };
   f.rule(is_size(rotation), "rotation", "must be 0, 16, 32, 64 or 128");
@@ -133,6 +147,25 @@ void QuantGroupSpec::fields(Fields& f) {
   f.rule(!gradients || (weights && activations), "gradients",
          "need weights and activations that have a format: backward quantizes what forward quantized again");
   f.rule(!end_step || *end_step > first_step, "end_step", "must be after first_step");
+  f.rule(!end_tokens || *end_tokens > first_tokens.value_or(0), "end_tokens",
+         "must be more than first_tokens");
+  f.rule(
+      !(first_step > 0 || end_step) || !(first_tokens || end_tokens),
+      first_tokens ? "first_tokens" : "end_tokens",
+      "a group begins and ends at steps (first_step, end_step) or at tokens (first_tokens, end_tokens); give "
+      "one kind");
+}
+
+QuantSpan span_of(const QuantGroupSpec& g, int64_t step_tokens) {
+  QuantSpan span{g.first_step, g.end_step.value_or(INT64_MAX), g.anneal_steps};
+  const auto step_of = [&](int64_t tokens) {
+    require(step_tokens > 0, "quant",
+            "'{}' begins or ends at a token, and the tokens of a step are not known", g.match);
+    return tokens / step_tokens + (tokens % step_tokens != 0);
+  };
+  if (g.first_tokens) span.begin = step_of(*g.first_tokens);
+  if (g.end_tokens) span.end = step_of(*g.end_tokens);
+  return span;
 }
 
 std::string operand_name(const std::optional<QuantOperandSpec>& o, DType compute) {
@@ -165,8 +198,9 @@ std::string misfit(const QuantGroupSpec& g, const Parameter& p) {
 
 }  // namespace
 
-QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamStore& params, uint64_t seed)
-    : specs_(groups.begin(), groups.end()) {
+QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamStore& params, uint64_t seed,
+                           int64_t step_tokens)
+    : specs_(groups.begin(), groups.end()), step_tokens_(step_tokens) {
   std::string problems;
   size_t count = 0;
   const auto problem = [&](const std::string& line) {
@@ -177,6 +211,14 @@ QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamSt
   for (size_t g = 0; g < specs_.size(); ++g) {
     schemes_.push_back({.spec = &specs_[g], .group = g, .seed = seed});
     globs.emplace_back(specs_[g].match);
+    const QuantSpan& span = spans_.emplace_back(span_of(specs_[g], step_tokens));
+    if (span.end <= span.begin)
+      problem(fmt::format("'{}' begins in step {} and ends in step {}; let it end later", specs_[g].match,
+                          span.begin, span.end));
+    else if (span.anneal > span.end - span.begin)
+      problem(fmt::format(
+          "'{}' lasts {} steps, fewer than its anneal_steps {}; let it end later or anneal faster",
+          specs_[g].match, span.end - span.begin, span.anneal));
   }
   std::vector<int64_t> taken(specs_.size(), 0), matched(specs_.size(), 0);
   for (const auto& p : params.all()) {
@@ -191,7 +233,7 @@ QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamSt
     if (!scheme) continue;
     const std::string why = misfit(*scheme->spec, *p);
     if (!why.empty()) problem(fmt::format("{} {}", p->name, why));
-    members_.push_back({p.get(), scheme});
+    members_.push_back({p.get(), scheme, 0});
   }
   for (size_t g = 0; g < specs_.size(); ++g) {
     if (matched[g] == 0) problem(fmt::format("'{}' matches no parameter", specs_[g].match));
@@ -200,6 +242,11 @@ QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamSt
   }
   if (count > most_problems_shown) problems += fmt::format("\n  and {} more", count - most_problems_shown);
   require(problems.empty(), "quant", "{}", problems);
+  for (Member& m : members_) {
+    const std::vector<int> order = layers_in_order(m.scheme->group);
+    const auto place = std::find(order.begin(), order.end(), m.parameter->layer) - order.begin();
+    m.begin = spans_[m.scheme->group].joins(place, static_cast<int64_t>(order.size()));
+  }
 }
 
 QuantSchemes::~QuantSchemes() {
@@ -209,21 +256,60 @@ QuantSchemes::~QuantSchemes() {
   }
 }
 
+std::vector<int> QuantSchemes::layers_in_order(size_t group) const {
+  std::set<int> layers;
+  for (const Member& m : members_)
+    if (m.scheme->group == group) layers.insert(m.parameter->layer);
+  std::vector<int> order(layers.begin(), layers.end());
+  if (specs_[group].anneal_order == QuantGroupSpec::AnnealOrder::last_layers)
+    std::reverse(order.begin(), order.end());
+  return order;
+}
+
 void QuantSchemes::activate(int64_t step) const {
   for (const Member& m : members_) {
-    const QuantGroupSpec& s = *m.scheme->spec;
-    const bool active = step >= s.first_step && step < s.end_step.value_or(INT64_MAX);
+    const bool active = step >= m.begin && step < spans_[m.scheme->group].end;
     m.parameter->scheme = active ? m.scheme : nullptr;
   }
 }
 
 std::vector<int64_t> QuantSchemes::changes() const {
   std::set<int64_t> steps = {0};
-  for (const QuantGroupSpec& s : specs_) {
-    steps.insert(s.first_step);
-    if (s.end_step) steps.insert(*s.end_step);
-  }
+  for (const Member& m : members_) steps.insert(m.begin);
+  for (const QuantSpan& span : spans_)
+    if (span.end < INT64_MAX) steps.insert(span.end);
   return {steps.begin(), steps.end()};
+}
+
+std::vector<std::string> QuantSchemes::timeline(int64_t total_steps) const {
+  const auto at = [&](int64_t step) {
+    return fmt::format("step {}", step) +
+           (step_tokens_ > 0 ? fmt::format(" ({} tokens)", step * step_tokens_) : "");
+  };
+  std::vector<std::string> lines;
+  for (size_t g = 0; g < specs_.size(); ++g) {
+    const QuantSpan& span = spans_[g];
+    const auto members = std::count_if(members_.begin(), members_.end(),
+                                       [&](const Member& m) { return m.scheme->group == g; });
+    const std::vector<int> order = layers_in_order(g);
+    const auto layers = static_cast<int64_t>(order.size());
+    std::string line = fmt::format("quant.{}: {} matrices of {} layer{} are quantized from {} on", g, members,
+                                   layers, layers == 1 ? "" : "s", at(span.begin));
+    if (span.end < INT64_MAX) line += fmt::format(", until {}", at(span.end));
+    if (span.anneal > 0) {
+      line += ", one layer after another:";
+      for (int64_t i = 0; i < layers; ++i)
+        line += fmt::format("{} layer {} from step {}", i == 0 ? "" : ",", order[static_cast<size_t>(i)],
+                            span.joins(i, layers));
+    }
+    const int64_t last = span.joins(layers - 1, layers);
+    if (span.begin >= total_steps)
+      line += fmt::format("; the run ends before that, after step {}", total_steps - 1);
+    else if (last >= total_steps)
+      line += fmt::format("; the run ends before all of them are, after step {}", total_steps - 1);
+    lines.push_back(line);
+  }
+  return lines;
 }
 
 }  // namespace osprey

@@ -2,6 +2,7 @@
 // Which linear layers compute with packed numbers, and how: the `quant` section of a recipe, and what becomes
 // of it.
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
@@ -31,6 +32,7 @@ struct QuantOperandSpec {
 struct QuantGroupSpec {
   enum class Preset { none, qat_mxfp4_w4a4, quartet, nvfp4, mxint8, weight_only };
   enum class GradientMask { straight_through, unclipped };
+  enum class AnnealOrder { first_layers, last_layers };
 
   std::string match = "layers.*.{attn.q,attn.k,attn.v,attn.o,mlp.gate,mlp.up,mlp.down}.weight";
   Preset preset = Preset::none;
@@ -39,7 +41,9 @@ struct QuantGroupSpec {
   int64_t backward_rotation = 0;
   GradientMask gradient_mask = GradientMask::straight_through;
   int64_t first_step = 0;
-  std::optional<int64_t> end_step;
+  std::optional<int64_t> end_step, first_tokens, end_tokens;
+  int64_t anneal_steps = 0;
+  AnnealOrder anneal_order = AnnealOrder::first_layers;
 
   void fields(Fields& f);
 
@@ -64,13 +68,27 @@ struct QuantScheme {
   uint64_t seed = 0;  // of rotations and stochastic rounding
 };
 
+/// The 0-based steps in which a group computes with packed numbers: [begin, end). Its layers join one after
+/// another, at equal distances in [begin, begin + anneal).
+struct QuantSpan {
+  int64_t begin = 0, end = INT64_MAX, anneal = 0;
+  /// Where layer number `index` of `layers`, counted in the order in which they join, begins.
+  int64_t joins(int64_t index, int64_t layers) const { return begin + anneal * index / layers; }
+};
+/// Units: `step_tokens` are the tokens of a step. Tokens of the recipe become the first step that begins at
+/// or after so many. Errors: tokens where step_tokens is 0, that is, unknown.
+QuantSpan span_of(const QuantGroupSpec& group, int64_t step_tokens);
+
 /// The schemes of a run: one for each entry, and which parameter has which. As a hook of the trainer it
-/// switches them on and off.
+/// switches them on and off, as a function of the step alone.
 class QuantSchemes final : public StepHook {
  public:
+  /// `step_tokens`: tokens of a step, for groups that begin or end at a token; see span_of().
   /// Errors: one Error that lists every pattern that is malformed, matches nothing or comes too late, every
-  /// parameter that is no linear layer of a block, and every width that a format's blocks do not divide.
-  QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamStore& params, uint64_t seed);
+  /// parameter that is no linear layer of a block, every width that a format's blocks do not divide, and
+  /// every group that ends before it has begun.
+  QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamStore& params, uint64_t seed,
+               int64_t step_tokens = 0);
   /// Leaves the parameters unquantized, without what was kept of them.
   ~QuantSchemes() override;
   QuantSchemes(const QuantSchemes&) = delete;
@@ -78,8 +96,10 @@ class QuantSchemes final : public StepHook {
 
   /// Sets Parameter::scheme to what holds in 0-based step `step`.
   void activate(int64_t step) const;
-  /// 0 and every step in which a group begins or ends, in order.
+  /// 0 and every step in which a layer begins or ends to be quantized, in order.
   std::vector<int64_t> changes() const;
+  /// For people: when each group begins and ends in a run of so many steps, a line each.
+  std::vector<std::string> timeline(int64_t total_steps) const;
 
   void before_step(Trainer&, int64_t step) override { activate(step); }
   bool reads_state(int64_t) const override { return false; }
@@ -87,11 +107,16 @@ class QuantSchemes final : public StepHook {
  private:
   std::vector<QuantGroupSpec> specs_;
   std::vector<QuantScheme> schemes_;
+  std::vector<QuantSpan> spans_;  // of the groups
+  int64_t step_tokens_;
   struct Member {
     Parameter* parameter;
     const QuantScheme* scheme;
+    int64_t begin;  // step in which it joins
   };
   std::vector<Member> members_;
+  /// Of the group's matrices, each layer once, in the order in which they join.
+  std::vector<int> layers_in_order(size_t group) const;
 };
 
 /// "mxfp4", or what plain operands are called: for run records and messages.
