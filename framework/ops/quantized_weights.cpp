@@ -83,7 +83,7 @@ bool multiplies_packed(const QuantGroupSpec& spec) {
 }
 
 kernels::Rotation forward_rotation(const QuantScheme& scheme) {
-  return {.size = static_cast<int>(scheme.spec->rotation),
+  return {.size = scheme.rotated.forward ? static_cast<int>(scheme.spec->rotation) : 0,
           .seed = scheme.seed,
           .stream = stream_of("quantization, rotation of forward")};
 }

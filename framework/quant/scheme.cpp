@@ -58,6 +58,7 @@ void QuantGroupSpec::apply(Preset p) {
   activations.reset();
   gradients.reset();
   rotation = backward_rotation = 0;
+  rotate = Rotate::always;
   gradient_mask = GradientMask::straight_through;
   switch (p) {
     case Preset::none:
@@ -85,6 +86,12 @@ void QuantGroupSpec::apply(Preset p) {
     case Preset::weight_only:
       weights = operand("mxfp4");
       return;
+    case Preset::adahop:
+      weights = activations = operand("mxfp4");
+      gradients = operand("mxfp4", ScaleRule::rceil, Kind::stochastic);
+      rotation = backward_rotation = 32;
+      rotate = Rotate::measured;
+      return;
   }
 }
 
@@ -98,11 +105,13 @@ void QuantGroupSpec::fields(Fields& f) {
        {"quartet", Preset::quartet},
        {"nvfp4", Preset::nvfp4},
        {"mxint8", Preset::mxint8},
-       {"weight_only", Preset::weight_only}},
+       {"weight_only", Preset::weight_only},
+       {"adahop", Preset::adahop}},
       "what the keys below default to. qat_mxfp4_w4a4: forward in mxfp4, rotated, backward in full; quartet: "
       "forward and backward in mxfp4 (Castro et al. 2505.14669); nvfp4: both in nvfp4, 4/6 scales (Quartet II, "
       "2601.22813, forward; NVIDIA 2509.25149, stochastic gradients); mxint8: all in mxint8 (2510.25602); "
-      "weight_only: weights in mxfp4");
+      "weight_only: weights in mxfp4; adahop: forward and backward in mxfp4, rotated where a calibration finds "
+      "outliers that this helps against (after AdaHOP, 2604.02525)");
   if (preset != applied_) apply(preset);
   f.section("weights", weights, "weights in the forward product; null: as they are");
   f.section("activations", activations, "inputs in the forward product; null: as they are");
@@ -112,6 +121,20 @@ void QuantGroupSpec::fields(Fields& f) {
     "randomised Hadamard of this many neighbours before weights and activations are rounded: 0 (none), 16, 32, 64 "
     "or 128");
   f("backward_rotation", backward_rotation, "the same for the operands of the backward products");
+  f.choice(
+      "rotate", rotate, {{"always", Rotate::always}, {"measured", Rotate::measured}},
+      "measured: of each layer only those products whose operands have outliers along what is summed; the "
+      "layer first computes unquantized for calibration_steps and counts");
+  f.when(rotate == Rotate::measured, "rotate is measured", [&] {
+    f("calibration_steps", calibration_steps, "from where the group begins to where it is quantized",
+      between(1, 1e9));
+    f("outlier_ratio", outlier_ratio,
+      "rows, or columns, of a matrix have outliers when the largest rms of one is more than so many times their "
+      "median",
+      between(1.001, 1e6));
+    f.rule(rotation > 0 || backward_rotation > 0, "rotate",
+           "measures which products to rotate, and rotation and backward_rotation are 0; give one a size");
+  });
   f.choice("gradient_mask", gradient_mask,
            {{"straight_through", GradientMask::straight_through}, {"unclipped", GradientMask::unclipped}},
            "unclipped: no gradient passes where a value was clipped (QuEST's trust mask)");
@@ -157,7 +180,10 @@ void QuantGroupSpec::fields(Fields& f) {
 }
 
 QuantSpan span_of(const QuantGroupSpec& g, int64_t step_tokens) {
-  QuantSpan span{g.first_step, g.end_step.value_or(INT64_MAX), g.anneal_steps};
+  QuantSpan span{.begin = g.first_step,
+                 .end = g.end_step.value_or(INT64_MAX),
+                 .calibration = g.measured() ? g.calibration_steps : 0,
+                 .anneal = g.anneal_steps};
   const auto step_of = [&](int64_t tokens) {
     require(step_tokens > 0, "quant",
             "'{}' begins or ends at a token, and the tokens of a step are not known", g.match);
@@ -206,7 +232,6 @@ QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamSt
   const auto problem = [&](const std::string& line) {
     if (++count <= most_problems_shown) problems += (problems.empty() ? "" : "\n  ") + line;
   };
-  schemes_.reserve(specs_.size());
   std::vector<Glob> globs;
   for (size_t g = 0; g < specs_.size(); ++g) {
     schemes_.push_back({.spec = &specs_[g], .group = g, .seed = seed});
@@ -215,14 +240,19 @@ QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamSt
     if (span.end <= span.begin)
       problem(fmt::format("'{}' begins in step {} and ends in step {}; let it end later", specs_[g].match,
                           span.begin, span.end));
-    else if (span.anneal > span.end - span.begin)
+    else if (span.calibration >= span.end - span.begin)
+      problem(
+          fmt::format("'{}' lasts {} steps, not more than its calibration_steps {}; let it end later or "
+                      "calibrate in fewer",
+                      specs_[g].match, span.end - span.begin, span.calibration));
+    else if (span.anneal > span.end - span.quantizes())
       problem(fmt::format(
           "'{}' lasts {} steps, fewer than its anneal_steps {}; let it end later or anneal faster",
-          specs_[g].match, span.end - span.begin, span.anneal));
+          specs_[g].match, span.end - span.quantizes(), span.anneal));
   }
   std::vector<int64_t> taken(specs_.size(), 0), matched(specs_.size(), 0);
   for (const auto& p : params.all()) {
-    const QuantScheme* scheme = nullptr;
+    QuantScheme* scheme = nullptr;
     for (size_t g = 0; g < specs_.size(); ++g) {
       if (!globs[g].matches(p->name)) continue;
       ++matched[g];
@@ -233,7 +263,7 @@ QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamSt
     if (!scheme) continue;
     const std::string why = misfit(*scheme->spec, *p);
     if (!why.empty()) problem(fmt::format("{} {}", p->name, why));
-    members_.push_back({p.get(), scheme, 0});
+    members_.push_back({p.get(), scheme, nullptr, 0});
   }
   for (size_t g = 0; g < specs_.size(); ++g) {
     if (matched[g] == 0) problem(fmt::format("'{}' matches no parameter", specs_[g].match));
@@ -243,6 +273,13 @@ QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamSt
   if (count > most_problems_shown) problems += fmt::format("\n  and {} more", count - most_problems_shown);
   require(problems.empty(), "quant", "{}", problems);
   for (Member& m : members_) {
+    if (m.scheme->spec->measured()) {
+      QuantScheme own = *m.scheme;
+      own.decided = false;
+      m.scheme = &schemes_.emplace_back(own);
+      own.calibrates = true;
+      m.calibrating = &schemes_.emplace_back(own);
+    }
     const std::vector<int> order = layers_in_order(m.scheme->group);
     const auto place = std::find(order.begin(), order.end(), m.parameter->layer) - order.begin();
     m.begin = spans_[m.scheme->group].joins(place, static_cast<int64_t>(order.size()));
@@ -268,16 +305,20 @@ std::vector<int> QuantSchemes::layers_in_order(size_t group) const {
 
 void QuantSchemes::activate(int64_t step) const {
   for (const Member& m : members_) {
-    const bool active = step >= m.begin && step < spans_[m.scheme->group].end;
-    m.parameter->scheme = active ? m.scheme : nullptr;
+    const QuantSpan& span = spans_[m.scheme->group];
+    m.parameter->scheme = step >= m.begin && step < span.end              ? m.scheme
+                          : step >= span.begin && step < span.quantizes() ? m.calibrating
+                                                                          : nullptr;
   }
 }
 
 std::vector<int64_t> QuantSchemes::changes() const {
   std::set<int64_t> steps = {0};
   for (const Member& m : members_) steps.insert(m.begin);
-  for (const QuantSpan& span : spans_)
+  for (const QuantSpan& span : spans_) {
+    if (span.calibration > 0) steps.insert({span.begin, span.quantizes()});
     if (span.end < INT64_MAX) steps.insert(span.end);
+  }
   return {steps.begin(), steps.end()};
 }
 
@@ -294,7 +335,8 @@ std::vector<std::string> QuantSchemes::timeline(int64_t total_steps) const {
     const std::vector<int> order = layers_in_order(g);
     const auto layers = static_cast<int64_t>(order.size());
     std::string line = fmt::format("quant.{}: {} matrices of {} layer{} are quantized from {} on", g, members,
-                                   layers, layers == 1 ? "" : "s", at(span.begin));
+                                   layers, layers == 1 ? "" : "s", at(span.quantizes()));
+    if (span.calibration > 0) line += fmt::format(", calibrated from {} on", at(span.begin));
     if (span.end < INT64_MAX) line += fmt::format(", until {}", at(span.end));
     if (span.anneal > 0) {
       line += ", one layer after another:";
@@ -303,7 +345,7 @@ std::vector<std::string> QuantSchemes::timeline(int64_t total_steps) const {
                             span.joins(i, layers));
     }
     const int64_t last = span.joins(layers - 1, layers);
-    if (span.begin >= total_steps)
+    if (span.quantizes() >= total_steps)
       line += fmt::format("; the run ends before that, after step {}", total_steps - 1);
     else if (last >= total_steps)
       line += fmt::format("; the run ends before all of them are, after step {}", total_steps - 1);

@@ -105,6 +105,9 @@ everywhere 'quant.0.first_tokens: a group begins and ends at steps .* or at toke
   --set 'quant=[{preset: weight_only, first_tokens: 9, end_step: 3}]'
 everywhere "begins in step 1 and ends in step 1; let it end later" --set model.ffn_size=192 \
   --set 'quant=[{preset: weight_only, first_tokens: 9, end_tokens: 10}]'
+everywhere 'quant.0.rotate: measures which products to rotate' --set 'quant=[{preset: weight_only, rotate: measured}]'
+everywhere 'lasts 3 steps, not more than its calibration_steps 30' --set model.ffn_size=192 \
+  --set 'quant=[{preset: adahop, end_step: 3}]'
 everywhere 'lasts 3 steps, fewer than its anneal_steps 4' --set model.ffn_size=192 \
   --set 'quant=[{preset: weight_only, end_step: 3, anneal_steps: 4}]'
 everywhere "'zzz' matches no parameter" --set 'quant=[{preset: quartet, match: zzz}]'

@@ -53,6 +53,7 @@ TEST(QuantScheme, ADumpedGroupReadsBackTheSame) {
         "{preset: weight_only, first_step: 7}", "{preset: nvfp4, rotation: 16, end_step: 5}",
         "{preset: mxint8, activations: null, gradients: null}",
         "{weights: {format: int4_g64}, activations: {format: int8_row}}",
+        "{preset: adahop, calibration_steps: 7, outlier_ratio: 2.5}", "{preset: adahop, rotate: always}",
         "{preset: quartet, first_tokens: 9, end_tokens: 99, anneal_steps: 3, anneal_order: last_layers}"}) {
     const std::string dumped = dump_spec(read(yaml));
     EXPECT_EQ(dump_spec(read(dumped)), dumped) << yaml;
@@ -81,6 +82,10 @@ TEST(QuantScheme, RefusesWhatContradictsItself) {
     EXPECT_NE(words(fmt::format("{{preset: quartet, {}}}", both).c_str()).find("give one kind"),
               std::string::npos)
         << both;
+  EXPECT_NE(words("{preset: weight_only, rotate: measured}").find("rotate: measures which products"),
+            std::string::npos);
+  EXPECT_NE(words("{preset: quartet, calibration_steps: 3}").find("rotate is measured"), std::string::npos);
+  EXPECT_NE(words("{preset: adahop, outlier_ratio: 1}").find("outlier_ratio must be"), std::string::npos);
   EXPECT_NE(words("{preset: quartet, anneal_steps: -1}").find("anneal_steps must be"), std::string::npos);
 }
 
@@ -184,6 +189,12 @@ TEST(QuantScheme, RefusesGroupsThatEndBeforeTheyHaveBegun) {
   EXPECT_NE(words("{preset: quartet, first_step: 3, end_step: 8, anneal_steps: 6}")
                 .find("lasts 5 steps, fewer than its anneal_steps 6"),
             std::string::npos);
+  EXPECT_NE(words("{preset: adahop, first_step: 3, end_step: 8, calibration_steps: 5}")
+                .find("lasts 5 steps, not more than its calibration_steps 5"),
+            std::string::npos);
+  EXPECT_NE(words("{preset: adahop, first_step: 3, end_step: 8, calibration_steps: 3, anneal_steps: 3}")
+                .find("lasts 2 steps, fewer than its anneal_steps 3"),
+            std::string::npos);
   EXPECT_EQ(words("{preset: quartet, first_step: 3, end_step: 8, anneal_steps: 5}"), "accepted");
 }
 
@@ -202,4 +213,24 @@ TEST(QuantScheme, TheTimelineSaysWhatBeginsWhen) {
   EXPECT_NE(schemes.timeline(3)[0].find("; the run ends before that, after step 2"), std::string::npos);
   EXPECT_NE(schemes.timeline(5)[0].find("; the run ends before all of them are, after step 4"),
             std::string::npos);
+}
+
+TEST(QuantScheme, MeasuredGroupsCalibrateBeforeTheirLayersJoin) {
+  ParamStore params;
+  const std::vector<QuantGroupSpec> groups = {
+      read("{preset: adahop, first_step: 2, calibration_steps: 3, anneal_steps: 4, end_step: 12}")};
+  const QuantSchemes schemes(groups, add_layers(params, 64, 64), 1);
+  EXPECT_EQ(schemes.changes(), (std::vector<int64_t>{0, 2, 5, 7, 12}));
+  for (int64_t step = 0; step < 14; ++step) {
+    schemes.activate(step);
+    for (int l = 0; l < 2; ++l) {
+      const QuantScheme* s = params.at(fmt::format("layers.{}.attn.q.weight", l)).scheme;
+      EXPECT_EQ(s && s->calibrates, step >= 2 && step < 5) << step;
+      EXPECT_EQ(s && !s->calibrates, step >= (l == 0 ? 5 : 7) && step < 12) << step;
+    }
+  }
+  EXPECT_EQ(
+      schemes.timeline(20)[0],
+      "quant.0: 4 matrices of 2 layers are quantized from step 5 on, calibrated from step 2 on, until step 12, "
+      "one layer after another: layer 0 from step 5, layer 1 from step 7");
 }
