@@ -41,15 +41,19 @@ void QuantOperandSpec::fields(Fields& f) {
        {"ceil", ScaleRule::ceil},
        {"rceil", ScaleRule::rceil},
        {"mse", ScaleRule::mse},
-       {"four_over_six", ScaleRule::four_over_six}},
+       {"four_over_six", ScaleRule::four_over_six},
+       {"stats", ScaleRule::stats}},
       "how a block's scale follows from its values. Powers of two: floor (OCP, clips), even (floor of the "
       "largest value rounded to the element's digits), ceil and rceil (never clip), mse (from the standard "
-      "deviation, least error for normal values; clips). four_over_six: nvfp4 only, the better of two scales");
+      "deviation, least error for normal values; clips). four_over_six: nvfp4 only, the better of two scales. "
+      "stats: int8_* and int4_* only, twice the mean of |x| becomes the largest element (StatsQ; clips)");
   f.choice("rounding", rounding, {{"nearest_even", Kind::nearest_even}, {"stochastic", Kind::stochastic}},
            "forward rounds to nearest. For gradients: stochastic is unbiased where the scale does not clip, "
            "with ceil and rceil");
   f.rule(scale != ScaleRule::four_over_six || format == "nvfp4", "scale", "four_over_six is for nvfp4");
   f.rule(scale != ScaleRule::mse || format == "mxfp4", "scale", "mse is for mxfp4");
+  f.rule(scale != ScaleRule::stats || format.starts_with("int8_") || format.starts_with("int4_"), "scale",
+         "stats is for formats with fp32 scales, int8_* and int4_*");
 }
 
 void QuantGroupSpec::apply(Preset p) {

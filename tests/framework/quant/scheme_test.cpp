@@ -66,6 +66,12 @@ TEST(QuantScheme, RefusesWhatContradictsItself) {
   EXPECT_NE(words("{weights: {format: mxfp5}}").find("'mxfp5' is no format; there are mxfp4"),
             std::string::npos);
   EXPECT_NE(words("{weights: {format: mxint8, scale: mse}}").find("mse is for mxfp4"), std::string::npos);
+  EXPECT_NE(
+      words("{weights: {format: mxfp4, scale: stats}}").find("weights.scale: stats is for formats with fp32"),
+      std::string::npos);
+  EXPECT_EQ(
+      words("{weights: {format: int4_row, scale: stats}, activations: {format: int8_g64, scale: stats}}"),
+      "accepted");
   EXPECT_NE(words("{weights: {format: mxfp4, scale: four_over_six}}").find("for nvfp4"), std::string::npos);
   EXPECT_NE(
       words("{weights: {format: mxfp4, rounding: stochastic}}").find("weights.rounding: rounds to nearest"),
