@@ -328,8 +328,9 @@ std::vector<int64_t> QuantSchemes::changes() const {
 
 std::vector<std::string> QuantSchemes::timeline(int64_t total_steps) const {
   const auto at = [&](int64_t step) {
-    return fmt::format("step {}", step) +
-           (step_tokens_ > 0 ? fmt::format(" ({} tokens)", step * step_tokens_) : "");
+    return fmt::format("step {}", step) + (step_tokens_ > 0 && step <= INT64_MAX / step_tokens_
+                                               ? fmt::format(" ({} tokens)", step * step_tokens_)
+                                               : "");
   };
   std::vector<std::string> lines;
   for (size_t g = 0; g < specs_.size(); ++g) {

@@ -35,6 +35,8 @@ void stop_on_signals() {
 /// What is allowed but worth a line before the run starts.
 void print_notes(const Recipe& recipe, const Session& session) {
   for (const std::string& warning : session.optimizers->warnings()) fmt::print(stderr, "note: {}\n", warning);
+  for (const std::string& line : session.schemes->timeline(recipe.train.total_steps()))
+    fmt::print(stderr, "{}\n", line);
   if (session.queue.device.kind == DeviceKind::cuda) {
     const kernels::GpuInfo gpu = kernels::gpu_info(session.queue.device.index);
     fmt::print(stderr, "on {} GPU{}: {} (sm_{}), driver for CUDA {}\n", session.world.size(),

@@ -217,6 +217,11 @@ TEST(QuantScheme, TheTimelineSaysWhatBeginsWhen) {
           "another: layer 0 from step 3, layer 1 from step 5",
           "quant.1: 2 matrices of 2 layers are quantized from step 0 (0 tokens) on, until step 8 (800 tokens)"}));
   EXPECT_NE(schemes.timeline(3)[0].find("; the run ends before that, after step 2"), std::string::npos);
+  ParamStore far_params;
+  const std::vector<QuantGroupSpec> far = {read("{preset: quartet, first_step: 1e12}")};
+  const QuantSchemes never(far, add_layers(far_params, 64, 64), 1, int64_t{1} << 40);
+  EXPECT_NE(never.timeline(3)[0].find("from step 1000000000000 on;"), std::string::npos)
+      << "without tokens that nobody can count";
   EXPECT_NE(schemes.timeline(5)[0].find("; the run ends before all of them are, after step 4"),
             std::string::npos);
 }
