@@ -56,6 +56,8 @@ void quantize(const Queue& queue, const Quantize& a) {
           "rule mse is for e2m1 elements with e8m0 scales, not for {}", name(f));
   require(a.rule != ScaleRule::four_over_six || (f.element == Element::e2m1 && f.scale == ScaleType::e4m3),
           where, "rule four_over_six is for e2m1 elements with e4m3 scales, not for {}", name(f));
+  require(a.rule != ScaleRule::stats || f.scale == ScaleType::f32, where,
+          "rule stats is for f32 scales, not for {}", name(f));
   require_rotation(where, a.rotation, a.y.cols);
   require_step(where, a.rotation.step, queue.device);
   require_step(where, a.rounding.step, queue.device);

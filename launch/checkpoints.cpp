@@ -24,7 +24,7 @@ std::unique_ptr<RunLock> lock_run(const Recipe& recipe, Communicator& world) {
 
 std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
                                                      std::shared_ptr<const Tokenizer> tokenizer,
-                                                     Trainer& trainer,
+                                                     Trainer& trainer, QuantSchemes& schemes,
                                                      std::function<void(const SaveReport&)> on_save) {
   const std::string text = dump_recipe(recipe);
   HubContext context{
@@ -38,7 +38,8 @@ std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
                             .directory = run_directory(recipe) / "checkpoints",
                             .texts = {text, hub_layout(recipe.model, context), std::move(tokenizer)},
                             .recipe_hash = recipe_hash(recipe),
-                            .on_save = std::move(on_save)},
+                            .on_save = std::move(on_save),
+                            .schemes = &schemes},
       trainer);
 }
 

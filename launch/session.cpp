@@ -37,9 +37,11 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const
   if (!queue.meta() && several_gpus())
     device_world_ = make_nccl_comm(world, queue.device, {.timeout_s = recipe_.parallel.timeout_s});
   model->declare(params);
-  schemes = std::make_unique<QuantSchemes>(recipe_.quant, params, static_cast<uint64_t>(recipe_.run.seed));
+  schemes = std::make_unique<QuantSchemes>(recipe_.quant, params, static_cast<uint64_t>(recipe_.run.seed),
+                                           recipe_.train.global_batch_tokens);
   optimizers = std::make_unique<OptimizerGroups>(recipe_.optim, params);
   params.materialize(queue.device, recipe_.train.precision, ParamStore::Gradients::on);
+  schemes->materialize(queue);
   auto of = [this](const Parameter& p) -> const Optimizer& { return optimizers->of(p); };
   const std::vector<ShardParameter> sharded = shard_parameters(params, of);
   plan = make_shard_plan(sharded, params.buckets().size(), world.size(), recipe_.parallel);
@@ -101,7 +103,7 @@ std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
       {"optimizer workspace", updater->workspace_bytes()},
       {"activations", activations.high_water_bytes()},
       {"activation gradients", pool.high_water_bytes()},
-      {"packed weights", packed_bytes(params) + quantized_bytes(params)},
+      {"packed weights", packed_bytes(params) + quantized_bytes(params) + schemes->votes_bytes()},
       {"checkpoint copies", checkpoint_bytes(recipe_, *this), MemoryCategory::Where::host},
   };
   if (trainer) all.push_back({"token buffers", trainer->batch_bytes()});

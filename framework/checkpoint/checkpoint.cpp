@@ -94,11 +94,12 @@ void CheckpointState::fields(Fields& f) {
   f("seed", seed, "run.seed");
   f("world_size", world_size, "ranks that wrote it", at_least(1));
   f("recipe_hash", recipe_hash, "of the resolved recipe");
+  f.list("patterns", patterns, "what was measured of layers that are rotated by it");
 }
 
 CheckpointState read_checkpoint_state(const fs::path& checkpoint) {
   const fs::path path = checkpoint / "state.yaml";
-  return read_spec<CheckpointState>(read_file(path, 1 << 16), path.string());
+  return read_spec<CheckpointState>(read_file(path, 1 << 20), path.string());
 }
 
 std::optional<fs::path> find_checkpoint(const std::string& resume, const fs::path& checkpoints) {

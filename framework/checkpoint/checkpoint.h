@@ -22,6 +22,7 @@
 #include "framework/config/fields.h"
 #include "framework/data/tokenizer.h"
 #include "framework/parallel/communicator.h"
+#include "framework/quant/patterns.h"
 
 namespace osprey {
 
@@ -37,7 +38,8 @@ struct CheckpointSpec {
 };
 
 /// Where a run stands: state.yaml. Everything random is a function of (seed, step, index), so there is no
-/// generator to save, and the data position is the number of sequences read.
+/// generator to save, and the data position is the number of sequences read. What a run has measured in order
+/// to decide by it is no such function, and is saved.
 struct CheckpointState {
   int64_t format = 1;
   int64_t step = 0;       // optimizer steps done
@@ -47,6 +49,7 @@ struct CheckpointState {
   int64_t seed = 0;
   int64_t world_size = 1;
   std::string recipe_hash;
+  std::vector<LayerPatterns> patterns;  // of layers whose rotations are measured
 
   void fields(Fields& f);
 };

@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "framework/ops/calibration.h"
 #include "framework/ops/pack_cache.h"
 #include "framework/ops/quantized_linear.h"
 
@@ -14,6 +15,7 @@ struct Stacked {
   std::array<Parameter*, most_stacked_weights> params{};
   std::array<Var, most_stacked_weights> leaves{};
   size_t count = 0;
+  const QuantScheme* calibrating = nullptr;  // where outliers are counted in this step
 
   std::span<Parameter* const> all() const { return {params.data(), count}; }
   std::array<Tensor, most_stacked_weights> values() const {
@@ -28,6 +30,10 @@ void linear_backward(Tape& t, Var x, const Stacked& w, const Tensor& dy) {
   std::array<Accum, most_stacked_weights> dweights;
   std::array<int64_t, most_stacked_weights> outs{};
   bool any = false;
+  if (w.calibrating) {
+    const auto values = w.values();
+    count_patterns(t, *w.calibrating, t.value(x), {values.data(), w.count}, dy);
+  }
   for (size_t i = 0; i < w.count; ++i) {
     outs[i] = w.params[i]->shape[0];
     dweights[i] = t.grad(w.leaves[i]);
@@ -52,9 +58,10 @@ Var linear(Tape& t, Var x, std::span<Parameter* const> weights) {
           most_stacked_weights, weights.size());
   for (const Parameter* p : weights)
     require(p->matrix(), "linear", "{} must be a matrix, got {}", p->name, p->shape);
-  for (const Parameter* p : weights)
-    if (p->scheme) return quantized_linear(t, x, weights, *p->scheme);
+  const QuantScheme* scheme = scheme_of(weights);
+  if (scheme && !scheme->calibrates) return quantized_linear(t, x, weights, *scheme);
   Stacked w;
+  w.calibrating = scheme;
   int64_t out = 0;
   for (Parameter* p : weights) {
     out += p->shape[0];

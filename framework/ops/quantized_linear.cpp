@@ -75,16 +75,16 @@ struct LinearBackward {
   const QuantGroupSpec& spec = l.spec();
   const QuantizedWeights& w = quantized_weights(t.queue(), l.all(), *l.scheme);
 
-  Rotation draws(const char* product) const {
+  Rotation draws(const char* product, bool rotated) const {
     const DrawIndex& at = t.draw_index();
-    return {.size = static_cast<int>(spec.backward_rotation),
+    return {.size = rotated ? static_cast<int>(spec.backward_rotation) : 0,
             .seed = l.scheme->seed,
             .stream = stream_of(l.params[0]->name + product) + (static_cast<uint64_t>(at.micro_batch) << 32),
             .step = at.step};
   }
 
   /// May a product be written where the gradient is wanted, or does it need what comes after?
-  bool lands_directly(const Tensor& mask) const { return spec.rotation == 0 && !mask.defined(); }
+  bool lands_directly(const Tensor& mask) const { return !forward_rotation(*l.scheme) && !mask.defined(); }
   void land(const Accum& to, const Tensor& product, const Tensor& mask) const {
     kernels::unrotate(t.queue(),
                       {.y = to, .x = product, .mask = mask, .rotation = forward_rotation(*l.scheme)});
@@ -171,7 +171,7 @@ struct LinearBackward {
 
   /// dW_i = dy_i^T x, summed over tokens.
   void weights_packed() const {
-    const Rotation draw = draws(" dw");
+    const Rotation draw = draws(" dw", l.scheme->rotated.dw);
     const Packed x = operand(Tensor{}, l.packed_x, true, draw, "x");
     each_weight_gradient([&](size_t i, const Tensor& part, const Accum& at) {
       const Packed g = operand(part, Packed{}, true, draw, l.params[i]->name.c_str());
@@ -181,7 +181,7 @@ struct LinearBackward {
 
   /// dx = sum over i of dy_i W_i: one product for each weight, each summed over its outputs.
   void input_packed() const {
-    const Rotation draw = draws(" dx");
+    const Rotation draw = draws(" dx", l.scheme->rotated.dx);
     landed(t.grad(l.x), DType::f32, l.mask_x, [&](const Accum& at) {
       each_weight([&](size_t i, const Tensor& part) {
         const Packed g = operand(part, Packed{}, false, draw, l.params[i]->name.c_str());
@@ -205,10 +205,10 @@ Var quantized_linear(Tape& t, Var x, std::span<Parameter* const> weights, const 
   Layer l;
   l.scheme = &scheme;
   l.x = x;
+  require(scheme.decided || t.queue().meta(), "quant",
+          "{} is to be rotated as a calibration decides, and none did; begin its group at a later step",
+          weights[0]->name);
   for (Parameter* p : weights) {
-    require(p->scheme == &scheme, "quant",
-            "{} and {} have one input, but belong to different groups; give them one", weights[0]->name,
-            p->name);
     l.params[l.count] = p;
     l.leaves[l.count++] = t.leaf(*p);
   }

@@ -84,7 +84,9 @@ bool multiplies_packed(const QuantGroupSpec& spec) {
 }
 
 kernels::Rotation forward_rotation(const QuantScheme& scheme) {
-  return forward_rotation(*scheme.spec, scheme.seed);
+  kernels::Rotation rotation = forward_rotation(*scheme.spec, scheme.seed);
+  if (!scheme.rotated.forward) rotation.size = 0;
+  return rotation;
 }
 
 const QuantizedWeights& quantized_weights(const Queue& queue, std::span<Parameter* const> weights,

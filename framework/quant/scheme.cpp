@@ -1,5 +1,6 @@
 #include "framework/quant/scheme.h"
 
+#include <algorithm>
 #include <set>
 
 #include "framework/config/glob.h"
@@ -45,12 +46,15 @@ void QuantOperandSpec::fields(Fields& f) {
       "scale", scale, scale_rules(),
       "how a block's scale follows from its values. Powers of two: floor (OCP, clips), even (floor of the "
       "largest value rounded to the element's digits), ceil and rceil (never clip), mse (from the standard "
-      "deviation, least error for normal values; clips). four_over_six: nvfp4 only, the better of two scales");
+      "deviation, least error for normal values; clips). four_over_six: nvfp4 only, the better of two scales. "
+      "stats: int8_* and int4_* only, twice the mean of |x| becomes the largest element (StatsQ; clips)");
   f.choice("rounding", rounding, {{"nearest_even", Kind::nearest_even}, {"stochastic", Kind::stochastic}},
            "forward rounds to nearest. For gradients: stochastic is unbiased where the scale does not clip, "
            "with ceil and rceil");
   f.rule(scale != ScaleRule::four_over_six || format == "nvfp4", "scale", "four_over_six is for nvfp4");
   f.rule(scale != ScaleRule::mse || format == "mxfp4", "scale", "mse is for mxfp4");
+  f.rule(scale != ScaleRule::stats || format.starts_with("int8_") || format.starts_with("int4_"), "scale",
+         "stats is for formats with fp32 scales, int8_* and int4_*");
 }
 
 void QuantGroupSpec::apply(Preset p) {
@@ -59,6 +63,7 @@ void QuantGroupSpec::apply(Preset p) {
   activations.reset();
   gradients.reset();
   rotation = backward_rotation = 0;
+  rotate = Rotate::always;
   gradient_mask = GradientMask::straight_through;
   switch (p) {
     case Preset::none:
@@ -86,6 +91,12 @@ void QuantGroupSpec::apply(Preset p) {
     case Preset::weight_only:
       weights = operand("mxfp4");
       return;
+    case Preset::adahop:
+      weights = activations = operand("mxfp4");
+      gradients = operand("mxfp4", ScaleRule::rceil, Kind::stochastic);
+      rotation = backward_rotation = 32;
+      rotate = Rotate::measured;
+      return;
   }
 }
 
@@ -99,11 +110,13 @@ void QuantGroupSpec::fields(Fields& f) {
        {"quartet", Preset::quartet},
        {"nvfp4", Preset::nvfp4},
        {"mxint8", Preset::mxint8},
-       {"weight_only", Preset::weight_only}},
+       {"weight_only", Preset::weight_only},
+       {"adahop", Preset::adahop}},
       "what the keys below default to. qat_mxfp4_w4a4: forward in mxfp4, rotated, backward in full; quartet: "
       "forward and backward in mxfp4 (Castro et al. 2505.14669); nvfp4: both in nvfp4, 4/6 scales (Quartet II, "
       "2601.22813, forward; NVIDIA 2509.25149, stochastic gradients); mxint8: all in mxint8 (2510.25602); "
-      "weight_only: weights in mxfp4");
+      "weight_only: weights in mxfp4; adahop: forward and backward in mxfp4, rotated where a calibration finds "
+      "outliers that this helps against (after AdaHOP, 2604.02525)");
   if (preset != applied_) apply(preset);
   f.section("weights", weights, "weights in the forward product; null: as they are");
   f.section("activations", activations, "inputs in the forward product; null: as they are");
@@ -113,11 +126,38 @@ void QuantGroupSpec::fields(Fields& f) {
     "randomised Hadamard of this many neighbours before weights and activations are rounded: 0 (none), 16, 32, 64 "
     "or 128");
   f("backward_rotation", backward_rotation, "the same for the operands of the backward products");
+  f.choice(
+      "rotate", rotate, {{"always", Rotate::always}, {"measured", Rotate::measured}},
+      "measured: of each layer only those products whose operands have outliers along what is summed; the "
+      "layer first computes unquantized for calibration_steps and counts");
+  f.when(rotate == Rotate::measured, "rotate is measured", [&] {
+    f("calibration_steps", calibration_steps, "from where the group begins to where it is quantized",
+      between(1, 1e9));
+    f("outlier_ratio", outlier_ratio,
+      "rows, or columns, of a matrix have outliers when the largest rms of one is more than so many times their "
+      "median",
+      between(1.001, 1e6));
+    f.rule(rotation > 0 || backward_rotation > 0, "rotate",
+           "measures which products to rotate, and rotation and backward_rotation are 0; give one a size");
+  });
   f.choice("gradient_mask", gradient_mask,
            {{"straight_through", GradientMask::straight_through}, {"unclipped", GradientMask::unclipped}},
            "unclipped: no gradient passes where a value was clipped (QuEST's trust mask)");
-  f("first_step", first_step, "unquantized before this 0-based step", at_least(0));
-  f("end_step", end_step, "unquantized again from this step on; null: to the end", at_least(1));
+  f("first_step", first_step, "unquantized before this 0-based step", between(0, 1e12));
+  f("end_step", end_step, "unquantized again from this step on; null: to the end", between(1, 1e12));
+  f("first_tokens", first_tokens,
+    "instead of first_step: unquantized before the first step that begins at or after so many tokens of the run",
+    between(0, 1e18));
+  f("end_tokens", end_tokens,
+    "instead of end_step: unquantized again from the first step that begins at or after so many tokens",
+    between(1, 1e18));
+  f("anneal_steps", anneal_steps,
+    "the layers of the group join one after another, evenly spread over so many steps from where it begins; 0: "
+    "all at once",
+    between(0, 1e12));
+  f.choice("anneal_order", anneal_order,
+           {{"first_layers", AnnealOrder::first_layers}, {"last_layers", AnnealOrder::last_layers}},
+           "which layers join first: those nearest the embedding, or those nearest the head");
 
   const auto is_size = [](int64_t n) { return n == 0 || n == 16 || n == 32 || n == 64 || n == 128; };
   f.rule(is_size(rotation), "rotation", "must be 0, 16, 32, 64 or 128");
@@ -135,6 +175,28 @@ void QuantGroupSpec::fields(Fields& f) {
   f.rule(!gradients || (weights && activations), "gradients",
          "need weights and activations that have a format: backward quantizes what forward quantized again");
   f.rule(!end_step || *end_step > first_step, "end_step", "must be after first_step");
+  f.rule(!end_tokens || *end_tokens > first_tokens.value_or(0), "end_tokens",
+         "must be more than first_tokens");
+  f.rule(
+      !(first_step > 0 || end_step) || !(first_tokens || end_tokens),
+      first_tokens ? "first_tokens" : "end_tokens",
+      "a group begins and ends at steps (first_step, end_step) or at tokens (first_tokens, end_tokens); give "
+      "one kind");
+}
+
+QuantSpan span_of(const QuantGroupSpec& g, int64_t step_tokens) {
+  QuantSpan span{.begin = g.first_step,
+                 .end = g.end_step.value_or(INT64_MAX),
+                 .calibration = g.measured() ? g.calibration_steps : 0,
+                 .anneal = g.anneal_steps};
+  const auto step_of = [&](int64_t tokens) {
+    require(step_tokens > 0, "quant",
+            "'{}' begins or ends at a token, and the tokens of a step are not known", g.match);
+    return tokens / step_tokens + (tokens % step_tokens != 0);
+  };
+  if (g.first_tokens) span.begin = step_of(*g.first_tokens);
+  if (g.end_tokens) span.end = step_of(*g.end_tokens);
+  return span;
 }
 
 std::string operand_name(const std::optional<QuantOperandSpec>& o, DType compute) {
@@ -173,22 +235,35 @@ kernels::Rotation forward_rotation(const QuantGroupSpec& group, uint64_t seed) {
           .stream = stream_of("quantization, rotation of forward")};
 }
 
-QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamStore& params, uint64_t seed)
-    : specs_(groups.begin(), groups.end()) {
+QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamStore& params, uint64_t seed,
+                           int64_t step_tokens)
+    : specs_(groups.begin(), groups.end()), step_tokens_(step_tokens) {
   std::string problems;
   size_t count = 0;
   const auto problem = [&](const std::string& line) {
     if (++count <= most_problems_shown) problems += (problems.empty() ? "" : "\n  ") + line;
   };
-  schemes_.reserve(specs_.size());
   std::vector<Glob> globs;
   for (size_t g = 0; g < specs_.size(); ++g) {
     schemes_.push_back({.spec = &specs_[g], .group = g, .seed = seed});
     globs.emplace_back(specs_[g].match);
+    const QuantSpan& span = spans_.emplace_back(span_of(specs_[g], step_tokens));
+    if (span.end <= span.begin)
+      problem(fmt::format("'{}' begins in step {} and ends in step {}; let it end later", specs_[g].match,
+                          span.begin, span.end));
+    else if (span.calibration >= span.end - span.begin)
+      problem(
+          fmt::format("'{}' lasts {} steps, not more than its calibration_steps {}; let it end later or "
+                      "calibrate in fewer",
+                      specs_[g].match, span.end - span.begin, span.calibration));
+    else if (span.anneal > span.end - span.quantizes())
+      problem(fmt::format(
+          "'{}' lasts {} steps, fewer than its anneal_steps {}; let it end later or anneal faster",
+          specs_[g].match, span.end - span.quantizes(), span.anneal));
   }
   std::vector<int64_t> taken(specs_.size(), 0), matched(specs_.size(), 0);
   for (const auto& p : params.all()) {
-    const QuantScheme* scheme = nullptr;
+    QuantScheme* scheme = nullptr;
     for (size_t g = 0; g < specs_.size(); ++g) {
       if (!globs[g].matches(p->name)) continue;
       ++matched[g];
@@ -199,7 +274,7 @@ QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamSt
     if (!scheme) continue;
     const std::string why = misfit(*scheme->spec, *p);
     if (!why.empty()) problem(fmt::format("{} {}", p->name, why));
-    members_.push_back({p.get(), scheme});
+    members_.push_back({p.get(), scheme, nullptr, 0});
   }
   for (size_t g = 0; g < specs_.size(); ++g) {
     if (matched[g] == 0) problem(fmt::format("'{}' matches no parameter", specs_[g].match));
@@ -208,6 +283,18 @@ QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamSt
   }
   if (count > most_problems_shown) problems += fmt::format("\n  and {} more", count - most_problems_shown);
   require(problems.empty(), "quant", "{}", problems);
+  for (Member& m : members_) {
+    if (m.scheme->spec->measured()) {
+      QuantScheme own = *m.scheme;
+      own.decided = false;
+      m.scheme = &schemes_.emplace_back(own);
+      own.calibrates = true;
+      m.calibrating = &schemes_.emplace_back(own);
+    }
+    const std::vector<int> order = layers_in_order(m.scheme->group);
+    const auto place = std::find(order.begin(), order.end(), m.parameter->layer) - order.begin();
+    m.begin = spans_[m.scheme->group].joins(place, static_cast<int64_t>(order.size()));
+  }
 }
 
 QuantSchemes::~QuantSchemes() {
@@ -217,21 +304,66 @@ QuantSchemes::~QuantSchemes() {
   }
 }
 
+std::vector<int> QuantSchemes::layers_in_order(size_t group) const {
+  std::set<int> layers;
+  for (const Member& m : members_)
+    if (m.scheme->group == group) layers.insert(m.parameter->layer);
+  std::vector<int> order(layers.begin(), layers.end());
+  if (specs_[group].anneal_order == QuantGroupSpec::AnnealOrder::last_layers)
+    std::reverse(order.begin(), order.end());
+  return order;
+}
+
 void QuantSchemes::activate(int64_t step) const {
   for (const Member& m : members_) {
-    const QuantGroupSpec& s = *m.scheme->spec;
-    const bool active = step >= s.first_step && step < s.end_step.value_or(INT64_MAX);
-    m.parameter->scheme = active ? m.scheme : nullptr;
+    const QuantSpan& span = spans_[m.scheme->group];
+    m.parameter->scheme = step >= m.begin && step < span.end              ? m.scheme
+                          : step >= span.begin && step < span.quantizes() ? m.calibrating
+                                                                          : nullptr;
   }
 }
 
 std::vector<int64_t> QuantSchemes::changes() const {
   std::set<int64_t> steps = {0};
-  for (const QuantGroupSpec& s : specs_) {
-    steps.insert(s.first_step);
-    if (s.end_step) steps.insert(*s.end_step);
+  for (const Member& m : members_) steps.insert(m.begin);
+  for (const QuantSpan& span : spans_) {
+    if (span.calibration > 0) steps.insert({span.begin, span.quantizes()});
+    if (span.end < INT64_MAX) steps.insert(span.end);
   }
   return {steps.begin(), steps.end()};
+}
+
+std::vector<std::string> QuantSchemes::timeline(int64_t total_steps) const {
+  const auto at = [&](int64_t step) {
+    return fmt::format("step {}", step) + (step_tokens_ > 0 && step <= INT64_MAX / step_tokens_
+                                               ? fmt::format(" ({} tokens)", step * step_tokens_)
+                                               : "");
+  };
+  std::vector<std::string> lines;
+  for (size_t g = 0; g < specs_.size(); ++g) {
+    const QuantSpan& span = spans_[g];
+    const auto members = std::count_if(members_.begin(), members_.end(),
+                                       [&](const Member& m) { return m.scheme->group == g; });
+    const std::vector<int> order = layers_in_order(g);
+    const auto layers = static_cast<int64_t>(order.size());
+    std::string line = fmt::format("quant.{}: {} matrices of {} layer{} are quantized from {} on", g, members,
+                                   layers, layers == 1 ? "" : "s", at(span.quantizes()));
+    if (span.calibration > 0) line += fmt::format(", calibrated from {} on", at(span.begin));
+    if (span.end < INT64_MAX) line += fmt::format(", until {}", at(span.end));
+    if (span.anneal > 0) {
+      line += ", one layer after another:";
+      for (int64_t i = 0; i < layers; ++i)
+        line += fmt::format("{} layer {} from step {}", i == 0 ? "" : ",", order[static_cast<size_t>(i)],
+                            span.joins(i, layers));
+    }
+    const int64_t last = span.joins(layers - 1, layers);
+    if (span.quantizes() >= total_steps)
+      line += fmt::format("; the run ends before that, after step {}", total_steps - 1);
+    else if (last >= total_steps)
+      line += fmt::format("; the run ends before all of them are, after step {}", total_steps - 1);
+    lines.push_back(line);
+  }
+  return lines;
 }
 
 }  // namespace osprey

@@ -209,6 +209,10 @@ void RunWatch::checkpoint(int64_t step, const std::string& path, const std::opti
   if (failure) note(fmt::format("step {}: the checkpoint was not saved: {}", step, *failure));
 }
 
+void RunWatch::write(const MetricsEntry& entry) {
+  if (log_) log_->write(entry);
+}
+
 void RunWatch::note(const std::string& text) {
   if (progress_) progress_->note(text);
 }

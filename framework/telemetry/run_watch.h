@@ -49,6 +49,8 @@ class RunWatch final : public StepHook {
   /// Units: the loop waited blocked_ms, the background thread took write_ms.
   void checkpoint(int64_t step, const std::string& path, const std::optional<std::string>& failure,
                   double blocked_ms, double write_ms);
+  /// An event of somebody else, into metrics.jsonl. Ranks but 0 ignore it.
+  void write(const MetricsEntry& entry);
   /// A line for people, above the progress line; from rank 0.
   void note(const std::string& text);
 

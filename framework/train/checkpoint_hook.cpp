@@ -59,6 +59,8 @@ std::optional<CheckpointState> CheckpointHook::resume() {
         "{} stands at {} tokens after {} steps, this recipe takes {} a step; train.global_batch_tokens must "
         "stay {}",
         path.string(), state.tokens, state.step, batch, state.step > 0 ? state.tokens / state.step : batch);
+    if (setup_.schemes)
+      setup_.schemes->restore(trainer_.parts().queue, world_.rank(), state.patterns, state.step);
     return std::string();
   });
   load_pieces(path, world_, trainer_.parts().queue, pieces());
@@ -102,6 +104,7 @@ void CheckpointHook::save(const StepResult& result) {
   state.seed = static_cast<int64_t>(t.parts().seed);
   state.world_size = world_.size();
   state.recipe_hash = setup_.recipe_hash;
+  if (setup_.schemes) state.patterns = setup_.schemes->patterns(t.parts().queue, world_);
   saver_.save(t.parts().queue, state, to_save_, values());
   saved_step_ = result.step;
   pending_ = true;

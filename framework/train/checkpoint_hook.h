@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "framework/checkpoint/checkpoint.h"
+#include "framework/quant/scheme.h"
 #include "framework/train/trainer.h"
 
 namespace osprey {
@@ -30,13 +31,15 @@ class CheckpointHook final : public StepHook {
     Checkpointer::Texts texts;
     std::string recipe_hash;
     std::function<void(const SaveReport&)> on_save;  // may be empty
+    QuantSchemes* schemes = nullptr;                 // what they measured is saved and restored; may be null
   };
   /// The trainer's parts must outlive the hook. Collective.
   CheckpointHook(Setup setup, Trainer& trainer);
 
   /// Restores masters, optimizer state and values from what checkpoint.resume means.
   /// Returns the state of the checkpoint, or nothing when the run starts anew. Collective.
-  /// Errors: AgreedError: damaged files, another model, other optimizers, another seed or batch.
+  /// Errors: AgreedError: damaged files, another model, other optimizers, another seed or batch, no
+  /// measurement where the recipe needs one.
   std::optional<CheckpointState> resume();
 
   bool reads_state(int64_t finished) const override;

@@ -191,6 +191,32 @@ void find_largest(const Queue& queue, const Numbers& numbers, const Patches& pat
   });
 }
 
+/// A pass after find_largest() for rule stats: sums of magnitudes of every row, or of all, in units of the
+/// largest's.
+void find_magnitudes(const Queue& queue, const Numbers& numbers, const Patches& patches, const BlockFormat& f,
+                     const uint32_t* largest, int64_t* sums) {
+  parallel_for(queue, patches.count(), patches.grain(), [&](int64_t begin, int64_t end) {
+    alignas(64) float v[Patches::floats] = {};
+    for (int64_t i = begin; i < end; ++i) {
+      const Patch p = patches[i];
+      numbers.read(v, patches.stride(), p);
+      for (int64_t r = 0; r < p.rows; ++r) {
+        const int64_t at = f.granularity == Granularity::row ? p.row + r : 0;
+        if (largest[at] >= float_infinity) continue;
+        std::atomic_ref<int64_t>(sums[at]).fetch_add(
+            quantize_table().magnitudes(v + r * patches.stride(), p.cols, unit_exponent(largest[at])),
+            std::memory_order_relaxed);
+      }
+    }
+  });
+}
+
+/// Of the block of a run.
+BlockScale f32_scale(ScaleRule rule, Element e, uint32_t largest, const float* v, int64_t n) {
+  if (rule != ScaleRule::stats || largest >= float_infinity) return block_scale_f32(e, largest);
+  return block_scale_stats(e, largest, n, quantize_table().magnitudes(v, n, unit_exponent(largest)));
+}
+
 BlockScale e4m3_scale(ScaleRule rule, Element e, uint32_t largest, const TensorScale& tensor, const float* v,
                       int64_t n) {
   const BlockScale six = block_scale_e4m3(e, largest, tensor, 1.0f);
@@ -218,7 +244,7 @@ void scale_blocks(float* inverse, void* scales, const float* v, int64_t n, const
     const float* block = v + b * f.block;
     const BlockScale s = f.scale == ScaleType::e4m3
                              ? e4m3_scale(a.rule, f.element, largest[b], tensor, block, f.block)
-                             : block_scale_f32(f.element, largest[b]);
+                             : f32_scale(a.rule, f.element, largest[b], block, f.block);
     inverse[b] = s.inverse;
     if (f.scale == ScaleType::f32)
       static_cast<float*>(scales)[b] = bits_float(s.stored);
@@ -256,11 +282,14 @@ void quantize(const Queue& queue, const kernels::Quantize& a) {
   const bool blocks = f.granularity == Granularity::block;
 
   uint32_t* largest = nullptr;  // of rows or of all, where that has to be known
+  int64_t* sums = nullptr;      // of magnitudes, likewise
+  const size_t count = f.granularity == Granularity::row ? static_cast<size_t>(a.y.rows) : 1;
   if (!blocks || f.scale == ScaleType::e4m3) {
-    const size_t count = f.granularity == Granularity::row ? static_cast<size_t>(a.y.rows) : 1;
-    largest = scratch_of<uint32_t>(Scratch::quantize, count);
-    std::fill_n(largest, count, 0u);
+    sums = scratch_of<int64_t>(Scratch::quantize, 2 * count);
+    largest = reinterpret_cast<uint32_t*>(sums + count);
+    std::fill_n(sums, 2 * count, int64_t{0});
     find_largest(queue, numbers, patches, f, largest);
+    if (a.rule == ScaleRule::stats) find_magnitudes(queue, numbers, patches, f, largest, sums);
   }
   TensorScale tensor{1, 1};
   if (f.scale == ScaleType::e4m3) {
@@ -284,7 +313,10 @@ void quantize(const Queue& queue, const kernels::Quantize& a) {
                              : at<uint8_t>(a.y.scales, place.row, place.col);
           scale_blocks(inverse, scales, row, p.cols, a, tensor);
         } else {
-          const BlockScale scale = block_scale_f32(e, largest[place.row]);
+          const int64_t sharing = f.granularity == Granularity::row ? a.y.cols : a.y.rows * a.y.cols;
+          const BlockScale scale = a.rule == ScaleRule::stats
+                                       ? block_scale_stats(e, largest[place.row], sharing, sums[place.row])
+                                       : block_scale_f32(e, largest[place.row]);
           if (p.col == 0 && place.row == y_row)
             *at<float>(a.y.scales, place.row, 0) = bits_float(scale.stored);
           inverse[0] = scale.inverse;
@@ -294,7 +326,7 @@ void quantize(const Queue& queue, const kernels::Quantize& a) {
              .n = p.cols,
              .block = blocks ? f.block : p.cols,
              .inverse = inverse,
-             .limit = clip_limit(e, f.scale),
+             .limit = clip_limit(e, f.scale, a.rule),
              .codes = codes_at(a.y, y_row, p.col),
              .mask = a.mask.defined() ? at<uint8_t>(a.mask, y_row, p.col / 8) : nullptr,
              .stochastic = a.rounding.kind == kernels::Rounding::Kind::stochastic,
@@ -366,7 +398,7 @@ void count_span(Sums& sums, const Packed& y, int64_t row) {
 
 void measure_row(Sums& sums, const kernels::MeasureQuantization& a, const Numbers& numbers, int64_t row) {
   alignas(64) float v[Patches::floats], q[quantize_run];
-  const float limit = clip_limit(a.y.format.element, a.y.format.scale), whole = tensor_scale(a.y);
+  const float limit = clip_limit(a.y.format.element, a.y.format.scale, a.rule), whole = tensor_scale(a.y);
   for (int64_t col = 0; col < a.y.cols; col += quantize_run) {
     const int64_t n = std::min(quantize_run, a.y.cols - col);
     numbers.read(v, quantize_run, {row, col, 1, n});

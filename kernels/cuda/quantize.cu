@@ -212,6 +212,15 @@ __device__ inline int64_t sum_of(int64_t v, int lanes) {
   return v;
 }
 
+/// Sum of the magnitudes of a lane in units of 2^unit_exponent(most); 0 where `most` is no number.
+__device__ inline int64_t magnitudes(const float (&v)[per_lane], uint32_t most) {
+  int64_t sum = 0;
+  if (most >= float_infinity) return sum;
+#pragma unroll
+  for (int i = 0; i < per_lane; ++i) sum += in_units(bits_float(magnitude_bits(v[i])), unit_exponent(most));
+  return sum;
+}
+
 // What becomes of four numbers of a lane, in columns from `col` on. All lanes of a warp call these, some of
 // them with no columns of the matrix.
 
@@ -229,10 +238,25 @@ struct FindLargest {
   }
 };
 
+/// Into `sums` of each row, or of all, the magnitudes in units of the largest's: after FindLargest, for rule
+/// stats.
+struct FindMagnitudes {
+  const unsigned* largest;
+  unsigned long long* sums;
+  int64_t by_row;
+  __device__ void operator()(float (&v)[per_lane], int64_t row, int64_t) const {
+    const uint32_t most = largest[by_row ? row : 0];
+    const int64_t sum = sum_of(magnitudes(v, most), warp_size);
+    if (threadIdx.x % warp_size == 0)
+      atomicAdd(sums + (by_row ? row : 0), static_cast<unsigned long long>(sum));
+  }
+};
+
 struct Encode {
   Blocks y;
   Bits mask;
-  const unsigned* largest;  // as FindLargest left it, or null
+  const unsigned* largest;         // as FindLargest left it, or null
+  const unsigned long long* sums;  // as FindMagnitudes left them, or null
   int64_t rule, stochastic;
   uint64_t seed, stream;
   const double* step;
@@ -282,8 +306,14 @@ struct Encode {
         return e4m3(v, most, lanes, tensor);
       }
       default:
-        return block_scale_f32(element(), most);
+        return scale_rule() == ScaleRule::stats ? stats(v, most, row, lanes)
+                                                : block_scale_f32(element(), most);
     }
+  }
+  __device__ BlockScale stats(const float (&v)[per_lane], uint32_t most, int64_t row, int lanes) const {
+    if (y.by_block) return block_scale_stats(element(), most, y.block, sum_of(magnitudes(v, most), lanes));
+    const int64_t sharing = y.by_row ? y.cols : y.rows * y.cols;
+    return block_scale_stats(element(), most, sharing, static_cast<int64_t>(sums[y.by_row ? row : 0]));
   }
 
   /// Four draws from number `first` on, which lie in one group of the generator or in two.
@@ -303,7 +333,7 @@ struct Encode {
     const int lanes = y.by_block ? static_cast<int>(y.block) / per_lane : warp_size;
     const BlockScale s = scale(v, row, col, lanes);
     const ElementLayout l = y.layout();
-    const float limit = clip_limit(element(), y.scale_type());
+    const float limit = clip_limit(element(), y.scale_type(), scale_rule());
     uint32_t codes = 0, kept = 0;
 #pragma unroll
     for (int i = 0; i < per_lane; ++i) {
@@ -442,26 +472,32 @@ void quantize(const Queue& queue, const kernels::Quantize& a) {
   const BlockFormat& f = a.y.format;
   const Extent extent{a.y.rows, a.y.cols};
   const bool by_row = f.granularity == Granularity::row;
-  // Scratch: signs first, then the largest elements.
-  const int64_t words = by_row ? a.y.rows : 1;
+  // Scratch, after the signs: sums of magnitudes, then the largest.
+  const int64_t lines = by_row ? a.y.rows : 1, words = 3 * lines;
   char* scratch = static_cast<char*>(
       stream_of(queue).scratch(sign_bytes + words * static_cast<int64_t>(sizeof(unsigned))));
   const Turn turned = turn(queue, a.rotation, a.prescale, 0, reinterpret_cast<uint64_t*>(scratch));
   unsigned* largest = nullptr;
+  unsigned long long* sums = nullptr;
   if (f.granularity != Granularity::block || f.scale == ScaleType::e4m3) {
-    largest = reinterpret_cast<unsigned*>(scratch + sign_bytes);
+    sums = reinterpret_cast<unsigned long long*>(scratch + sign_bytes);
+    largest = reinterpret_cast<unsigned*>(sums + lines);
     launch("quantize", queue,
            {.blocks = static_cast<unsigned>((words + threads - 1) / threads), .threads = threads}, zero_words,
-           largest, words);
+           reinterpret_cast<unsigned*>(sums), words);
   }
   with_source(a.x, a.packed_x, [&](const auto& source) {
     if (largest)
       each("quantize", queue, extent, a.transpose, source, turned,
            FindLargest{.largest = largest, .by_row = by_row, .finite = f.scale == ScaleType::e4m3});
+    if (largest && a.rule == ScaleRule::stats)
+      each("quantize", queue, extent, a.transpose, source, turned,
+           FindMagnitudes{.largest = largest, .sums = sums, .by_row = by_row});
     each("quantize", queue, extent, a.transpose, source, turned,
          Encode{.y = blocks(a.y),
                 .mask = bits_of(a.mask),
                 .largest = largest,
+                .sums = sums,
                 .rule = static_cast<int64_t>(a.rule),
                 .stochastic = a.rounding.kind == kernels::Rounding::Kind::stochastic,
                 .seed = a.rounding.seed,
@@ -527,11 +563,13 @@ __device__ void count_span(double (&total)[sums], const Blocks& y, int64_t row) 
 
 /// Block i sums over a run of rows, into partial[i].
 template <class T>
-__global__ void __launch_bounds__(threads) measure(Dense<T> x, Turn turned, Blocks y, double* partial) {
+__global__ void __launch_bounds__(threads)
+    measure(Dense<T> x, Turn turned, Blocks y, int64_t rule, double* partial) {
   MeasureShared& shared = block_shared<MeasureShared>();
   const int64_t begin = y.rows * blockIdx.x / gridDim.x, end = y.rows * (blockIdx.x + int64_t{1}) / gridDim.x;
   const int64_t spans = (y.cols + span - 1) / span;
-  const float limit = clip_limit(static_cast<Element>(y.element), y.scale_type());
+  const float limit =
+      clip_limit(static_cast<Element>(y.element), y.scale_type(), static_cast<ScaleRule>(rule));
   double total[sums] = {};
   for (int64_t item = threadIdx.x / warp_size; item < (end - begin) * spans; item += warps) {
     const int64_t row = begin + item / spans, col = item % spans * span + threadIdx.x % warp_size * per_lane,
@@ -576,7 +614,8 @@ void measure_quantization(const Queue& queue, const kernels::MeasureQuantization
     launch(
         "measure_quantization", queue,
         {.blocks = static_cast<unsigned>(chunks), .threads = threads, .shared_bytes = sizeof(MeasureShared)},
-        kernel, x, turn(queue, a.rotation, a.prescale, 0, nullptr), blocks(a.y), partial);
+        kernel, x, turn(queue, a.rotation, a.prescale, 0, nullptr), blocks(a.y), static_cast<int64_t>(a.rule),
+        partial);
   };
   if (a.x.dtype == DType::bf16)
     run(dense<bf16>(a.x), measure<bf16>);

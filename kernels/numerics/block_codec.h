@@ -30,6 +30,7 @@ enum class ScaleRule : uint8_t {
           // for e2m1), exponent rounded. Not below a quarter of the mean square, so that equal values live.
   four_over_six,  // e4m3 scales of e2m1 only: the better of the largest element at 6 and at 4, by squared
                   // error
+  stats,          // f32 scales only: the largest element at twice the mean of |x|; clips
 };
 
 /// What codes are made of: exponent and mantissa of a float. An integer is one with a single exponent bit,
@@ -269,6 +270,17 @@ OSPREY_HD BlockScale block_scale_f32(Element e, uint32_t largest) {
   return {float_bits(scale), inverse_f32(scale)};
 }
 
+/// Rule stats, from the sum of the magnitudes of the `count` elements that share the scale, in units: the
+/// mean is exact to 2^-20 of the largest. Reference: StatsQ of OFQ (Liu et al., arXiv 2302.02210), whose
+/// levels lie between ours, without a zero.
+OSPREY_HD BlockScale block_scale_stats(Element e, uint32_t largest, int64_t count, int64_t sum) {
+  if (largest >= float_infinity) return {float_nan, bits_float(float_nan)};
+  const double mean = static_cast<double>(sum) / static_cast<double>(count) *
+                      static_cast<double>(power_of_two(unit_exponent(largest)));
+  const float scale = static_cast<float>(mean * (2.0 / static_cast<double>(element_layout(e).largest)));
+  return {float_bits(scale), inverse_f32(scale)};
+}
+
 /// What a scale stands for, with what its elements were multiplied by.
 OSPREY_HD float decode_scale(ScaleType type, uint32_t stored) {
   return type == ScaleType::e8m0   ? decode_e8m0(stored)
@@ -295,10 +307,10 @@ OSPREY_HD int64_t error_in_units(Element e, float x, BlockScale scale, float ten
   return in_units(static_cast<float>(off), unit);
 }
 
-/// From which |x * inverse| on an element was clipped: the largest element. With an f32 scale none is, though
-/// rounding may put the largest a little above.
-OSPREY_HD float clip_limit(Element e, ScaleType type) {
-  return type == ScaleType::f32 ? float_largest : element_layout(e).largest;
+/// From which |x * inverse| on an element was clipped: the largest element. With an f32 scale none is but by
+/// rule stats, though rounding may put the largest a little above.
+OSPREY_HD float clip_limit(Element e, ScaleType type, ScaleRule rule) {
+  return type == ScaleType::f32 && rule != ScaleRule::stats ? float_largest : element_layout(e).largest;
 }
 
 }  // namespace osprey

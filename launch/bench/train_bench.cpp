@@ -131,8 +131,10 @@ Recipe recipe_of(const BenchModelInfo& model, const TrainBenchOptions& options) 
   recipe.train.global_batch_tokens = recipe.train.micro_batch_size * model.sequence;
   recipe.train.recompute = options.recompute;
   recipe.checkpoint.save_final = false;
-  if (options.quant != "none")
+  if (options.quant != "none") {
     recipe.quant.push_back(read_spec<QuantGroupSpec>(fmt::format("preset: {}", options.quant), "--quant"));
+    recipe.quant.back().calibration_steps = 1;  // of a preset that measures
+  }
   return recipe;
 }
 
@@ -178,8 +180,12 @@ TrainBenchResult bench_train(const TrainBenchOptions& options) {
     session.tape.set_profiler(nullptr);
   };
   // First uses of buffers, packs and algorithms; on a GPU also the recording of a step.
-  for (int64_t i = 0; i < 4; ++i) trainer.step(i);
-  int64_t step_index = 4;
+  const int64_t first = session.schemes->changes().back() + 4;
+  int64_t step_index = 0;
+  for (; step_index < first; ++step_index) {
+    session.schemes->before_step(trainer, step_index);
+    trainer.step(step_index);
+  }
   TrainBenchResult result;
   std::vector<double> seconds, rates;
   seconds.reserve(static_cast<size_t>(options.steps));

@@ -115,8 +115,9 @@ Result evaluate_quantized(LoadedModel& m, ValidationLoader& data, StagedBatch& b
   // Weights that were trained with a rotation are good in that one: the signs follow from the run's seed.
   const bool has_state = std::filesystem::exists(m.path / "state.yaml");
   const int64_t seed = has_state ? read_checkpoint_state(m.path).seed : 0;
-  const QuantSchemes schemes(std::span(&q.group, 1), m.params, static_cast<uint64_t>(seed));
-  schemes.activate(q.group.first_step);
+  QuantSchemes schemes(std::span(&q.group, 1), m.params, static_cast<uint64_t>(seed));
+  schemes.decide_as(has_state ? read_checkpoint_state(m.path).patterns : std::vector<LayerPatterns>{});
+  schemes.activate(schemes.changes().back());
   return evaluate(m, data, batch);
 }
 

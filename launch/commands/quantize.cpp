@@ -1,8 +1,10 @@
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "framework/checkpoint/directory.h"
+#include "framework/config/glob.h"
 #include "framework/config/reader.h"
 #include "launch/commands/command.h"
 #include "launch/loaded_model.h"
@@ -37,20 +39,62 @@ QuantGroupSpec given_group(const Options& o) {
   return read_spec<QuantGroupSpec>(group.dump(), "quantize");
 }
 
+/// The parameter that a calibration names for weights that share this one's input.
+std::string measured_name(std::string parameter) {
+  for (const auto& [other, first] :
+       {std::pair{".attn.k.", ".attn.q."}, {".attn.v.", ".attn.q."}, {".mlp.up.", ".mlp.gate."}})
+    if (const size_t at = parameter.find(other); at != std::string::npos)
+      parameter.replace(at, std::string(other).size(), first);
+  return parameter;
+}
+
+/// A group whose rotations were measured, as two: layers that forward rotates, and layers that it does not.
+std::vector<QuantGroupSpec> as_measured(const QuantGroupSpec& group, const ParamStore& params,
+                                        const std::vector<LayerPatterns>& patterns) {
+  std::string rotated, others;
+  for (const auto& p : params.all()) {
+    if (!Glob(group.match).matches(p->name)) continue;
+    const auto found = std::find_if(patterns.begin(), patterns.end(), [&](const LayerPatterns& l) {
+      return l.weight == measured_name(p->name);
+    });
+    std::string& names =
+        found != patterns.end() && found->decided && found->rotated.forward ? rotated : others;
+    names += (names.empty() ? "" : ",") + p->name;
+  }
+  std::vector<QuantGroupSpec> groups;
+  const auto add = [&](const std::string& names, int64_t rotation) {
+    if (names.empty()) return;
+    groups.push_back(group);
+    groups.back().match = names.find(',') == std::string::npos ? names : "{" + names + "}";
+    groups.back().rotation = rotation;
+  };
+  add(rotated, group.rotation);
+  add(others, 0);
+  return groups;
+}
+
 /// The groups that a run ended with.
-std::vector<QuantGroupSpec> trained_groups(const fs::path& checkpoint) {
-  const fs::path recipe = checkpoint / "recipe.yaml";
+std::vector<QuantGroupSpec> trained_groups(const fs::path& checkpoint, const ParamStore& params) {
+  const fs::path path = checkpoint / "recipe.yaml";
   const char* cure = "give --format or --preset";
-  require(fs::exists(recipe), "quantize", "{} has no recipe.yaml that says how it was trained; {}",
+  require(fs::exists(path), "quantize", "{} has no recipe.yaml that says how it was trained; {}",
           checkpoint.string(), cure);
-  std::vector<QuantGroupSpec> groups = load_recipe(recipe.string(), {}).quant;
-  require(!groups.empty(), "quantize", "{} was trained without a quant section; {}", checkpoint.string(),
-          cure);
+  const Recipe recipe = load_recipe(path.string(), {});
+  require(!recipe.quant.empty(), "quantize", "{} was trained without a quant section; {}",
+          checkpoint.string(), cure);
   const CheckpointState state = read_checkpoint_state(checkpoint);
-  for (const QuantGroupSpec& g : groups)
-    require(g.first_step < state.step && state.step <= g.end_step.value_or(INT64_MAX), "quantize",
-            "the group '{}' of {} does not quantize in step {}, its last; {}", g.match, recipe.string(),
-            state.step, cure);
+  std::vector<QuantGroupSpec> groups;
+  for (const QuantGroupSpec& g : recipe.quant) {
+    const QuantSpan span = span_of(g, recipe.train.global_batch_tokens);
+    require(span.quantizes() + std::max<int64_t>(span.anneal, 1) <= state.step && state.step <= span.end,
+            "quantize", "the group '{}' of {} does not quantize all its layers in step {}, the last; {}",
+            g.match, path.string(), state.step, cure);
+    if (!g.measured()) {
+      groups.push_back(g);
+      continue;
+    }
+    for (QuantGroupSpec& part : as_measured(g, params, state.patterns)) groups.push_back(std::move(part));
+  }
   return groups;
 }
 
@@ -80,16 +124,16 @@ void run(const Options& o) {
   require(!hub.quantization(), "quantize",
           "the weights of {} are packed already; take the checkpoint that they were made of", from.string());
   require_new_directory("quantize", from, to);
+  ParamStore params;
+  make_llama(hub.spec(), std::max<int64_t>(1, hub.context().sequence_len))->declare(params);
   const std::vector<QuantGroupSpec> groups =
-      o.given() ? std::vector<QuantGroupSpec>{given_group(o)} : trained_groups(from);
+      o.given() ? std::vector<QuantGroupSpec>{given_group(o)} : trained_groups(from, params);
+  require(!o.given() || !groups[0].measured(), "quantize",
+          "rotations that are measured are measured in training; choose another preset, or give --format");
   // Weights that were trained with a rotation are good in that one: its signs follow from the run's seed.
   const int64_t seed = fs::exists(from / "state.yaml") ? read_checkpoint_state(from).seed : 0;
   const QuantizationConfig config = for_inference(groups, static_cast<uint64_t>(seed));
-  {  // do patterns and widths fit the model?
-    ParamStore params;
-    make_llama(hub.spec(), std::max<int64_t>(1, hub.context().sequence_len))->declare(params);
-    const QuantSchemes fits(config.groups, params, config.seed);
-  }
+  const QuantSchemes fits(config.groups, params, config.seed);  // do patterns and widths fit the model?
   if (fs::exists(from / "manifest.json")) verify_files(from, read_manifest(from));
 
   PartialDirectory partial(to);

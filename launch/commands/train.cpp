@@ -35,6 +35,8 @@ void stop_on_signals() {
 /// What is allowed but worth a line before the run starts.
 void print_notes(const Recipe& recipe, const Session& session) {
   for (const std::string& warning : session.optimizers->warnings()) fmt::print(stderr, "note: {}\n", warning);
+  for (const std::string& line : session.schemes->timeline(recipe.train.total_steps()))
+    fmt::print(stderr, "{}\n", line);
   if (session.queue.device.kind == DeviceKind::cuda) {
     const kernels::GpuInfo gpu = kernels::gpu_info(session.queue.device.index);
     fmt::print(stderr, "on {} GPU{}: {} (sm_{}), driver for CUDA {}\n", session.world.size(),
@@ -73,6 +75,25 @@ std::unique_ptr<RunWatch> watch_run(const Recipe& recipe, const Session& session
     watch = std::make_unique<RunWatch>(options, world, session.queue);
   });
   return watch;
+}
+
+/// Which products are rotated from now on: a line for people, and one for each layer in metrics.jsonl.
+/// Entries belong to the first step that computes so: when a run goes on from the checkpoint before, they
+/// come again.
+void write_decision(RunWatch& watch, int64_t step, int64_t tokens, std::span<const LayerPatterns> layers) {
+  int64_t forward = 0, dw = 0, dx = 0;
+  for (const LayerPatterns& l : layers) {
+    forward += l.rotated.forward, dw += l.rotated.dw, dx += l.rotated.dx;
+    MetricsEntry e("rotations", step + 1, tokens);
+    e.add("weight", l.weight);
+    e.add("x", name(majority(l.x))).add("w", name(majority(l.w))).add("dy", name(majority(l.dy)));
+    e.add("forward", int{l.rotated.forward}).add("dw", int{l.rotated.dw}).add("dx", int{l.rotated.dx});
+    watch.write(e);
+  }
+  watch.note(
+      fmt::format("calibrated: from step {} on, of {} linear layers {} are rotated forward, {} for weight "
+                  "gradients, {} for input gradients",
+                  step, layers.size(), forward, dw, dx));
 }
 
 void train(const Options& options, Communicator& world) {
@@ -119,11 +140,15 @@ void train(const Options& options, Communicator& world) {
   Trainer trainer(recipe.train, parts);
   RecordHook record(scaling_file(recipe), record_of(recipe, session, *tokenizer), world);
   std::unique_ptr<RunWatch> watch;
-  const auto saver = make_checkpoint_hook(recipe, tokenizer, trainer, [&](const SaveReport& r) {
-    watch->checkpoint(r.step, r.path.string(), r.failure, r.blocked_ms, r.write_ms);
-  });
+  const auto saver =
+      make_checkpoint_hook(recipe, tokenizer, trainer, *session.schemes, [&](const SaveReport& r) {
+        watch->checkpoint(r.step, r.path.string(), r.failure, r.blocked_ms, r.write_ms);
+      });
   const std::optional<int64_t> resumed = resume_run(*saver);
   watch = watch_run(recipe, session, trainer, world, resumed);
+  session.schemes->on_decision = [&](int64_t step, std::span<const LayerPatterns> layers) {
+    write_decision(*watch, step, trainer.tokens_after(step + 1), layers);
+  };
   trainer.add_hook(&record);
   trainer.add_hook(session.schemes.get());
   trainer.add_hook(watch.get());  // before the saver: the train entry of a step stands before its checkpoint

@@ -121,7 +121,8 @@ class Quantized {
                                                           .x = x_.tensor({rows_, cols_}),
                                                           .y = packed(),
                                                           .rotation = o.rotation,
-                                                          .prescale = o.prescale});
+                                                          .prescale = o.prescale,
+                                                          .rule = o.rule});
     EXPECT_TRUE(sums.guards_intact());
     return sums.values();
   }
@@ -446,11 +447,12 @@ TEST(Quantize, OnAnyDeviceTheBitsAreThoseOfTheCpu) {
   const Floats x = uneven(rows, cols, 5);
   for (const NamedFormat& named : block_formats()) {
     const BlockFormat& f = named.format;
-    for (ScaleRule rule : {ScaleRule::even, ScaleRule::mse, ScaleRule::four_over_six})
+    for (ScaleRule rule : {ScaleRule::even, ScaleRule::mse, ScaleRule::four_over_six, ScaleRule::stats})
       for (Kind kind : {Kind::nearest_even, Kind::stochastic}) {
         const bool e2m1 = f.element == Element::e2m1;
         if (rule == ScaleRule::mse && !(e2m1 && f.scale == ScaleType::e8m0)) continue;
         if (rule == ScaleRule::four_over_six && !(e2m1 && f.scale == ScaleType::e4m3)) continue;
+        if (rule == ScaleRule::stats && f.scale != ScaleType::f32) continue;
         SCOPED_TRACE(fmt::format("{} rule {}", named.name, static_cast<int>(rule)));
         const Options o{
             .rule = rule, .rounding = {kind, 8, 9}, .rotation = rotation_of(32), .prescale = 0.9f};
@@ -721,6 +723,68 @@ TEST(Quantize, MeasuresCountWhatTheySay) {
   EXPECT_EQ(s[7], 1) << "the first row";
 }
 
+TEST(Quantize, RuleStatsPutsTwiceTheMeanMagnitudeAtTheLargestElement) {
+  const int64_t rows = 5, cols = 384;
+  Floats x = uneven(rows, cols, 31);
+  for (size_t i = 0; i < x.size(); i += 50) x[i] *= 30;  // these are clipped
+  std::fill_n(x.begin() + 3 * cols, cols, 0.0f);
+  for (const NamedFormat& named : block_formats()) {
+    const BlockFormat& f = named.format;
+    if (f.scale != ScaleType::f32) continue;
+    for (bool transpose : {false, true})
+      for (DType dtype : {DType::f32, DType::bf16}) {
+        SCOPED_TRACE(fmt::format("{} {} {}", named.name, transpose, name(dtype)));
+        Floats numbers = x;
+        if (dtype == DType::bf16)
+          for (float& v : numbers) v = to_float(osprey::to_bf16(v));
+        const Options o{.rule = ScaleRule::stats, .transpose = transpose, .dtype = dtype};
+        const Quantized q(named.name, rows, cols, transpose ? transposed(x, rows, cols) : x, o);
+        const int64_t block = f.granularity == Granularity::block ? f.block : cols;
+        const double top = oracle::largest(f.element);
+        double clipped = 0;
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t b = 0; b < cols / block; ++b) {
+            const auto begin =
+                numbers.begin() + (f.granularity == Granularity::tensor ? 0 : r * cols + b * block);
+            const int64_t sharing = f.granularity == Granularity::tensor ? rows * cols : block;
+            const double want = oracle::stats_scale(f.element, std::vector<double>(begin, begin + sharing));
+            const int64_t place = f.granularity == Granularity::tensor ? 0 : r * (cols / block) + b;
+            const float scale = bits_float(q.result().scales[static_cast<size_t>(place)]);
+            // Magnitudes are cut to 2^-20 of the largest, which may be 1000 times the mean.
+            ASSERT_NEAR(scale, want, 1e-3 * want);
+            for (int64_t c = b * block; c < (b + 1) * block; ++c) {
+              const auto i = static_cast<size_t>(r * cols + c);
+              const float v = scale > 0 ? numbers[i] * (1 / scale) : 0;
+              ASSERT_EQ(code_at(q.result().codes, f.bits(), i), oracle::nearest_code(f.element, v)) << i;
+              const bool kept = std::abs(static_cast<double>(v)) <= top;
+              ASSERT_EQ(q.result().mask[i / 8] >> i % 8 & 1, kept) << i;
+              clipped += !kept;
+            }
+          }
+        EXPECT_GT(clipped, 20);
+        if (!transpose && dtype == DType::f32) EXPECT_EQ(q.measured(o)[3], clipped);
+      }
+  }
+}
+
+TEST(Quantize, RuleStatsKeepsNansToWhatSharesTheirScale) {
+  const int64_t rows = 3, cols = 128;
+  Floats x = normal(rows * cols, 32);
+  x[cols + 70] = NAN;
+  x[2 * cols] = INFINITY;
+  const Options o{.rule = ScaleRule::stats};
+  const Floats by_row = Quantized("int8_row", rows, cols, x, o).numbers(),
+               by_block = Quantized("int4_g64", rows, cols, x, o).numbers(),
+               by_all = Quantized("int8_tensor", rows, cols, x, o).numbers();
+  for (size_t i = 0; i < x.size(); ++i) {
+    EXPECT_EQ(std::isnan(by_row[i]), i >= cols) << i;
+    EXPECT_EQ(std::isnan(by_block[i]), i / 64 == 3 || i / 64 == 4) << i;
+    EXPECT_TRUE(std::isnan(by_all[i])) << i;
+  }
+  const Floats tiny(static_cast<size_t>(cols), 1e-40f);
+  for (float v : Quantized("int8_row", 1, cols, tiny, o).numbers()) EXPECT_LE(std::abs(v), 3e-40f);
+}
+
 TEST(Quantize, RowsWithOneScaleMayHaveAnyWidthThatFillsBytes) {
   for (const auto& [format, cols] : {std::pair<std::string_view, int64_t>{"int4_row", 18},
                                      {"int4_tensor", 1042},
@@ -795,6 +859,8 @@ TEST(Quantize, WhatDoesNotFitIsRefusedWithTheCure) {
   bad.rule = ScaleRule::four_over_six;
   EXPECT_NE(why(bad).find("four_over_six is for e2m1 elements with e4m3 scales, not for mxfp4"),
             std::string::npos);
+  bad.rule = ScaleRule::stats;
+  EXPECT_NE(why(bad).find("stats is for f32 scales, not for mxfp4"), std::string::npos);
   bad = good;
   bad.y = nv.packed();
   bad.rule = ScaleRule::mse;

@@ -101,6 +101,15 @@ everywhere 'quant.0.rotation: must be 0, 16, 32, 64 or 128' --set 'quant=[{prese
 everywhere 'layers.0.mlp.down.weight its inputs is 176 wide, but rows of mxfp4 are multiples of 32; the nearest is 192' \
   --set 'quant=[{preset: weight_only}]'
 everywhere 'groups of 128 do not divide .rotation' --set model.ffn_size=192 --set 'quant=[{preset: qat_mxfp4_w4a4, rotation: 128}]'
+everywhere 'quant.0.first_tokens: a group begins and ends at steps .* or at tokens .*; give one kind' \
+  --set 'quant=[{preset: weight_only, first_tokens: 9, end_step: 3}]'
+everywhere "begins in step 1 and ends in step 1; let it end later" --set model.ffn_size=192 \
+  --set 'quant=[{preset: weight_only, first_tokens: 9, end_tokens: 10}]'
+everywhere 'quant.0.rotate: measures which products to rotate' --set 'quant=[{preset: weight_only, rotate: measured}]'
+everywhere 'lasts 3 steps, not more than its calibration_steps 30' --set model.ffn_size=192 \
+  --set 'quant=[{preset: adahop, end_step: 3}]'
+everywhere 'lasts 3 steps, fewer than its anneal_steps 4' --set model.ffn_size=192 \
+  --set 'quant=[{preset: weight_only, end_step: 3, anneal_steps: 4}]'
 everywhere "'zzz' matches no parameter" --set 'quant=[{preset: quartet, match: zzz}]'
 everywhere 'embed.weight is no linear layer of a block' --set 'quant=[{preset: quartet, match: "*"}]'
 everywhere 'gradients in mxfp4 are quantized in blocks of 32 tokens' --set model.ffn_size=192 --set 'quant=[{preset: quartet}]' \

@@ -93,6 +93,17 @@ TEST_F(GpuRun, ReplaysQuantizedStepsBitForBitAndRecordsAgainWhenTheyBegin) {
   EXPECT_TRUE(replayed.parameters == eager.parameters);
 }
 
+TEST_F(GpuRun, ReplaysCalibrationBitForBitAndRecordsAgainWhenItHasDecided) {
+  const std::vector<std::string> measured = {
+      "train.steps=8", "quant=[{preset: adahop, calibration_steps: 4, outlier_ratio: 1.8}]"};
+  std::vector<std::string> without = measured;
+  without.push_back("train.cuda_graphs=off");
+  const TinyResult replayed = on_gpu(measured), eager = on_gpu(without);
+  EXPECT_EQ(replayed.replayed_steps, 4) << "two steps as they are, two replayed, twice";
+  EXPECT_EQ(replayed.losses, eager.losses);
+  EXPECT_TRUE(replayed.parameters == eager.parameters);
+}
+
 TEST_F(GpuRun, UsesThePlannedMemoryWhenItQuantizes) {
   const std::vector<std::string> changes = {"train.steps=2", "train.precision=bf16",
                                             "quant=[{preset: quartet}]"};

@@ -145,6 +145,13 @@ inline uint32_t scale_code(Element e, ScaleRule rule, float a) {
   return static_cast<uint32_t>(std::min(std::max(scale_exponent(e, rule, a), low), high) + 127);
 }
 
+/// The scale by rule stats of elements that share it: twice the mean of |x| at the largest element.
+inline double stats_scale(Element e, const std::vector<double>& x) {
+  double sum = 0;
+  for (double v : x) sum += std::abs(v);
+  return 2 * sum / static_cast<double>(x.size()) / largest(e);
+}
+
 /// x times signs, times Sylvester's matrix / sqrt(size), for groups of `size`; signs are 1 or -1.
 inline std::vector<double> rotated(const std::vector<double>& x, const std::vector<int>& signs) {
   const size_t size = signs.size();

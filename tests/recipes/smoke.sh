@@ -51,6 +51,21 @@ if ! "$osprey" eval "$folder/runs/smoke_quartet" --tokens 500 --quantize quartet
   cat "$folder/log"
   failed=1
 fi
+# Rotations that were measured stand in metrics.jsonl, a line for each of 8 linear layers, and in the checkpoint for eval.
+run_adahop=$folder/runs/smoke_adahop
+if [[ $(grep -c '"event":"rotations","step":9,' "$run_adahop/metrics.jsonl") != 8 ]] ||
+  ! "$osprey" eval "$run_adahop" --tokens 500 --quantize adahop >"$folder/log" 2>&1 ||
+  ! awk '/^adahop / { if ($2 > 0 && $2 < 6 && $NF > -0.3 && $NF < 0.3) ++rows } END { exit rows != 1 }' "$folder/log"; then
+  echo "FAILED smoke_adahop: no eight decisions before step 9, or osprey eval does not print a loss near the plain one"
+  cat "$folder/log"
+  failed=1
+fi
+if "$osprey" eval "$folder/runs/smoke_quartet" --tokens 500 --quantize adahop >"$folder/log" 2>&1 ||
+  ! grep -q 'the checkpoint holds no rotations' "$folder/log"; then
+  echo "FAILED smoke_quartet: osprey eval takes rotations that nobody measured"
+  cat "$folder/log"
+  failed=1
+fi
 say_with_seed() { "$osprey" generate "$run" --prompt "the" --max-tokens 24 --seed "$1" 2>/dev/null; }
 one=$(say_with_seed 1) again=$(say_with_seed 1) other=$(say_with_seed 2)
 if [[ $one != the* || $one != "$again" || $one == "$other" ]]; then

@@ -139,6 +139,14 @@ void largest_of_blocks(uint32_t* largest, const float* v, int64_t n, int64_t blo
   *largest = most;
 }
 
+int64_t magnitudes(const float* v, int64_t n, int unit) {
+  const float up = power_of_two(-unit);
+  int32_t sum = 0;  // of at most 1024 numbers below 2^21
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<int32_t>(bits_float(magnitude_bits(v[i])) * up);
+  return sum;
+}
+
 template <Element e, ScaleRule rule>
 OSPREY_INLINE void power_scales_by(uint8_t* __restrict codes, float* __restrict inverse,
                                    const uint32_t* __restrict largest, int64_t count) {
@@ -402,6 +410,7 @@ const QuantizeTable quantize_table = {
     multiply,
     rotate,
     largest_of_blocks,
+    magnitudes,
     mxfp4_of_bf16,
     deviation_scales,
     error_difference,

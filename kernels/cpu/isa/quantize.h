@@ -48,6 +48,8 @@ struct QuantizeTable {
   /// Magnitude bits of each block's largest element, in an array of whole groups of 16; `block` is a multiple
   /// of 16 that divides n, or is n.
   void (*largest)(uint32_t* largest, const float* v, int64_t n, int64_t block);
+  /// Sum of magnitudes in units of 2^unit, see unit_exponent(); n <= quantize_run.
+  int64_t (*magnitudes)(const float* v, int64_t n, int unit);
   /// From a run of bf16 numbers to mxfp4 at once, by the rules floor to rceil, rounded to nearest: what the
   /// functions above and below do, in 16-bit arithmetic.
   void (*mxfp4_of_bf16)(uint8_t* codes, uint8_t* scales, const bf16* x, int64_t n, ScaleRule rule);

@@ -220,6 +220,10 @@ TEST(QuantizedLinear, MixesFormats) {
   expect_products_of_quantized_operands(group(operand("mxfp4"), operand("mxint8")));
   expect_products_of_quantized_operands(group(operand("mxfp4"), operand("mxint8"), operand("mxint8")));
   expect_products_of_quantized_operands(group(operand("mxfp4"), operand("int8_row")));
+  QuantGroupSpec stats = group(operand("int4_row", ScaleRule::stats), operand("int8_row", ScaleRule::stats));
+  expect_products_of_quantized_operands(stats);
+  stats.gradient_mask = Mask::unclipped;
+  expect_products_of_quantized_operands(stats);
 }
 
 TEST(QuantizedLinear, TurnsBothOperandsAndItsGradientsBack) {

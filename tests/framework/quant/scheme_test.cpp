@@ -52,7 +52,9 @@ TEST(QuantScheme, ADumpedGroupReadsBackTheSame) {
        {"preset: quartet", "{preset: quartet, gradients: null, backward_rotation: 0}",
         "{preset: weight_only, first_step: 7}", "{preset: nvfp4, rotation: 16, end_step: 5}",
         "{preset: mxint8, activations: null, gradients: null}",
-        "{weights: {format: int4_g64}, activations: {format: int8_row}}"}) {
+        "{weights: {format: int4_g64}, activations: {format: int8_row}}",
+        "{preset: adahop, calibration_steps: 7, outlier_ratio: 2.5}", "{preset: adahop, rotate: always}",
+        "{preset: quartet, first_tokens: 9, end_tokens: 99, anneal_steps: 3, anneal_order: last_layers}"}) {
     const std::string dumped = dump_spec(read(yaml));
     EXPECT_EQ(dump_spec(read(dumped)), dumped) << yaml;
   }
@@ -64,6 +66,12 @@ TEST(QuantScheme, RefusesWhatContradictsItself) {
   EXPECT_NE(words("{weights: {format: mxfp5}}").find("'mxfp5' is no format; there are mxfp4"),
             std::string::npos);
   EXPECT_NE(words("{weights: {format: mxint8, scale: mse}}").find("mse is for mxfp4"), std::string::npos);
+  EXPECT_NE(
+      words("{weights: {format: mxfp4, scale: stats}}").find("weights.scale: stats is for formats with fp32"),
+      std::string::npos);
+  EXPECT_EQ(
+      words("{weights: {format: int4_row, scale: stats}, activations: {format: int8_g64, scale: stats}}"),
+      "accepted");
   EXPECT_NE(words("{weights: {format: mxfp4, scale: four_over_six}}").find("for nvfp4"), std::string::npos);
   EXPECT_NE(
       words("{weights: {format: mxfp4, rounding: stochastic}}").find("weights.rounding: rounds to nearest"),
@@ -73,6 +81,18 @@ TEST(QuantScheme, RefusesWhatContradictsItself) {
   EXPECT_NE(words("{preset: weight_only, gradients: {format: mxfp4}}").find("gradients"), std::string::npos);
   EXPECT_NE(words("{preset: quartet, first_step: 5, end_step: 5}").find("after first_step"),
             std::string::npos);
+  EXPECT_NE(words("{preset: quartet, first_tokens: 5, end_tokens: 5}").find("end_tokens: must be more than"),
+            std::string::npos);
+  for (const char* both : {"first_step: 5, first_tokens: 5", "first_tokens: 5, end_step: 9",
+                           "first_step: 5, end_tokens: 9", "end_step: 5, end_tokens: 9"})
+    EXPECT_NE(words(fmt::format("{{preset: quartet, {}}}", both).c_str()).find("give one kind"),
+              std::string::npos)
+        << both;
+  EXPECT_NE(words("{preset: weight_only, rotate: measured}").find("rotate: measures which products"),
+            std::string::npos);
+  EXPECT_NE(words("{preset: quartet, calibration_steps: 3}").find("rotate is measured"), std::string::npos);
+  EXPECT_NE(words("{preset: adahop, outlier_ratio: 1}").find("outlier_ratio must be"), std::string::npos);
+  EXPECT_NE(words("{preset: quartet, anneal_steps: -1}").find("anneal_steps must be"), std::string::npos);
 }
 
 TEST(QuantScheme, NamesEveryParameterAndWidthThatDoesNotFit) {
@@ -118,4 +138,110 @@ TEST(QuantScheme, GroupsBeginAndEnd) {
   EXPECT_TRUE(active(7));
   EXPECT_FALSE(active(8));
   EXPECT_EQ(schemes.changes(), (std::vector<int64_t>{0, 3, 8}));
+}
+
+TEST(QuantScheme, TokensBecomeTheFirstStepThatBeginsAtOrAfterThem) {
+  const auto span = [](const char* yaml, int64_t step_tokens) { return span_of(read(yaml), step_tokens); };
+  EXPECT_EQ(span("{preset: quartet, first_tokens: 0}", 100).begin, 0);
+  EXPECT_EQ(span("{preset: quartet, first_tokens: 1}", 100).begin, 1);
+  EXPECT_EQ(span("{preset: quartet, first_tokens: 300}", 100).begin, 3);
+  EXPECT_EQ(span("{preset: quartet, first_tokens: 301, end_tokens: 1e15}", 100).begin, 4);
+  EXPECT_EQ(span("{preset: quartet, end_tokens: 1e15}", 1).end, 1'000'000'000'000'000);
+  EXPECT_EQ(span("preset: quartet", 0).end, INT64_MAX);
+  EXPECT_NE(refusal([&] { span("{preset: quartet, first_tokens: 1}", 0); }).find("are not known"),
+            std::string::npos);
+}
+
+TEST(QuantScheme, LayersJoinOneAfterAnotherInOrderOfDepth) {
+  for (const char* order : {"first_layers", "last_layers"}) {
+    ParamStore params;
+    for (int l = 0; l < 4; ++l) params.add(fmt::format("layers.{}.attn.q.weight", l), l, {64, 64}, {});
+    const std::vector<QuantGroupSpec> groups = {read(fmt::format(
+        "{{preset: quartet, first_step: 3, anneal_steps: 10, end_step: 20, anneal_order: {}}}", order))};
+    const QuantSchemes schemes(groups, params, 1);
+    const bool reversed = std::string(order) == "last_layers";
+    const int64_t joins[] = {3, 5, 8, 10};  // 3 + 10 i / 4
+    for (int64_t step = 0; step < 22; ++step) {
+      schemes.activate(step);
+      for (int l = 0; l < 4; ++l)
+        EXPECT_EQ(params.at(fmt::format("layers.{}.attn.q.weight", l)).scheme != nullptr,
+                  step >= joins[reversed ? 3 - l : l] && step < 20)
+            << order << " layer " << l << " step " << step;
+    }
+    EXPECT_EQ(schemes.changes(), (std::vector<int64_t>{0, 3, 5, 8, 10, 20}));
+  }
+}
+
+TEST(QuantScheme, LayersThatAnotherGroupTookAreNotCounted) {
+  ParamStore params;
+  QuantGroupSpec first = read("preset: weight_only");
+  first.match = "layers.0.{attn.q,mlp.down}.weight";
+  const std::vector<QuantGroupSpec> groups = {first, read("{preset: quartet, anneal_steps: 8}")};
+  const QuantSchemes schemes(groups, add_layers(params, 64, 64), 1);
+  schemes.activate(0);
+  EXPECT_NE(params.at("layers.1.attn.q.weight").scheme, nullptr);
+  EXPECT_EQ(schemes.changes(), (std::vector<int64_t>{0}));
+}
+
+TEST(QuantScheme, RefusesGroupsThatEndBeforeTheyHaveBegun) {
+  const auto words = [](const char* yaml) {
+    ParamStore params;
+    const std::vector<QuantGroupSpec> groups = {read(yaml)};
+    return refusal([&] { QuantSchemes schemes(groups, add_layers(params, 64, 64), 1, 100); });
+  };
+  EXPECT_NE(words("{preset: quartet, first_tokens: 201, end_tokens: 300}")
+                .find("begins in step 3 and ends in step 3"),
+            std::string::npos);
+  EXPECT_NE(words("{preset: quartet, first_step: 3, end_step: 8, anneal_steps: 6}")
+                .find("lasts 5 steps, fewer than its anneal_steps 6"),
+            std::string::npos);
+  EXPECT_NE(words("{preset: adahop, first_step: 3, end_step: 8, calibration_steps: 5}")
+                .find("lasts 5 steps, not more than its calibration_steps 5"),
+            std::string::npos);
+  EXPECT_NE(words("{preset: adahop, first_step: 3, end_step: 8, calibration_steps: 3, anneal_steps: 3}")
+                .find("lasts 2 steps, fewer than its anneal_steps 3"),
+            std::string::npos);
+  EXPECT_EQ(words("{preset: quartet, first_step: 3, end_step: 8, anneal_steps: 5}"), "accepted");
+}
+
+TEST(QuantScheme, TheTimelineSaysWhatBeginsWhen) {
+  ParamStore params;
+  const std::vector<QuantGroupSpec> groups = {
+      read("{preset: quartet, match: 'layers.*.attn.q.weight', first_tokens: 201, anneal_steps: 4}"),
+      read("{preset: quartet, end_step: 8}")};
+  const QuantSchemes schemes(groups, add_layers(params, 64, 64), 1, 100);
+  EXPECT_EQ(
+      schemes.timeline(10),
+      (std::vector<std::string>{
+          "quant.0: 2 matrices of 2 layers are quantized from step 3 (300 tokens) on, one layer after "
+          "another: layer 0 from step 3, layer 1 from step 5",
+          "quant.1: 2 matrices of 2 layers are quantized from step 0 (0 tokens) on, until step 8 (800 tokens)"}));
+  EXPECT_NE(schemes.timeline(3)[0].find("; the run ends before that, after step 2"), std::string::npos);
+  ParamStore far_params;
+  const std::vector<QuantGroupSpec> far = {read("{preset: quartet, first_step: 1e12}")};
+  const QuantSchemes never(far, add_layers(far_params, 64, 64), 1, int64_t{1} << 40);
+  EXPECT_NE(never.timeline(3)[0].find("from step 1000000000000 on;"), std::string::npos)
+      << "without tokens that nobody can count";
+  EXPECT_NE(schemes.timeline(5)[0].find("; the run ends before all of them are, after step 4"),
+            std::string::npos);
+}
+
+TEST(QuantScheme, MeasuredGroupsCalibrateBeforeTheirLayersJoin) {
+  ParamStore params;
+  const std::vector<QuantGroupSpec> groups = {
+      read("{preset: adahop, first_step: 2, calibration_steps: 3, anneal_steps: 4, end_step: 12}")};
+  const QuantSchemes schemes(groups, add_layers(params, 64, 64), 1);
+  EXPECT_EQ(schemes.changes(), (std::vector<int64_t>{0, 2, 5, 7, 12}));
+  for (int64_t step = 0; step < 14; ++step) {
+    schemes.activate(step);
+    for (int l = 0; l < 2; ++l) {
+      const QuantScheme* s = params.at(fmt::format("layers.{}.attn.q.weight", l)).scheme;
+      EXPECT_EQ(s && s->calibrates, step >= 2 && step < 5) << step;
+      EXPECT_EQ(s && !s->calibrates, step >= (l == 0 ? 5 : 7) && step < 12) << step;
+    }
+  }
+  EXPECT_EQ(
+      schemes.timeline(20)[0],
+      "quant.0: 4 matrices of 2 layers are quantized from step 5 on, calibrated from step 2 on, until step 12, "
+      "one layer after another: layer 0 from step 5, layer 1 from step 7");
 }

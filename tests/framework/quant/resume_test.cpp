@@ -1,0 +1,161 @@
+// Runs whose quantization changes on the way go on after a stop as if there had been none.
+
+#include <gtest/gtest.h>
+
+#include "framework/parallel/thread_comm.h"
+#include "framework/train/checkpoint_hook.h"
+#include "launch/checkpoints.h"
+#include "tests/support/refusal.h"
+#include "tests/support/temp_dir.h"
+#include "tests/support/tiny_run.h"
+
+namespace osprey {
+namespace {
+
+using test::TempDir;
+using test::tiny_recipe;
+
+struct Outcome {
+  std::vector<double> losses;                   // of the steps that were done
+  std::vector<std::vector<double>> parameters;  // after the last
+  std::vector<LayerPatterns> patterns;          // after the last
+  std::vector<int64_t> decisions;               // before which steps
+};
+
+struct Losses : StepHook {
+  std::vector<double> all;
+  void after_step(Trainer&, const StepResult& r) override { all.push_back(r.loss); }
+};
+
+/// What a rank of `osprey train` does up to the end of the recipe, on synthetic tokens.
+Outcome train(const Recipe& recipe, Communicator& world) {
+  const DeviceKind kind = DeviceKind::cpu;
+  Session session(recipe, world, Queue{},
+                  SessionMemory::of(plan_memory(recipe, world.rank(), world.size(), 1, kind)));
+  session.initialize();
+  test::SyntheticSource source(recipe.model.vocab_size, world.rank(), world.size(), 1 << 20);
+  TrainerParts parts = session.parts();
+  parts.train = &source;
+  Trainer trainer(recipe.train, parts);
+  const auto saver = make_checkpoint_hook(recipe, nullptr, trainer, *session.schemes, {});
+  const std::optional<int64_t> resumed = resume_run(*saver);
+  Losses losses;
+  std::vector<int64_t> decisions;
+  session.schemes->on_decision = [&](int64_t step, std::span<const LayerPatterns>) {
+    decisions.push_back(step);
+  };
+  trainer.add_hook(session.schemes.get());
+  trainer.add_hook(&losses);
+  trainer.add_hook(saver.get());
+  trainer.run(resumed.value_or(0));
+  Outcome out{losses.all, {}, session.schemes->patterns(session.queue, world), decisions};
+  for (const auto& p : session.params.all()) out.parameters.push_back(test::read(p->value));
+  return out;
+}
+
+/// Trains to each of `stops` in turn, in processes of their own as it were: (ranks, steps).
+Outcome train_in_stages(std::vector<std::string> overrides,
+                        const std::vector<std::pair<int, int64_t>>& stages) {
+  const TempDir folder;
+  overrides.push_back("run.output_dir=" + folder.path().string());
+  Outcome all;
+  for (const auto& [ranks, steps] : stages) {
+    auto now = overrides;
+    now.push_back(fmt::format("train.steps={}", steps));
+    const Recipe recipe = tiny_recipe(now, ranks);
+    std::vector<Outcome> outcomes(static_cast<size_t>(ranks));
+    run_thread_ranks(ranks, [&](Communicator& world) {
+      outcomes[static_cast<size_t>(world.rank())] = train(recipe, world);
+    });
+    all.losses.insert(all.losses.end(), outcomes[0].losses.begin(), outcomes[0].losses.end());
+    all.parameters = outcomes[0].parameters;
+    all.patterns = outcomes[0].patterns;
+    all.decisions.insert(all.decisions.end(), outcomes[0].decisions.begin(), outcomes[0].decisions.end());
+    for (const Outcome& o : outcomes) {
+      EXPECT_EQ(o.parameters, outcomes[0].parameters);
+      EXPECT_EQ(o.patterns, outcomes[0].patterns);
+      EXPECT_EQ(o.decisions, outcomes[0].decisions);
+    }
+  }
+  return all;
+}
+
+void expect_same(const Outcome& a, const Outcome& b) {
+  EXPECT_EQ(a.losses, b.losses);
+  EXPECT_EQ(a.parameters, b.parameters);
+  EXPECT_EQ(a.patterns, b.patterns);
+  EXPECT_EQ(a.decisions, b.decisions);
+}
+
+TEST(QuantResume, InTheMiddleOfAnAnnealEveryBitIsTheSame) {
+  // Layer 1 joins in step 1, layer 0 in step 4.
+  const std::vector<std::string> quant = {
+      "quant=[{preset: quartet, first_step: 1, anneal_steps: 6, anneal_order: last_layers}]"};
+  const Outcome straight = train_in_stages(quant, {{1, 6}});
+  expect_same(straight, train_in_stages(quant, {{1, 2}, {1, 3}, {1, 6}}));
+  expect_same(train_in_stages(quant, {{2, 6}}), train_in_stages(quant, {{2, 3}, {2, 6}}));
+
+  const Outcome at_once = train_in_stages({"quant=[{preset: quartet, first_step: 1}]"}, {{1, 6}});
+  EXPECT_EQ(straight.losses[0], at_once.losses[0]);
+  EXPECT_NE(straight.losses[1], at_once.losses[1]) << "nothing was annealed; the test tests nothing";
+}
+
+TEST(QuantResume, TokensMeanTheStepThatBeginsThere) {
+  // Steps of 256 tokens: 300 tokens are over where step 2 begins, 1024 where step 4 does.
+  const Outcome tokens =
+      train_in_stages({"quant=[{preset: quartet, first_tokens: 300, end_tokens: 1024}]"}, {{1, 3}, {1, 6}});
+  const Outcome steps = train_in_stages({"quant=[{preset: quartet, first_step: 2, end_step: 4}]"}, {{1, 6}});
+  expect_same(tokens, steps);
+}
+
+/// With outliers: the ratio is low enough that some products are rotated and others are not.
+const std::vector<std::string> adahop = {
+    "quant=[{preset: adahop, first_step: 1, calibration_steps: 3, outlier_ratio: 1.8}]"};
+
+TEST(QuantResume, BeforeAndAfterADecisionEveryBitIsTheSame) {
+  const Outcome straight = train_in_stages(adahop, {{1, 7}});
+  EXPECT_EQ(straight.decisions, (std::vector<int64_t>{4}));
+  // In the calibration, when it is over and nothing is decided yet, and afterwards.
+  expect_same(straight, train_in_stages(adahop, {{1, 2}, {1, 4}, {1, 5}, {1, 7}}));
+  expect_same(train_in_stages(adahop, {{2, 7}}), train_in_stages(adahop, {{2, 3}, {2, 6}, {2, 7}}));
+
+  ASSERT_EQ(straight.patterns.size(), 8u) << "two layers of q k v, o, gate up, down";
+  int rotated = 0;
+  for (const LayerPatterns& p : straight.patterns) {
+    EXPECT_EQ(p.votes(), 3 * 4) << "steps times micro batches";
+    EXPECT_TRUE(p.decided);
+    EXPECT_EQ(p.rotated, p.wanted());
+    rotated += p.rotated.forward + p.rotated.dw + p.rotated.dx;
+  }
+  EXPECT_GT(rotated, 0);
+  EXPECT_LT(rotated, 24);
+}
+
+TEST(QuantResume, RanksDecideTogetherByAllTheirVotes) {
+  const Outcome one = train_in_stages(adahop, {{1, 7}}), two = train_in_stages(adahop, {{2, 3}, {1, 7}});
+  ASSERT_EQ(two.patterns.size(), one.patterns.size());
+  for (size_t i = 0; i < one.patterns.size(); ++i)
+    EXPECT_EQ(two.patterns[i].votes(), one.patterns[i].votes()) << one.patterns[i].weight;
+}
+
+TEST(QuantResume, CalibrationComputesThePlainModel) {
+  const Outcome plain = train_in_stages({}, {{1, 6}}), measured = train_in_stages(adahop, {{1, 6}});
+  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(measured.losses[i], plain.losses[i]) << i;
+  EXPECT_NE(measured.losses[4], plain.losses[4]);
+}
+
+TEST(QuantResume, ARunThatDidNotCalibrateCannotGoOnAsIfItHad) {
+  const TempDir folder;
+  const std::string place = "run.output_dir=" + folder.path().string();
+  run_thread_ranks(1, [&](Communicator& world) { train(tiny_recipe({place, "train.steps=3"}), world); });
+  const std::string words = test::refusal([&] {
+    run_thread_ranks(1, [&](Communicator& world) {
+      train(tiny_recipe({place, "train.steps=6", adahop[0]}), world);
+    });
+  });
+  EXPECT_NE(words.find("holds no such measurement; begin the group at step 3 or later"), std::string::npos)
+      << words;
+}
+
+}  // namespace
+}  // namespace osprey
