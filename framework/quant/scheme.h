@@ -64,6 +64,12 @@ struct QuantScheme {
   uint64_t seed = 0;  // of rotations and stochastic rounding
 };
 
+/// A weight that some group quantizes, and the format in which it does.
+struct WeightInFormat {
+  const Parameter* parameter = nullptr;
+  BlockFormat format;
+};
+
 /// The schemes of a run: one for each entry, and which parameter has which. As a hook of the trainer it
 /// switches them on and off.
 class QuantSchemes final : public StepHook {
@@ -80,6 +86,8 @@ class QuantSchemes final : public StepHook {
   void activate(int64_t step) const;
   /// 0 and every step in which a group begins or ends, in order.
   std::vector<int64_t> changes() const;
+  /// All weights whose format has so many bits, whenever their group is active.
+  std::vector<WeightInFormat> weights_of(int bits) const;
 
   void before_step(Trainer&, int64_t step) override { activate(step); }
   bool reads_state(int64_t) const override { return false; }
