@@ -137,14 +137,11 @@ std::string quantization_section(const std::vector<RunData>& runs) {
   for (size_t i = 0; i < runs.size(); ++i) tables += table_of(runs[i], i);
   if (tables.empty()) return "";
   return "<section><h2>Quantization</h2>\n<p class=\"quiet\">What the quantized operands of products lose in "
-         "training steps. "
-         "Relative error: sum of (q - x)&sup2; over sum of x&sup2;, mean of the weights of a layer. Clipped: "
-         "share of "
-         "elements beyond the largest of their format. Underflow: share that was not 0 and became 0. Rows over "
-         "2^3, "
-         "2^14: share of rows whose largest scale is that many times the smallest. Oscillating: share of "
-         "weights that "
-         "jumped back in more than 0.5% of the last steps.</p>\n<div id=\"quantization-charts\"></div>\n" +
+         "training steps, as the mean of the weights of a layer. Relative error: sum of (q - x)&sup2; over sum of "
+         "x&sup2;. Clipped: share of elements beyond the largest number of their block. Underflow: share that was "
+         "not 0 and became 0. Rows over 2^3, 2^14: share of rows whose largest scale is more than that many times "
+         "the smallest. Oscillating: share of weights whose code jumps back and forth (one jump counts for 69 "
+         "steps).</p>\n<div id=\"quantization-charts\"></div>\n" +
          tables + "</section>\n";
 }
 
