@@ -87,7 +87,7 @@ void measure_quantization(const Queue& queue, const MeasureQuantization& a) {
   require_packed(where, "y", a.y, queue.device);
   require_matrix(where, "x", a.x, a.y.rows, a.y.cols);
   require_rotation(where, a.rotation, a.y.cols);
-  require(!a.rotation.step.defined(), where, "its rotation may not depend on a step");
+  require_step(where, a.rotation.step, queue.device);
   require(a.sums.dtype == DType::f64, where, "sums must be f64, got {}", a.sums);
   require_shape(where, "sums", a.sums, {quantization_sums});
   dispatch(queue, a, cpu::measure_quantization, cuda::measure_quantization);

@@ -14,8 +14,8 @@ namespace osprey::kernels {
 struct Rotation {
   int size = 0;  // 0: none; else 16, 32, 64 or 128
   uint64_t seed = 0, stream = 0;
-  // (1) f64 on the device, or undefined; for quantize() alone. Its value is added to the stream, so that a
-  // recorded step draws anew whenever it is replayed.
+  // (1) f64 on the device, or undefined; for quantize() and measure_quantization() alone. Its value is added
+  // to the stream, so that a recorded step draws anew whenever it is replayed.
   Tensor step = {};
   explicit operator bool() const { return size > 0; }
 };
@@ -77,8 +77,8 @@ void unrotate(const Queue& queue, const Unrotate& args);
 /// elements that were clipped, nonzero elements that became zero, rows, rows whose scales span more than
 /// 2^3, and more than 2^14 (scales with code 0, those of all-zero blocks, and NaN do not count).
 /// Shapes: x as quantize() saw it (before rotation and prescale), y what came out, not transposed; sums
-/// (quantization_sums) f64, overwritten. Numerics: fp32 per element, sums in f64 over fixed chunks in fixed
-/// order.
+/// (quantization_sums) f64, overwritten unless `add` says otherwise. Numerics: fp32 per element, sums in f64
+/// over fixed chunks in fixed order; the total is added to what `sums` held.
 inline constexpr int64_t quantization_sums = 8;
 struct MeasureQuantization {
   Tensor sums;
@@ -87,6 +87,7 @@ struct MeasureQuantization {
   Rotation rotation = {};
   float prescale = 1;
   ScaleRule rule = ScaleRule::even;  // as quantize() had it
+  bool add = false;
 };
 void measure_quantization(const Queue& queue, const MeasureQuantization& args);
 

@@ -40,6 +40,7 @@ std::string keys_of(const std::string& category) {
            "train.recompute: block";
   if (category == "activation gradients")
     return "train.micro_batch_size, data.sequence_len, model.hidden_size or model.ffn_size";
+  if (category == "oscillation") return "telemetry.oscillation: false, or the groups of quant";
   if (category == "token buffers") return "train.global_batch_tokens, or use more ranks";
   const char* model = "model.layers, model.hidden_size, model.ffn_size or model.vocab_size";
   if (category.starts_with("optimizer"))

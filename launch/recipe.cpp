@@ -58,6 +58,14 @@ void Recipe::fields(Fields& f) {
                "data.sequence_len {} = {} are no multiple of that",
                gradients ? gradients->format : "", block, train.micro_batch_size, data.sequence_len, tokens));
   }
+  const bool four_bits = std::any_of(quant.begin(), quant.end(), [](const QuantGroupSpec& g) {
+    return std::any_of(block_formats().begin(), block_formats().end(), [&](const NamedFormat& f) {
+      return g.weights && f.name == g.weights->format && f.format.bits() == 4;
+    });
+  });
+  f.rule(!telemetry.oscillation || four_bits, "telemetry.oscillation",
+         "follows weights of 4 bits, and no group of quant has any; give one weights in mxfp4, nvfp4 or an "
+         "int4 format, or leave oscillation off");
   f.rule(!optim.empty(), "optim",
          "names no optimizer; `- { match: \"*\", kind: adamw, learning_rate: 5.0e-4 }` is the least");
   const std::string problem = schedule_problem(schedule, train);

@@ -9,6 +9,7 @@
 #include "framework/ops/pack_cache.h"
 #include "framework/ops/quantized_weights.h"
 #include "framework/parallel/nccl_comm.h"
+#include "framework/telemetry/oscillation.h"
 #include "launch/together.h"
 
 namespace osprey {
@@ -106,11 +107,18 @@ std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
       {"packed weights", packed_bytes(params) + quantized_bytes(params) + schemes->votes_bytes()},
       {"checkpoint copies", checkpoint_bytes(recipe_, *this), MemoryCategory::Where::host},
   };
+  if (const auto followed = followed_weights(); !followed.empty())
+    all.push_back({"oscillation", OscillationTracker::bytes(followed)});
   if (trainer) all.push_back({"token buffers", trainer->batch_bytes()});
   if (queue.target() == DeviceKind::cuda)
     all.push_back({"GPU workspace", kernels::stream_workspace_bytes(DeviceKind::cuda)});
   if (several_gpus()) all.push_back({"NCCL scratch", NcclOptions{}.scratch_bytes});
   return all;
+}
+
+std::vector<WeightInFormat> Session::followed_weights() const {
+  const bool wanted = recipe_.telemetry.quantization && recipe_.telemetry.oscillation;
+  return wanted && world.rank() == 0 ? schemes->weights_of(4) : std::vector<WeightInFormat>{};
 }
 
 int64_t without_embedding(const ParamStore& params) {

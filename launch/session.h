@@ -40,6 +40,9 @@ class Session {
   void trace();
   /// What this rank holds, by category: high-water marks so far. `trainer` adds its token buffers.
   std::vector<MemoryCategory> memory(const Trainer* trainer) const;
+  /// The weights whose oscillation this rank is to follow: those of four bits, if the recipe says so, on rank
+  /// 0, for all ranks hold the same.
+  std::vector<WeightInFormat> followed_weights() const;
   /// Parts for a trainer; data sources are still to be filled in.
   TrainerParts parts();
 

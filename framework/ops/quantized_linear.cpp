@@ -33,6 +33,29 @@ struct Layer {
   int64_t in() const { return params[0]->shape[1]; }
 };
 
+using Role = QuantizationWatch::Role;
+
+/// Tells whoever watches what forward has quantized.
+void report(const Tape& t, const Layer& l, const QuantizedWeights& w) {
+  QuantizationWatch* watch = t.forward_watch();
+  if (!watch) return;
+  const int layer = t.current_layer();
+  for (size_t i = 0; i < l.count && l.spec().weights; ++i)
+    watch->quantized(layer, l.params[i]->name, Role::weights,
+                     {.sums = {},
+                      .x = l.params[i]->value,
+                      .y = w.packed[i],
+                      .rotation = forward_rotation(*l.scheme),
+                      .rule = l.spec().weights->scale});
+  if (l.spec().activations)
+    watch->quantized(layer, l.params[0]->name, Role::activations,
+                     {.sums = {},
+                      .x = t.value(l.x),
+                      .y = l.packed_x,
+                      .rotation = forward_rotation(*l.scheme),
+                      .rule = l.spec().activations->scale});
+}
+
 Packed temp_packed(Tape& t, const BlockFormat& format, int64_t rows, int64_t cols) {
   return make_packed(format, rows, cols, [&](const Shape& s, DType d) { return t.temp(s, d); });
 }
@@ -52,6 +75,7 @@ Tensor forward(Tape& t, Layer& l) {
                                   .rotation = forward_rotation(*l.scheme),
                                   .mask = l.mask_x});
   }
+  report(t, l, w);
   if (multiplies_packed(spec)) {
     kernels::block_matmul(t.queue(), {.y = {y}, .a = l.packed_x, .b = w.all_packed(), .pack = w.block_pack});
     return y;
@@ -185,6 +209,9 @@ struct LinearBackward {
     landed(t.grad(l.x), DType::f32, l.mask_x, [&](const Accum& at) {
       each_weight([&](size_t i, const Tensor& part) {
         const Packed g = operand(part, Packed{}, false, draw, l.params[i]->name.c_str());
+        if (QuantizationWatch* watch = t.backward_watch())
+          watch->quantized(t.current_layer(), l.params[i]->name, Role::gradients,
+                           {.sums = {}, .x = part, .y = g, .rotation = draw, .rule = spec.gradients->scale});
         const Packed wt = operand(Tensor{}, w.packed[i], true, draw, (l.params[i]->name + " w").c_str());
         kernels::block_matmul(t.queue(),
                               {.y = {at.tensor, at.add || i > 0}, .a = g, .b = {&wt, 1}, .pack = {}});

@@ -323,6 +323,14 @@ void QuantSchemes::activate(int64_t step) const {
   }
 }
 
+std::vector<WeightInFormat> QuantSchemes::weights_of(int bits) const {
+  std::vector<WeightInFormat> weights;
+  for (const Member& m : members_)
+    if (const auto& w = m.scheme->spec->weights; w && w->block_format().bits() == bits)
+      weights.push_back({m.parameter, w->block_format()});
+  return weights;
+}
+
 std::vector<int64_t> QuantSchemes::changes() const {
   std::set<int64_t> steps = {0};
   for (const Member& m : members_) steps.insert(m.begin);

@@ -105,6 +105,12 @@ struct QuantSpan {
 /// or after so many. Errors: tokens where step_tokens is 0, that is, unknown.
 QuantSpan span_of(const QuantGroupSpec& group, int64_t step_tokens);
 
+/// A weight that some group quantizes, and the format in which it does.
+struct WeightInFormat {
+  const Parameter* parameter = nullptr;
+  BlockFormat format;
+};
+
 /// The schemes of a run: one for each entry, or each matrix of an entry that measures, and which parameter
 /// has which. As a hook of the trainer it switches them on and off, as a function of the step alone, and
 /// decides when a calibration is over.
@@ -131,6 +137,8 @@ class QuantSchemes final : public StepHook {
   std::vector<int64_t> changes() const;
   /// For people: when each group begins and ends in a run of so many steps, a line each.
   std::vector<std::string> timeline(int64_t total_steps) const;
+  /// All weights whose format has so many bits, whenever their group is active.
+  std::vector<WeightInFormat> weights_of(int bits) const;
 
   /// Of every matrix that was voted on, summed over ranks. Collective.
   std::vector<LayerPatterns> patterns(const Queue& queue, Communicator& world) const;

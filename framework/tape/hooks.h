@@ -8,6 +8,10 @@
 
 namespace osprey {
 
+namespace kernels {
+struct MeasureQuantization;
+}
+
 class Tape;
 
 class LayerHook {
@@ -34,6 +38,21 @@ class Tap {
     float scale;
   };
   virtual void observe_attention(int /*layer*/, const AttentionView&) {}
+};
+
+/// Sees what linear layers quantize while a model trains.
+class QuantizationWatch {
+ public:
+  enum class Role { weights, activations, gradients };
+  virtual ~QuantizationWatch() = default;
+  /// `what` was quantized just now on the tape's queue; its sums are undefined. Weights and gradients (dy, as
+  /// the product that gives dx reads it) come for each weight, activations for the first of those that read
+  /// them, all of them in each micro batch; not while a block is computed again. The tensors are only valid
+  /// during the call, which may put work on the queue, but neither allocate there nor wait.
+  virtual void quantized(int layer, const std::string& weight, Role role,
+                         const kernels::MeasureQuantization& what) = 0;
+  /// Does the coming step get work that other steps do not? Then it runs as it is, not as a recorded one.
+  virtual bool this_step_only() const = 0;
 };
 
 /// Replaces what linear layers read: simulated quantization of activations in evaluation.

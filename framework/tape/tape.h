@@ -65,6 +65,8 @@ class Tape {
   void set_recompute(Recompute recompute) { recompute_ = recompute; }
   void set_layer_hook(LayerHook* hook) { hook_ = hook; }
   void set_tap(Tap* tap) { tap_ = tap; }
+  /// Told of forward and backward alike, so set it around both and nothing else.
+  void set_quantization_watch(QuantizationWatch* watch) { quantization_watch_ = watch; }
   /// What draws of ops depend on beside the seed and a name. It stays set until it is set again.
   void set_draw_index(const DrawIndex& index) { draw_index_ = index; }
   const DrawIndex& draw_index() const { return draw_index_; }
@@ -140,6 +142,10 @@ class Tape {
     return linear_input_ && !recording_ ? linear_input_->linear_input(*this, weight, x) : x;
   }
   Tap* tap() const { return replaying_ ? nullptr : tap_; }
+  /// Who wants to know what is quantized: in forward, where a block that is computed again is nobody's
+  /// business, and in backward.
+  QuantizationWatch* forward_watch() const { return replaying_ ? nullptr : quantization_watch_; }
+  QuantizationWatch* backward_watch() const { return quantization_watch_; }
 
   /// Runs every recorded backward; dL/d(loss) is 1. Gradients of source() variables stay readable until
   /// reset(), which every step ends with.
@@ -194,6 +200,7 @@ class Tape {
   Pool& pool_;
   LayerHook* hook_ = nullptr;
   Tap* tap_ = nullptr;
+  QuantizationWatch* quantization_watch_ = nullptr;
   LinearInput* linear_input_ = nullptr;
   Profiler* profiler_ = nullptr;
   DrawIndex draw_index_;

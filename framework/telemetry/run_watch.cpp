@@ -63,6 +63,8 @@ RunWatch::RunWatch(RunWatchOptions options, Communicator& world, const Queue& qu
       start_s_(now_s()) {
   summary_.name = options_.name;
   summary_.version = options_.version;
+  if (!options_.followed_weights.empty())
+    oscillation_ = std::make_unique<OscillationTracker>(queue, options_.followed_weights);
   if (world_.rank() != 0) return;
   log_ = std::make_unique<MetricsLog>(options_.directory / "metrics.jsonl", options_.resumed_step);
   if (options_.telemetry.tensorboard)
@@ -150,7 +152,26 @@ void RunWatch::write_train(const StepResult& r) {
   progress_->update(p, now_s());
 }
 
+void RunWatch::before_step(Trainer& trainer, int64_t step) {
+  const TelemetrySpec& t = options_.telemetry;
+  const ParamStore& params = *trainer.parts().params;
+  const bool quantizes = std::any_of(params.all().begin(), params.all().end(),
+                                     [](const auto& p) { return p->scheme != nullptr; });
+  trainer.watch_quantization(nullptr);
+  if (!t.quantization || !quantizes) return;
+  const bool first = quantization_ == nullptr && !options_.resumed_step;
+  if (!quantization_)
+    quantization_ = std::make_unique<QuantizationObserver>(queue_, params, oscillation_.get());
+  const int64_t finished = step + 1;
+  const bool due =
+      finished % t.quantization_every_steps == 0 || finished == trainer.spec().total_steps() || first;
+  quantization_->begin_step(due);
+  if (due) quantization_step_ = finished;
+  if (due || oscillation_) trainer.watch_quantization(quantization_.get());
+}
+
 bool RunWatch::reads_state(int64_t finished) const {
+  if (finished == quantization_step_) return true;
   return options_.telemetry.outliers &&
          (finished % options_.telemetry.outliers_every_steps == 0 || first_step_);
 }
@@ -166,6 +187,7 @@ void RunWatch::after_step(Trainer& trainer, const StepResult& r) {
   summary_.train_loss = r.loss;
   summary_.skipped_updates = r.skipped_total;
   if (log_) write_train(r);
+  if (r.step == quantization_step_) write_quantization(r.step, r.tokens);
   const bool due = r.step % options_.telemetry.outliers_every_steps == 0 || r.step == r.total_steps || first;
   if (options_.telemetry.outliers && due && !r.stopping) measure_outliers(trainer, r.step, r.tokens);
 }
@@ -180,6 +202,13 @@ void RunWatch::measure_outliers(Trainer& trainer, int64_t step, int64_t tokens) 
   const std::vector<OutlierRow> rows = observer_.result();
   for (const OutlierRow& row : rows) log_->write(outlier_entry(row, step, tokens));
   if (events_) write_outliers(*events_, step, rows);
+}
+
+void RunWatch::write_quantization(int64_t step, int64_t tokens) {
+  const std::vector<QuantizationRow> rows = quantization_->result(world_);
+  if (!log_) return;
+  for (const QuantizationRow& row : rows) log_->write(quantization_entry(row, step, tokens));
+  if (events_) osprey::write_quantization(*events_, step, rows);
 }
 
 void RunWatch::after_eval(Trainer&, const EvalResult& r) {

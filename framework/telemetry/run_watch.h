@@ -1,6 +1,6 @@
 #pragma once
 // Everything a run says about itself, as one step hook: metrics.jsonl, tensorboard/, the console line,
-// outlier measurements and summary.json.
+// measurements of outliers and quantization, and summary.json.
 
 #include <filesystem>
 #include <functional>
@@ -12,6 +12,7 @@
 #include "framework/telemetry/metrics_log.h"
 #include "framework/telemetry/outlier_observer.h"
 #include "framework/telemetry/progress.h"
+#include "framework/telemetry/quantization_observer.h"
 #include "framework/telemetry/summary.h"
 #include "framework/telemetry/tfevents.h"
 #include "framework/train/trainer.h"
@@ -23,16 +24,17 @@ struct RunWatchOptions {
   std::string name, version, isa;
   std::string gpu = {};  // what computes, if it is no CPU
   TelemetrySpec telemetry;
-  std::optional<int64_t> resumed_step;          // of the checkpoint the run goes on from
+  std::optional<int64_t> resumed_step;                // of the checkpoint the run goes on from
+  std::vector<WeightInFormat> followed_weights = {};  // whose oscillation is wanted, on rank 0
   double learning_rate = 1;                     // of the first optimizer group, at a schedule factor of 1
   std::optional<double> gemm_flops_per_second;  // over all ranks, see gemm_rate.h
   std::function<std::map<std::string, int64_t>()> memory_bytes;  // this rank's high-water marks by category
   int progress_descriptor = 2;
 };
 
-/// Made on every rank: outlier figures are summed over ranks. Files and the console belong to rank 0.
-/// A run that is never told on_end leaves "failed" in summary.json when it is destroyed, and "running"
-/// when it is killed.
+/// Made on every rank: figures of outliers and quantization are summed over ranks. Files and the console
+/// belong to rank 0. A run that is never told on_end leaves "failed" in summary.json when it is destroyed,
+/// and "running" when it is killed.
 class RunWatch final : public StepHook {
  public:
   /// Errors: throws when the directory cannot be written.
@@ -40,6 +42,7 @@ class RunWatch final : public StepHook {
   ~RunWatch() override;
 
   void on_start(Trainer& trainer) override;
+  void before_step(Trainer& trainer, int64_t step) override;
   bool reads_state(int64_t finished) const override;
   void after_step(Trainer& trainer, const StepResult& result) override;
   void after_eval(Trainer& trainer, const EvalResult& result) override;
@@ -56,12 +59,16 @@ class RunWatch final : public StepHook {
 
  private:
   void measure_outliers(Trainer& trainer, int64_t step, int64_t tokens);
+  void write_quantization(int64_t step, int64_t tokens);
   void write_train(const StepResult& result);
 
   RunWatchOptions options_;
   Communicator& world_;
   Queue queue_;
   OutlierObserver observer_;
+  std::unique_ptr<OscillationTracker> oscillation_;
+  std::unique_ptr<QuantizationObserver> quantization_;  // from the first step on that quantizes
+  int64_t quantization_step_ = -1;                      // steps finished when the measured one is
   std::unique_ptr<MetricsLog> log_;
   std::unique_ptr<TfEventsWriter> events_;
   std::unique_ptr<Progress> progress_;

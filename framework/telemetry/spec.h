@@ -25,6 +25,9 @@ struct TelemetrySpec {
   std::vector<std::string> outlier_tensors = observed_tensors();
   bool first_token_share = true;
   int64_t osp_tokens = 512;
+  bool quantization = true;
+  int64_t quantization_every_steps = 100;
+  bool oscillation = false;
 
   void fields(Fields& f) {
     f("train_every_steps", train_every_steps, "steps from one train entry of metrics.jsonl to the next",
@@ -43,6 +46,13 @@ struct TelemetrySpec {
         "tokens per rank that are also run as sequences of length one (the OSP paper's kurtosis protocol); 0 "
         "leaves it out",
         at_least(0));
+    });
+    f("quantization", quantization, "measure what the quantized operands of products lose");
+    f.when(quantization, "quantization is true", [&] {
+      f("quantization_every_steps", quantization_every_steps,
+        "steps from one measurement of quantization to the next", at_least(1));
+      f("oscillation", oscillation,
+        "also follow how often 4-bit weights jump back and forth; looks at every step");
     });
     for (const std::string& name : outlier_tensors) {
       const auto& known = observed_tensors();

@@ -148,6 +148,7 @@ void Trainer::compute() {
   };
   parts_.params->begin_step();
   tape.set_mode(Tape::Mode::train);
+  tape.set_quantization_watch(quantization_watch_);
   for (int64_t i = 0; i < micro_steps_; ++i) {
     if (i + 1 == micro_steps_) parts_.reducer->arm();
     tape.set_draw_index({.step = scalars(step_number, step_number + 1),
@@ -157,6 +158,7 @@ void Trainer::compute() {
                                       .sums = scalars(step_loss, step_tokens + 1)}));
     tape.reset();
   }
+  tape.set_quantization_watch(nullptr);
   parts_.reducer->wait_all();
   sum_of_squares(parts_.queue,
                  {.xs = owned_gradients_, .sum = scalars(step_sum_of_squares, step_sum_of_squares + 1)});
@@ -172,10 +174,18 @@ void Trainer::compute() {
   tape.lap("gather of values");
 }
 
+/// A replay writes parameters without the host's doing, and what is kept of a parameter must not look fresh
+/// to a step that is being recorded: it would leave out what makes it again.
+void Trainer::count_up_versions() {
+  for (const auto& p : parts_.params->all())
+    if (p->trainable) ++p->version;
+}
+
 /// The first steps run as they are: buffers are made and libraries choose their algorithms. Then one is
 /// recorded, and again whenever other parameters are trained, or quantized in another way.
 void Trainer::compute_or_replay() {
-  if (parts_.graphs == TrainerParts::Graphs::off || parts_.tape->profiled()) return compute();
+  const bool only_now = quantization_watch_ != nullptr && quantization_watch_->this_step_only();
+  if (parts_.graphs == TrainerParts::Graphs::off || parts_.tape->profiled() || only_now) return compute();
   const auto& params = parts_.params->all();
   bool changed = false;
   uses_.resize(params.size());
@@ -192,8 +202,12 @@ void Trainer::compute_or_replay() {
     ++eager_steps_;
     return compute();
   }
-  if (!graph_.recorded()) graph_.record(parts_.queue, [&] { compute(); });
+  if (!graph_.recorded()) {
+    count_up_versions();
+    graph_.record(parts_.queue, [&] { compute(); });
+  }
   graph_.launch(parts_.queue);
+  count_up_versions();
   ++replayed_;
 }
 

@@ -98,6 +98,8 @@ class Trainer {
   ~Trainer();
 
   void add_hook(StepHook* hook) { hooks_.push_back(hook); }
+  /// Who is told what the coming steps quantize (not evaluations); null: nobody.
+  void watch_quantization(QuantizationWatch* watch) { quantization_watch_ = watch; }
   /// Runs from step `first` to the end, or until a stop is requested. Collective.
   void run(int64_t first);
   /// One optimizer step, without hooks, waited for. Collective.
@@ -152,6 +154,7 @@ class Trainer {
   void enqueue(int64_t step, Flight& flight);
   void compute();
   void compute_or_replay();
+  void count_up_versions();
   StepResult finish(Flight& flight);
   void deliver(Flight& flight);
   bool must_settle(const Flight& flight) const;
@@ -173,6 +176,7 @@ class Trainer {
   std::array<Flight, 2> flights_;
   std::vector<Tensor> owned_gradients_;
   std::vector<StepHook*> hooks_;
+  QuantizationWatch* quantization_watch_ = nullptr;
   StepResult last_;  // delivered
   int64_t skipped_in_a_row_ = 0;
   double last_finish_s_ = 0;

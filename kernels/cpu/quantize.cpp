@@ -435,9 +435,11 @@ void measure_quantization(const Queue& queue, const kernels::MeasureQuantization
         measure_row(parts[static_cast<size_t>(i)], a, numbers, r);
   });
   double* sums = a.sums.as<double>();
-  std::fill_n(sums, kernels::quantization_sums, 0.0);
-  for (int64_t i = 0; i < chunks; ++i)
-    for (size_t s = 0; s < parts[0].size(); ++s) sums[s] += parts[static_cast<size_t>(i)][s];
+  for (size_t s = 0; s < parts[0].size(); ++s) {
+    double total = 0;
+    for (int64_t i = 0; i < chunks; ++i) total += parts[static_cast<size_t>(i)][s];
+    sums[s] = a.add ? sums[s] + total : total;
+  }
 }
 
 }  // namespace osprey::cpu

@@ -598,31 +598,33 @@ __global__ void __launch_bounds__(threads)
   }
 }
 
-__global__ void add_partials(const double* partial, int64_t count, double* out) {
+__global__ void add_partials(const double* partial, int64_t count, double* out, int64_t add) {
   double total = 0;
   for (int64_t i = 0; i < count; ++i) total += partial[i * sums + threadIdx.x];
-  out[threadIdx.x] = total;
+  out[threadIdx.x] = add ? out[threadIdx.x] + total : total;
 }
 
 }  // namespace
 
 void measure_quantization(const Queue& queue, const kernels::MeasureQuantization& a) {
   const int64_t chunks = std::min(a.y.rows, most_chunks);
-  double* partial = static_cast<double*>(
-      stream_of(queue).scratch(most_chunks * sums * static_cast<int64_t>(sizeof(double))));
+  // Scratch: signs first, then the sums of the chunks.
+  char* scratch = static_cast<char*>(
+      stream_of(queue).scratch(sign_bytes + most_chunks * sums * static_cast<int64_t>(sizeof(double))));
+  double* partial = reinterpret_cast<double*>(scratch + sign_bytes);
+  const Turn turned = turn(queue, a.rotation, a.prescale, 0, reinterpret_cast<uint64_t*>(scratch));
   const auto run = [&](const auto& x, auto kernel) {
     launch(
         "measure_quantization", queue,
         {.blocks = static_cast<unsigned>(chunks), .threads = threads, .shared_bytes = sizeof(MeasureShared)},
-        kernel, x, turn(queue, a.rotation, a.prescale, 0, nullptr), blocks(a.y), static_cast<int64_t>(a.rule),
-        partial);
+        kernel, x, turned, blocks(a.y), static_cast<int64_t>(a.rule), partial);
   };
   if (a.x.dtype == DType::bf16)
     run(dense<bf16>(a.x), measure<bf16>);
   else
     run(dense<float>(a.x), measure<float>);
   launch("measure_quantization", queue, {.blocks = 1, .threads = sums}, add_partials, partial, chunks,
-         a.sums.as<double>());
+         a.sums.as<double>(), int64_t{a.add});
 }
 
 }  // namespace osprey::cuda

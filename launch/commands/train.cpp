@@ -62,6 +62,7 @@ std::unique_ptr<RunWatch> watch_run(const Recipe& recipe, const Session& session
     options.gpu = kernels::gpu_info(session.queue.device.index).name;
   options.telemetry = recipe.telemetry;
   options.resumed_step = resumed;
+  options.followed_weights = session.followed_weights();
   options.learning_rate = recipe.optim.front().learning_rate;
   options.gemm_flops_per_second = measure_gemm_rate(session.queue, world, 0.25);
   options.memory_bytes = [&] {

@@ -7,6 +7,7 @@
 #include "framework/telemetry/metrics_log.h"
 #include "framework/telemetry/progress.h"
 #include "kernels/core/check.h"
+#include "launch/report/quantization_part.h"
 
 namespace osprey::report {
 namespace {
@@ -62,8 +63,13 @@ json data_of(const RunData& run) {
   for (const auto& [key, curve] : run.train) train[key] = curve_of(curve);
   for (const auto& [key, layers] : run.outliers) outliers[key[0]][key[1]][key[2]] = grid_of(layers);
   for (const auto& [step, reason] : run.skipped) skipped.push_back({step, reason});
-  return {{"name", run.name},     {"train", train},     {"validation", curve_of(run.validation)},
-          {"outliers", outliers}, {"skipped", skipped}, {"resumed", run.resumed}};
+  return {{"name", run.name},
+          {"train", train},
+          {"validation", curve_of(run.validation)},
+          {"outliers", outliers},
+          {"skipped", skipped},
+          {"resumed", run.resumed},
+          {"quantization", quantization_curves(run)}};
 }
 
 /// JSON that may stand inside a script element: no "<", so nothing can end the element or open a comment.
@@ -340,11 +346,11 @@ std::string page(const std::vector<RunData>& runs) {
       "<section><h2>Final figures</h2>\n{}</section>\n"
       "<noscript><p class=\"notes\">The curves are drawn by a script inside this page; it is switched off "
       "here.</p></noscript>\n"
-      "<div id=\"charts\"></div>\n"
+      "<div id=\"charts\"></div>\n{}"
       "<section><h2>Recipe</h2>\n{}</section>\n</main>\n"
       "<script type=\"application/json\" id=\"data\">{}</script>\n<script>{}</script>\n</body></html>\n",
-      head, title, page_css, list, notes(runs), final_figures(runs), recipes(runs),
-      script_json({{"runs", data}}), page_js);
+      head, title, page_css, list, notes(runs), final_figures(runs), quantization_section(runs),
+      recipes(runs), script_json({{"runs", data}}), page_js);
 }
 
 }  // namespace osprey::report

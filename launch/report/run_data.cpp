@@ -77,6 +77,15 @@ std::string add_entry(RunData& run, const json& entry) {
                             "max_to_median", "first_token_share"})
       if (const auto value = number(entry, key))
         run.outliers[{protocol, tensor, key}][static_cast<int>(index)].add(*step, *tokens, *value);
+  } else if (event == "quantization") {
+    const std::string role = text(entry, "role", ""), weight = text(entry, "weight", "");
+    const auto layer = count(entry, "layer");
+    if (role.empty() || weight.empty() || !layer || *layer > 100000)
+      return "a quantization entry without role, layer or weight";
+    auto& figures = run.quantization[{role, static_cast<int>(*layer), weight}];
+    for (const char* key : {"relative_error", "clipped", "underflow", "wide_rows_3", "wide_rows_14",
+                            "oscillating", "oscillated"})
+      if (const auto value = number(entry, key)) figures[key].add(*step, *tokens, *value);
   } else if (event == "skipped_update") {
     run.skipped.emplace_back(*step, text(entry, "reason", "unknown"));
   } else if (event == "start") {

@@ -23,6 +23,13 @@ struct Curve {
 using LayerCurves = std::map<int, Curve>;
 /// "context" or "osp", tensor, metric.
 using OutlierKey = std::array<std::string, 3>;
+/// What was quantized: "weights", "activations" or "gradients"; layer; weight.
+struct QuantizedOperand {
+  std::string role;
+  int layer = 0;
+  std::string weight;
+  auto operator<=>(const QuantizedOperand&) const = default;
+};
 
 struct RunData {
   std::filesystem::path dir;
@@ -32,6 +39,7 @@ struct RunData {
   Curve validation;                         // loss of eval entries without quantization
   std::map<std::string, double> eval_loss;  // the last one, by quantization ("none", "w8a8", ...)
   std::map<OutlierKey, LayerCurves> outliers;
+  std::map<QuantizedOperand, std::map<std::string, Curve>> quantization;  // by metric: "relative_error", ...
   std::vector<std::pair<int64_t, std::string>> skipped;  // step and reason of skipped updates
   std::vector<int64_t> resumed;                          // steps from which a process went on
   int64_t step = 0, tokens = 0;                          // the largest seen

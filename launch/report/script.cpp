@@ -393,6 +393,18 @@ if (measured) {
   section("Outliers over training", "No run has measured outliers (telemetry.outliers).");
 }
 
+const quantized = document.getElementById("quantization-charts");
+if (quantized) {
+  const grid = node("div", {class: "grid"}, quantized);
+  for (const role of ["weights", "activations", "gradients"])
+    lineChart(grid, "Relative error of " + role + ", mean of layers", runs.flatMap((run, i) => {
+      const q = run.quantization[role];
+      if (!q) return [];
+      const mean = Object.assign({label: run.name, colour: colour(i), dots: true}, q.mean);
+      return q.layers < 2 ? [mean] : [mean, Object.assign({label: run.name + ", worst: layer " + q.worst_layer, colour: colour(i), dash: "5 4", width: 1.6}, q.worst)];
+    }), {});
+}
+
 redraw();  // only now do all cards have their width
 let width = root.clientWidth, pending = false;
 new ResizeObserver(() => {

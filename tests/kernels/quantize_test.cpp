@@ -69,6 +69,7 @@ struct Options {
   float prescale = 1;
   bool transpose = false;
   bool mask = true;
+  bool add = false;  // to sums, which begin with -1
   int threads = 2;
   DType dtype = DType::f32;
   int64_t padding = 0;
@@ -122,7 +123,8 @@ class Quantized {
                                                           .y = packed(),
                                                           .rotation = o.rotation,
                                                           .prescale = o.prescale,
-                                                          .rule = o.rule});
+                                                          .rule = o.rule,
+                                                          .add = o.add});
     EXPECT_TRUE(sums.guards_intact());
     return sums.values();
   }
@@ -572,6 +574,22 @@ TEST(Quantize, SignsOnTheInputSideChangeTheErrorFromSeedToSeed) {
   EXPECT_NE(one, two);
   EXPECT_GT(std::abs(one - two), 1e-6);
   EXPECT_EQ(one, error(1));
+}
+
+TEST(Quantize, MeasuresInTheRotationOfItsStepAndAddsUp) {
+  const int64_t rows = 300, cols = 256;
+  const DeviceCopy<double> step(std::vector<double>{7});
+  kernels::Rotation drawn = rotation_of(32, 3), fixed = drawn;
+  drawn.step = step.flat();
+  fixed.stream += 7;
+  const Quantized q("mxfp4", rows, cols, normal(rows * cols, 17), {.rotation = drawn});
+  const std::vector<double> once = q.measured({.rotation = drawn});
+  EXPECT_EQ(once, q.measured({.rotation = fixed}));
+  EXPECT_LT(once[1], 0.02 * once[0]);
+  EXPECT_GT(q.measured({.rotation = rotation_of(32, 3)})[1], once[0])
+      << "other signs than it was quantized with";
+  const std::vector<double> more = q.measured({.rotation = drawn, .add = true});
+  for (size_t i = 0; i < once.size(); ++i) EXPECT_EQ(more[i], once[i] - 1.0) << i;
 }
 
 TEST(Quantize, BlocksWithoutANumberBecomeNanAndNoOthers) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "framework/telemetry/quantization_observer.h"
 #include "tests/support/test_bed.h"
 #include "tests/support/tiny_run.h"
 
@@ -102,6 +103,70 @@ TEST_F(GpuRun, ReplaysCalibrationBitForBitAndRecordsAgainWhenItHasDecided) {
   EXPECT_EQ(replayed.replayed_steps, 4) << "two steps as they are, two replayed, twice";
   EXPECT_EQ(replayed.losses, eager.losses);
   EXPECT_TRUE(replayed.parameters == eager.parameters);
+}
+
+TEST_F(GpuRun, WatchesQuantizationBetweenReplaysAndInThemWithoutChangingABit) {
+  // Oscillation is followed in all steps, the rest measured in two.
+  struct Observe final : StepHook {
+    Observe(Session& s, std::string& text_)
+        : world(s.world),
+          oscillation(s.queue, s.schemes->weights_of(4)),
+          observer(s.queue, s.params, &oscillation),
+          text(text_) {}
+    void before_step(Trainer& trainer, int64_t step) override {
+      observer.begin_step(step % 4 == 3);
+      trainer.watch_quantization(&observer);
+    }
+    void after_step(Trainer&, const StepResult& r) override {
+      if (r.step % 4 != 0) return;
+      for (const QuantizationRow& row : observer.result(world))
+        text += quantization_entry(row, r.step, 0).line();
+    }
+    Communicator& world;
+    OscillationTracker oscillation;
+    QuantizationObserver observer;
+    std::string& text;
+  };
+  const auto watched = [](const char* graphs, std::string& text) {
+    return tiny_run(tiny_recipe({"train.steps=8", "quant=[{preset: quartet}]", graphs}), 1, 1, 1 << 20, {},
+                    DeviceKind::cuda, [&](Session& s) { return std::make_unique<Observe>(s, text); });
+  };
+  std::string recorded_saw, eager_saw;
+  const TinyResult recorded = watched("train.cuda_graphs=on", recorded_saw),
+                   eager = watched("train.cuda_graphs=off", eager_saw),
+                   plain = on_gpu({"train.steps=8", "quant=[{preset: quartet}]", "train.cuda_graphs=off"});
+  EXPECT_EQ(recorded.replayed_steps, 4) << "all after the second but the two that are measured";
+  EXPECT_EQ(recorded.losses, plain.losses);
+  EXPECT_TRUE(recorded.parameters == plain.parameters);
+  EXPECT_EQ(eager.losses, plain.losses);
+  EXPECT_EQ(recorded_saw, eager_saw);
+  EXPECT_NE(recorded_saw.find("\"oscillating\":0.0"), std::string::npos) << recorded_saw;
+}
+
+TEST_F(GpuRun, RecordsTheQuantizationOfWeightsThatAnEvaluationHasQuantizedAlready) {
+  // The model runs after each step, on the weights of then.
+  struct Evaluate final : StepHook {
+    explicit Evaluate(std::vector<double>& s) : seen(s) {}
+    void after_step(Trainer& trainer, const StepResult&) override {
+      Tape& tape = *trainer.parts().tape;
+      tape.set_mode(Tape::Mode::evaluate);
+      for (const double v : read(tape.value(trainer.parts().model->hidden(tape, trainer.last_batch()))))
+        seen.push_back(v);
+      tape.reset();
+    }
+    std::vector<double>& seen;
+  };
+  const auto run = [](const char* graphs, std::vector<double>& seen) {
+    return tiny_run(tiny_recipe({"train.steps=5", "quant=[{preset: quartet}]", graphs}), 1, 1, 1 << 20, {},
+                    DeviceKind::cuda, [&](Session&) { return std::make_unique<Evaluate>(seen); });
+  };
+  std::vector<double> recorded_saw, eager_saw;
+  const TinyResult recorded = run("train.cuda_graphs=on", recorded_saw),
+                   eager = run("train.cuda_graphs=off", eager_saw);
+  EXPECT_EQ(recorded.replayed_steps, 3);
+  EXPECT_EQ(recorded.losses, eager.losses);
+  EXPECT_TRUE(recorded.parameters == eager.parameters);
+  EXPECT_TRUE(recorded_saw == eager_saw) << "evaluations see the weights of their step";
 }
 
 TEST_F(GpuRun, UsesThePlannedMemoryWhenItQuantizes) {

@@ -72,7 +72,8 @@ struct Collect : StepHook {
 };
 
 TinyResult run_rank(const Recipe& recipe, Communicator& world, int threads, int64_t distinct_steps,
-                    const std::function<void(Session&, int64_t)>& on_step, DeviceKind kind) {
+                    const std::function<void(Session&, int64_t)>& on_step, DeviceKind kind,
+                    const std::function<std::unique_ptr<StepHook>(Session&)>& hook) {
   const kernels::OpenQueue open =
       kernels::open_queue({kind, kind == DeviceKind::cuda ? world.local_rank() : 0}, threads);
   Session session(recipe, world, open.queue,
@@ -86,6 +87,8 @@ TinyResult run_rank(const Recipe& recipe, Communicator& world, int threads, int6
   Collect collect(result, session, on_step);
   trainer.add_hook(session.schemes.get());
   trainer.add_hook(&collect);
+  const std::unique_ptr<StepHook> last = hook ? hook(session) : nullptr;
+  if (last) trainer.add_hook(last.get());
   trainer.run(0);
   for (const auto& p : session.params.all()) result.parameters.push_back(read(p->value));
   result.memory = session.memory(&trainer);
@@ -96,12 +99,13 @@ TinyResult run_rank(const Recipe& recipe, Communicator& world, int threads, int6
 }  // namespace
 
 TinyResult tiny_run(const Recipe& recipe, int ranks, int threads, int64_t distinct_steps,
-                    const std::function<void(Session&, int64_t)>& on_step, DeviceKind kind) {
-  if (ranks == 1) return run_rank(recipe, *make_self_comm(), threads, distinct_steps, on_step, kind);
+                    const std::function<void(Session&, int64_t)>& on_step, DeviceKind kind,
+                    const std::function<std::unique_ptr<StepHook>(Session&)>& hook) {
+  if (ranks == 1) return run_rank(recipe, *make_self_comm(), threads, distinct_steps, on_step, kind, hook);
   std::vector<TinyResult> results(static_cast<size_t>(ranks));
   run_thread_ranks(ranks, [&](Communicator& world) {
     results[static_cast<size_t>(world.rank())] =
-        run_rank(recipe, world, threads, distinct_steps, on_step, kind);
+        run_rank(recipe, world, threads, distinct_steps, on_step, kind, hook);
   });
   return results[0];
 }

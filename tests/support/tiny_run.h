@@ -33,10 +33,12 @@ struct TinyResult {
 };
 
 /// Runs the recipe on `ranks` threads and returns rank 0's view; throws what any rank threw.
-/// `on_step`, if given, is called on every rank after each step. On GPUs each rank takes one of its own.
+/// `on_step`, if given, is called on every rank after each step; `hook`, if given, makes each rank's last
+/// hook. On GPUs each rank takes one of its own.
 TinyResult tiny_run(const Recipe& recipe, int ranks = 1, int threads = 1, int64_t distinct_steps = 1 << 20,
                     const std::function<void(Session&, int64_t)>& on_step = {},
-                    DeviceKind kind = test_device().kind);
+                    DeviceKind kind = test_device().kind,
+                    const std::function<std::unique_ptr<StepHook>(Session&)>& hook = {});
 
 /// Between elements of the same place. Lists of different lengths fail the test.
 double largest_difference(const std::vector<double>& a, const std::vector<double>& b);

@@ -287,6 +287,48 @@ TEST(QuantizedLinear, DrawsAreFunctionsOfTheStepAndTheMicroBatch) {
   EXPECT_EQ(dw(0, 0), first);
 }
 
+/// Quantizes what it is shown once more, with the rotation that it is told.
+struct Again final : QuantizationWatch {
+  TestBed room;
+  std::string calls;
+  bool this_step_only() const override { return false; }
+  void quantized(int, const std::string& weight, Role role,
+                 const kernels::MeasureQuantization& what) override {
+    calls += fmt::format("{} {}, ", static_cast<int>(role), weight.substr(14, 1));
+    const auto alloc = [&](const Shape& s, DType d) { return room.inputs.alloc(s, d); };
+    const Packed again = make_packed(what.y.format, what.y.rows, what.y.cols, alloc);
+    kernels::quantize(room.queue, {.y = again, .x = what.x, .rotation = what.rotation});
+    const auto values = [&](const Packed& p) {
+      const Tensor t = room.inputs.alloc({p.rows, p.cols}, DType::f32);
+      kernels::dequantize(room.queue, {.y = t, .x = p});
+      return read(t);
+    };
+    EXPECT_EQ(values(again), values(what.y)) << calls;
+  }
+};
+
+TEST(QuantizedLinear, ShowsWhoeverWatchesWhatItQuantizedAndHow) {
+  QuantGroupSpec g = group(operand("mxfp4"), operand("mxfp4"), operand("mxfp4"));
+  g.rotation = 32;
+  g.backward_rotation = 64;
+  Layer layer(g, DType::bf16);
+  const Tensor step = layer.bed.zeros(1);
+  write(step, {3});
+  layer.bed.tape.set_draw_index({.step = step, .micro_batch = 1});
+  Again watch;
+  layer.bed.tape.set_quantization_watch(&watch);
+  layer.run(2);
+  EXPECT_EQ(watch.calls, "0 q, 0 k, 1 q, 2 q, 2 k, 0 q, 0 k, 1 q, 2 q, 2 k, ") << "in each micro batch";
+}
+
+TEST(QuantizedLinear, ShowsOnlyWhatHasAFormat) {
+  Layer layer(group(operand("int4_g64"), {}), DType::f32);
+  Again watch;
+  layer.bed.tape.set_quantization_watch(&watch);
+  layer.run();
+  EXPECT_EQ(watch.calls, "0 q, 0 k, ");
+}
+
 TEST(QuantizedLinear, StochasticGradientsAreRightOnAverage) {
   // Only the gradients are quantized coarsely, so the mean over many draws is the plain gradient of the
   // quantized operands.
