@@ -144,6 +144,12 @@ TEST(QuantResume, CalibrationComputesThePlainModel) {
   EXPECT_NE(measured.losses[4], plain.losses[4]);
 }
 
+TEST(QuantResume, WhatIsRecomputedVotesOnce) {
+  std::vector<std::string> again = adahop;
+  again.push_back("train.recompute=block");
+  expect_same(train_in_stages(adahop, {{1, 6}}), train_in_stages(again, {{1, 6}}));
+}
+
 TEST(QuantResume, ARunThatDidNotCalibrateCannotGoOnAsIfItHad) {
   const TempDir folder;
   const std::string place = "run.output_dir=" + folder.path().string();
