@@ -7,21 +7,11 @@
 #include "kernels/quantize.h"
 #include "launch/bench/kernel_bench.h"
 #include "launch/bench/measure.h"
+#include "launch/bench/packed_in.h"
 
 namespace osprey::bench {
 
 namespace {
-
-Packed packed_in(Arena& memory, const BlockFormat& format, int64_t rows, int64_t cols) {
-  const PackedShapes s = packed_shapes(format, rows, cols, "a bench's matrix");
-  Packed p{.format = format,
-           .rows = rows,
-           .cols = cols,
-           .codes = memory.alloc(s.codes, DType::u8),
-           .scales = memory.alloc(s.scales, s.scale_dtype)};
-  if (s.has_tensor_scale) p.tensor_scale = memory.alloc({1}, DType::f32);
-  return p;
-}
 
 /// y = a b^T in bf16 and in a pair of formats, of the same numbers.
 struct Product {
