@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/cpu/isa/quantize.h"
+#include "kernels/cpu/packed_rows.h"
 #include "kernels/cpu/quantize_lanes.h"
 #include "kernels/cpu/scratch.h"
 
@@ -80,7 +81,8 @@ int64_t block_end(const BlockFormat& f, int64_t col, int64_t end) {
   return f.granularity == Granularity::block ? std::min(end, (col / f.block + 1) * f.block) : end;
 }
 
-/// Elements [col, col + n) of a row as numbers.
+}  // namespace
+
 void decode_run(float* v, const Packed& p, int64_t row, int64_t col, int64_t n) {
   quantize_table().decode[static_cast<size_t>(p.format.element)](v, codes_at(p, row, col), n);
   const float whole = tensor_scale(p);
@@ -90,6 +92,8 @@ void decode_run(float* v, const Packed& p, int64_t row, int64_t col, int64_t n) 
     for (; c < end; ++c) v[c - col] = scaled(v[c - col], scale, whole);
   }
 }
+
+namespace {
 
 void load_run(float* v, const Tensor& x, int64_t row, int64_t col, int64_t n) {
   if (x.dtype == DType::bf16)
