@@ -4,6 +4,7 @@
 #include "kernels/block_matmul.h"
 #include "kernels/core/random.h"
 #include "kernels/linear.h"
+#include "kernels/packed_linear.h"
 #include "kernels/quantize.h"
 
 namespace osprey {
@@ -78,6 +79,16 @@ Tensor forward(Tape& t, Layer& l) {
   report(t, l, w);
   if (multiplies_packed(spec)) {
     kernels::block_matmul(t.queue(), {.y = {y}, .a = l.packed_x, .b = w.all_packed(), .pack = w.block_pack});
+    return y;
+  }
+  if (spec.weights && !spec.activations) {
+    Arena& arena = t.arena();
+    const int64_t mark = arena.mark();
+    Tensor scratch;
+    if (const int64_t n = kernels::packed_linear_scratch(t.queue(), x.rows(), w.all_packed()))
+      scratch = arena.alloc({n}, x.dtype);
+    kernels::packed_linear(t.queue(), {.y = y, .x = x, .weights = w.all_packed(), .scratch = scratch});
+    arena.rewind(mark);
     return y;
   }
   Tensor dense = x;

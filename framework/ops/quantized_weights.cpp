@@ -47,7 +47,7 @@ class QuantCache {
     if (!spec.weights) return;
     const BlockFormat& format = spec.weights->block_format();
     const bool masked = spec.gradient_mask == QuantGroupSpec::GradientMask::unclipped;
-    const bool dense = !multiplies_packed(spec);
+    const bool packed_product = multiplies_packed(spec), dense = !packed_product && spec.activations;
     int64_t bytes = 0;
     for (size_t i = 0; i < e.result.count; ++i) {
       const Shape& s = e.weights[i]->shape;
@@ -62,7 +62,7 @@ class QuantCache {
     QuantizedWeights& r = e.result;
     for (size_t i = 0; i < r.count; ++i)
       r.packed[i] = make_packed(format, e.weights[i]->shape[0], e.weights[i]->shape[1], shapes_only);
-    const int64_t pack_bytes = dense ? 0 : kernels::block_pack_bytes(queue, r.all_packed());
+    const int64_t pack_bytes = packed_product ? kernels::block_pack_bytes(queue, r.all_packed()) : 0;
     e.memory = std::make_unique<Arena>("quantized weights", queue.device, bytes + aligned(pack_bytes));
     for (size_t i = 0; i < r.count; ++i) {
       const Parameter& p = *e.weights[i];

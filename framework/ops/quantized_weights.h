@@ -15,10 +15,10 @@ struct QuantizedWeights {
   size_t count = 0;
   std::array<Packed, most_stacked_weights> packed;  // undefined where the scheme leaves weights alone
   std::array<Tensor, most_stacked_weights> masks;   // as quantize() writes them; undefined where unused
-  std::array<Tensor, most_stacked_weights>
-      images;         // what dense products read: the weights themselves, or their
-                      // quantized values in the compute dtype, rotated. Undefined
-                      // where forward is a product of packed operands.
+  std::array<Tensor, most_stacked_weights> images;  // what dense products read: the weights themselves, or
+                                                    // their quantized values in the compute dtype, rotated,
+                                                    // where inputs have a format that does not fit. Undefined
+                                                    // where forward reads codes.
   Tensor block_pack;  // for block_matmul()
   std::span<const Packed> all_packed() const { return {packed.data(), count}; }
   std::span<const Tensor> all_images() const { return {images.data(), count}; }

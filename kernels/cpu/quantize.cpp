@@ -5,6 +5,8 @@
 #include <cmath>
 
 #include "kernels/cpu/isa/quantize.h"
+#include "kernels/cpu/packed_rows.h"
+#include "kernels/cpu/quantize_lanes.h"
 #include "kernels/cpu/scratch.h"
 
 namespace osprey::cpu {
@@ -24,12 +26,14 @@ class Patches {
   static constexpr int64_t floats = tile_rows * (tile_cols + apart);  // encoders read up to a multiple of 16
   static_assert(floats >= quantize_run + 16);
 
-  Patches(int64_t rows, int64_t cols, bool transpose)
-      : rows_(rows),
+  /// Of rows from `first` on.
+  Patches(int64_t rows, int64_t cols, bool transpose, int64_t first = 0)
+      : first_(first),
+        rows_(rows),
         cols_(cols),
         high_(transpose ? tile_rows : 1),
         wide_(transpose ? tile_cols : quantize_run),
-        down_((rows + high_ - 1) / high_),
+        down_((rows - first + high_ - 1) / high_),
         across_((cols + wide_ - 1) / wide_) {}
   int64_t count() const { return down_ * across_; }
   /// So many are worth a thread.
@@ -38,13 +42,13 @@ class Patches {
   int64_t stride() const { return wide_ + apart; }
   /// Neighbours come one after the other as they lie in x.
   Patch operator[](int64_t i) const {
-    const int64_t row = (high_ > 1 ? i % down_ : i / across_) * high_,
+    const int64_t row = first_ + (high_ > 1 ? i % down_ : i / across_) * high_,
                   col = (high_ > 1 ? i / down_ : i % across_) * wide_;
     return {row, col, std::min(high_, rows_ - row), std::min(wide_, cols_ - col)};
   }
 
  private:
-  int64_t rows_, cols_, high_, wide_, down_, across_;
+  int64_t first_, rows_, cols_, high_, wide_, down_, across_;
 };
 
 template <class T>
@@ -77,7 +81,8 @@ int64_t block_end(const BlockFormat& f, int64_t col, int64_t end) {
   return f.granularity == Granularity::block ? std::min(end, (col / f.block + 1) * f.block) : end;
 }
 
-/// Elements [col, col + n) of a row as numbers.
+}  // namespace
+
 void decode_run(float* v, const Packed& p, int64_t row, int64_t col, int64_t n) {
   quantize_table().decode[static_cast<size_t>(p.format.element)](v, codes_at(p, row, col), n);
   const float whole = tensor_scale(p);
@@ -87,6 +92,8 @@ void decode_run(float* v, const Packed& p, int64_t row, int64_t col, int64_t n) 
     for (; c < end; ++c) v[c - col] = scaled(v[c - col], scale, whole);
   }
 }
+
+namespace {
 
 void load_run(float* v, const Tensor& x, int64_t row, int64_t col, int64_t n) {
   if (x.dtype == DType::bf16)
@@ -101,20 +108,6 @@ void store_run(const Tensor& y, int64_t row, int64_t col, const float* v, int64_
   else
     quantize_table().store_f32(at<float>(y, row, col), v, n, add);
 }
-
-/// The stream of a rotation or a rounding in its step.
-template <class Draws>
-uint64_t stream_at(const Draws& d) {
-  return d.stream + (d.step.defined() ? static_cast<uint64_t>(*d.step.template as<double>()) : 0);
-}
-
-struct Signs {
-  explicit Signs(const kernels::Rotation& r) {
-    const Philox p = rotation_signs(r.seed, stream_at(r));
-    for (size_t i = 0; i < bits.size(); ++i) bits[i] = (p.v[i / 32] >> i % 32) << 31;
-  }
-  std::array<uint32_t, 128> bits;
-};
 
 /// What quantize() rounds: rotated and prescaled. `a` outlives it.
 class Numbers {
@@ -275,10 +268,11 @@ void plain_mxfp4(const Queue& queue, const kernels::Quantize& a) {
 
 void quantize(const Queue& queue, const kernels::Quantize& a) {
   if (is_plain_mxfp4(a)) return plain_mxfp4(queue, a);
+  const int64_t done = quantize_lanes(queue, a);
   const BlockFormat& f = a.y.format;
   const Element e = f.element;
   const Numbers numbers(a);
-  const Patches patches(a.y.rows, a.y.cols, a.transpose);
+  const Patches patches(a.y.rows, a.y.cols, a.transpose, done);
   const bool blocks = f.granularity == Granularity::block;
 
   uint32_t* largest = nullptr;  // of rows or of all, where that has to be known

@@ -4,24 +4,15 @@
 
 #include "kernels/block_matmul.h"
 #include "kernels/matmul.h"
+#include "kernels/packed_linear.h"
 #include "kernels/quantize.h"
 #include "launch/bench/kernel_bench.h"
 #include "launch/bench/measure.h"
+#include "launch/bench/packed_in.h"
 
 namespace osprey::bench {
 
 namespace {
-
-Packed packed_in(Arena& memory, const BlockFormat& format, int64_t rows, int64_t cols) {
-  const PackedShapes s = packed_shapes(format, rows, cols, "a bench's matrix");
-  Packed p{.format = format,
-           .rows = rows,
-           .cols = cols,
-           .codes = memory.alloc(s.codes, DType::u8),
-           .scales = memory.alloc(s.scales, s.scale_dtype)};
-  if (s.has_tensor_scale) p.tensor_scale = memory.alloc({1}, DType::f32);
-  return p;
-}
 
 /// y = a b^T in bf16 and in a pair of formats, of the same numbers.
 struct Product {
@@ -44,6 +35,19 @@ struct Product {
       kernels::block_matmul(queue, {.y = {y, false}, .a = a, .b = {&b, 1}, .pack = pack});
     });
   }
+  /// With a quantized anew.
+  double with_activations(const Queue& queue) {
+    return best_seconds(queue, 1, [&] {
+      kernels::quantize(queue, {.y = a, .x = x});
+      kernels::block_matmul(queue, {.y = {y, false}, .a = a, .b = {&b, 1}, .pack = pack});
+    });
+  }
+  /// With packed weights alone; few rows.
+  double weights_alone(const Queue& queue) {
+    return best_seconds(queue, 1, [&] {
+      kernels::packed_linear(queue, {.y = y, .x = x, .weights = {&b, 1}});
+    });
+  }
   double library(const Queue& queue) {
     return best_seconds(queue, 1, [&] {
       kernels::library_matmul(queue, {.c = y, .a = x, .b = w, .op_b = kernels::Op::transpose});
@@ -62,18 +66,20 @@ void bench_block_gemm(const Queue& queue) {
       "packed operands, n = m = k, b rearranged once, beside oneDNN's bf16 product; GFLOP/s, best of {} to {}, in "
       "turn\n",
       rounds, rounds_of_short);
-  fmt::print("  {:<24}{:>9}{:>10}{:>10}{:>8}\n", "formats", "m", "packed", "oneDNN", "ratio");
+  fmt::print("  {:<24}{:>9}{:>10}{:>10}{:>8}{:>17}\n", "formats", "m", "packed", "oneDNN", "ratio",
+             "quantizing a too");
   for (const auto& [a, b] : {std::pair{"mxfp4", "mxfp4"}, {"mxint8", "mxfp4"}, {"mxint8", "mxint8"}})
     for (const int64_t m : {1024, 2048, 4096}) {
       Product p(queue, m, m, m, a, b);
-      double ours = 1e9, library = 1e9;
+      double ours = 1e9, library = 1e9, with_a = 1e9;
       for (int round = 0; round < (m == 1024 ? rounds_of_short : rounds); ++round) {
         ours = std::min(ours, p.ours(queue));
         library = std::min(library, p.library(queue));
+        with_a = std::min(with_a, p.with_activations(queue));
       }
       const double flops = 2.0 * static_cast<double>(m * m * m);
-      fmt::print("  {:<24}{:>9}{:>10.0f}{:>10.0f}{:>8.2f}\n", fmt::format("{} x {}", a, b), m,
-                 flops / ours / 1e9, flops / library / 1e9, library / ours);
+      fmt::print("  {:<24}{:>9}{:>10.0f}{:>10.0f}{:>8.2f}{:>17.2f}\n", fmt::format("{} x {}", a, b), m,
+                 flops / ours / 1e9, flops / library / 1e9, library / ours, library / with_a);
     }
   const double copy = copy_rate(queue);
   fmt::print(
@@ -90,6 +96,21 @@ void bench_block_gemm(const Queue& queue) {
     fmt::print("  {:<24}{:>9.1f}, {:.2f} of a copy; {:.2f} times as fast as oneDNN with bf16 weights\n",
                format, bytes / ours / 1e9, bytes / ours / copy, library / ours);
   }
+  fmt::print(
+      "bf16 rows of x times (4096, 4096) packed weights alone, without a format for x: GB/s of weights\n");
+  for (const char* format : {"mxfp4", "mxint8"})
+    for (const int64_t m : {1, 16}) {
+      Product p(queue, m, 4096, 4096, format, format);
+      double ours = 1e9, library = 1e9;
+      for (int round = 0; round < rounds_of_short; ++round) {
+        ours = std::min(ours, p.weights_alone(queue));
+        library = std::min(library, p.library(queue));
+      }
+      const auto bytes = static_cast<double>(packed_bytes(p.b.format, p.b.rows, p.b.cols));
+      fmt::print(
+          "  {:<24}{:>9}{:>9.1f}, {:.2f} of a copy; {:.2f} times as fast as oneDNN with bf16 weights\n",
+          format, m, bytes / ours / 1e9, bytes / ours / copy, library / ours);
+    }
 }
 
 }  // namespace osprey::bench

@@ -7,6 +7,7 @@
 #include "kernels/device.h"
 #include "launch/bench/block_bench.h"
 #include "launch/bench/kernel_bench.h"
+#include "launch/bench/quantize_bench.h"
 #include "launch/bench/train_bench.h"
 #include "launch/commands/command.h"
 
@@ -73,6 +74,9 @@ void add_bench(CLI::App& app) {
       });
   add("ops", "each op alone, forward and backward", "ops --threads 2")->callback([options] {
     bench::bench_ops(options->open().queue);
+  });
+  add("quantize", "operands of packed products", "quantize --threads 1")->callback([options] {
+    bench::bench_quantize(options->open().queue);
   });
   CLI::App* train =
       add("train", "whole training steps, with a profile", "train --threads 2 --optimizer adamw");

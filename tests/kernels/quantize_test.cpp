@@ -429,6 +429,121 @@ TEST(Quantize, PackedInputIsTakenForItsNumbers) {
     }
 }
 
+namespace {
+
+/// What quantize() does to mxfp4, one element after the other, from dense x that is not transposed.
+Result by_the_rules(const Floats& x, int64_t rows, int64_t cols, const Options& o) {
+  const size_t n = x.size();
+  Result want{std::vector<uint8_t>(n / 2), std::vector<uint32_t>(n / 32), -1, std::vector<uint8_t>(n / 8)};
+  Floats v = x;
+  const auto size = static_cast<size_t>(o.rotation.size);
+  const Philox signs = rotation_signs(o.rotation.seed, o.rotation.stream);
+  for (size_t at = 0; size > 0 && at < n; at += size) {
+    for (size_t i = 0; i < size; ++i)
+      if (signs.v[i / 32] >> i % 32 & 1) v[at + i] = -v[at + i];
+    for (size_t h = 1; h < size; h *= 2)
+      for (size_t i = 0; i < size; ++i)
+        if (!(i & h)) {
+          const float a = v[at + i], b = v[at + i + h];
+          v[at + i] = a + b;
+          v[at + i + h] = a - b;
+        }
+  }
+  const float factor = kernels::rotation_factor(o.rotation, o.prescale);
+  for (float& f : v) f = size > 0 || factor != 1 ? f * factor : f;
+  for (size_t b = 0; b < n / 32; ++b) {
+    uint32_t largest = 0;
+    for (size_t i = 32 * b; i < 32 * (b + 1); ++i) largest = std::max(largest, magnitude_bits(v[i]));
+    int64_t sum = 0, squares = 0;
+    for (size_t i = 32 * b; largest < float_infinity && i < 32 * (b + 1); ++i) {
+      const int64_t k = in_units(v[i], unit_exponent(largest));
+      sum += k;
+      squares += k * k;
+    }
+    const BlockScale s =
+        block_scale_e8m0(o.rule == ScaleRule::mse ? e8m0_of_deviation(largest, 32, sum, squares)
+                                                  : e8m0_of_largest(Element::e2m1, o.rule, largest),
+                         largest);
+    want.scales[b] = s.stored;
+    for (size_t i = 32 * b; i < 32 * (b + 1); ++i) {
+      const float u = v[i] * s.inverse;
+      const uint32_t draw =
+          draw_of(draw_group(o.rounding.seed, o.rounding.stream, i / 8), static_cast<int>(i % 8));
+      const uint32_t code = !(s.inverse > 0)                      ? 0
+                            : o.rounding.kind == Kind::stochastic ? encode_stochastic(Element::e2m1, u, draw)
+                                                                  : encode_nearest(Element::e2m1, u);
+      want.codes[i / 2] |= static_cast<uint8_t>(code << (4 * (i % 2)));
+      want.mask[i / 8] |= static_cast<uint8_t>((std::abs(u) <= 6) << (i % 8));
+    }
+  }
+  EXPECT_EQ(static_cast<int64_t>(n), rows * cols);
+  return want;
+}
+
+/// Numbers of every size there is with many zeros and denormals, blocks of zeros, and one of no numbers.
+Floats all_sizes(int64_t rows, int64_t cols) {
+  Floats x = normal(rows * cols, 21);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t b = i / 32;
+    const int own = i % 5 == 1 ? -static_cast<int>(i / 5 % 40) : 0;  // far below the block's largest
+    x[i] =
+        b % 17 == 3 ? (i % 2 ? 0.0f : -0.0f) : std::ldexp(x[i], static_cast<int>(b * 37 % 273) - 149 + own);
+    if (b % 11 == 7)
+      x[i] = std::ldexp(static_cast<float>(static_cast<int>(philox(5, 6, i).v[0] % 49) - 24), -2);
+    if (!std::isfinite(x[i])) x[i] = 3e38f;
+  }
+  return x;
+}
+
+}  // namespace
+
+TEST(Quantize, EveryWayToMxfp4IsTheRulesElementByElement) {
+  // Whole groups of 16 rows and some left over, from every kind of source, by every rule.
+  const int64_t rows = 16 * 3 + 5, cols = 384;
+  Floats x = all_sizes(rows, cols);
+  for (float& f : x) f = to_float(osprey::to_bf16(f));
+  for (float& f : x)
+    if (!std::isfinite(f)) f = 3e38f;
+  x[3 * 384 + 40] = NAN;
+  x[20 * 384 + 200] = -INFINITY;
+  for (ScaleRule rule :
+       {ScaleRule::floor, ScaleRule::even, ScaleRule::ceil, ScaleRule::rceil, ScaleRule::mse})
+    for (Kind kind : {Kind::nearest_even, Kind::stochastic})
+      for (int rotation : {0, 16, 32, 64, 128}) {
+        SCOPED_TRACE(fmt::format("rule {} stochastic {} rotation {}", static_cast<int>(rule),
+                                 kind == Kind::stochastic, rotation));
+        Options o{.rule = rule,
+                  .rounding = {kind, 0x123456789ull, 0xabcdef0123ull},
+                  .rotation = rotation_of(rotation)};
+        const Result want = by_the_rules(x, rows, cols, o);
+        for (DType dtype : {DType::f32, DType::bf16})
+          for (bool transpose : {false, true}) {
+            o.dtype = dtype;
+            o.transpose = transpose;
+            const Result got =
+                Quantized("mxfp4", rows, cols, transpose ? transposed(x, rows, cols) : x, o).result();
+            EXPECT_EQ(got, want) << name(dtype) << (transpose ? " transposed" : "");
+          }
+      }
+}
+
+TEST(Quantize, PackedMxfp4ByColumnsIsTakenForItsNumbers) {
+  // Groups of 128 columns of the source and some left over, of which the last begins in the middle of a
+  // block.
+  const int64_t rows = 160, cols = 32 * 5 * 2;
+  const Quantized source("mxfp4", rows, cols, all_sizes(rows, cols), {.rule = ScaleRule::rceil});
+  for (int rotation : {0, 16, 32}) {
+    Options o{.rule = ScaleRule::rceil,
+              .rounding = {Kind::stochastic, 7, 8},
+              .rotation = rotation_of(rotation),
+              .transpose = true};
+    const Result got = Quantized("mxfp4", cols, rows, source.packed(), o).result();
+    o.transpose = false;
+    Result want = by_the_rules(transposed(source.numbers(), rows, cols), cols, rows, o);
+    EXPECT_EQ(got, want) << rotation;
+  }
+}
+
 TEST(Quantize, TheNumberOfThreadsAndTheLayoutOfRowsChangeNoBit) {
   const int64_t rows = 70, cols = 1280;
   const Floats x = uneven(rows, cols, 4);

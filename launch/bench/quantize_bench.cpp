@@ -1,0 +1,76 @@
+#include "launch/bench/quantize_bench.h"
+
+#include <fmt/format.h>
+
+#include "kernels/quantize.h"
+#include "launch/bench/kernel_bench.h"
+#include "launch/bench/measure.h"
+#include "launch/bench/packed_in.h"
+
+namespace osprey::bench {
+
+void bench_quantize(const Queue& queue) {
+  constexpr int64_t rows = 2048, cols = 2048, rounds = 40;
+  using Kind = kernels::Rounding::Kind;
+  Arena memory("bench", queue.device, 8 * rows * cols);
+  const Tensor x = random_tensor(queue, memory, {rows, cols}, DType::bf16, 1),
+               mask = memory.alloc({rows, cols / 8}, DType::u8);
+  const Packed packed = packed_in(memory, block_format("mxfp4"), rows, cols);
+  kernels::quantize(queue, {.y = packed, .x = x});
+  const kernels::Rotation rotation{.size = 32, .seed = 1, .stream = 2};
+  const kernels::Rounding stochastic{.kind = Kind::stochastic, .seed = 3, .stream = 4};
+  struct Case {
+    const char* words;
+    const char* format;
+    kernels::Quantize args;
+  };
+  const double copy = copy_rate(queue);
+  fmt::print("quantizing ({}, {}) bf16 numbers; a large copy has {:.1f} GB/s; best of {}\n", rows, cols,
+             copy / 1e9, rounds);
+  fmt::print("  {:<52}{:>12}{:>10}\n", "operand", "Gelements/s", "of copy");
+  for (const Case& c : {
+           Case{"mxfp4, rows", "mxfp4", {.x = x}},
+           Case{"mxfp4, rows, rotated", "mxfp4", {.x = x, .rotation = rotation}},
+           Case{"mxfp4, rows, rotated, rule mse, with a mask",
+                "mxfp4",
+                {.x = x, .rule = ScaleRule::mse, .rotation = rotation, .mask = mask}},
+           Case{"mxfp4, rows, rotated, stochastic",
+                "mxfp4",
+                {.x = x, .rule = ScaleRule::rceil, .rounding = stochastic, .rotation = rotation}},
+           Case{"mxfp4, transposed", "mxfp4", {.x = x, .transpose = true}},
+           Case{"mxfp4, transposed, rotated, stochastic",
+                "mxfp4",
+                {.x = x,
+                .transpose = true,
+                .rule = ScaleRule::rceil,
+                .rounding = stochastic,
+                .rotation = rotation}},
+           Case{"mxfp4 of mxfp4, transposed, rotated, stochastic",
+                "mxfp4",
+                {.packed_x = packed,
+                .transpose = true,
+                .rule = ScaleRule::rceil,
+                .rounding = stochastic,
+                .rotation = rotation}},
+           Case{"nvfp4, rows, 4/6 scales", "nvfp4", {.x = x, .rule = ScaleRule::four_over_six}},
+           Case{"nvfp4, transposed, rotated, stochastic",
+                "nvfp4",
+                {.x = x, .transpose = true, .rounding = stochastic, .rotation = rotation}},
+           Case{"mxint8, rows", "mxint8", {.x = x}},
+           Case{"mxint8, transposed", "mxint8", {.x = x, .transpose = true}},
+       }) {
+    const int64_t mark = memory.mark();
+    kernels::Quantize args = c.args;
+    args.y = packed_in(memory, block_format(c.format), rows, cols);
+    kernels::quantize(queue, args);
+    const double seconds = best_seconds(queue, rounds, [&] { kernels::quantize(queue, args); });
+    const double read = c.args.x.defined() ? static_cast<double>(x.bytes())
+                                           : static_cast<double>(packed_bytes(packed.format, rows, cols)),
+                 written = static_cast<double>(packed_bytes(args.y.format, rows, cols));
+    fmt::print("  {:<52}{:>12.2f}{:>10.2f}\n", c.words, static_cast<double>(rows * cols) / seconds / 1e9,
+               (read + written) / seconds / copy);
+    memory.rewind(mark);
+  }
+}
+
+}  // namespace osprey::bench
