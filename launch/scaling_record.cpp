@@ -40,17 +40,40 @@ std::vector<std::string> optimizers_of(const Recipe& recipe) {
   return names;
 }
 
+/// What the formats do not say of a group, in words: "scales even even, rotation 32, from step 100".
+std::string how_of(const QuantGroupSpec& q, int64_t step_tokens) {
+  std::string text = "scales";
+  for (const auto* o : {&q.weights, &q.activations, &q.gradients})
+    for (const auto& [word, rule] : scale_rules())
+      if (*o && (*o)->scale == rule) text += fmt::format(" {}", word);
+  const auto add = [&](bool there, const std::string& words) {
+    if (there) text += ", " + words;
+  };
+  using Kind = kernels::Rounding::Kind;
+  add(q.gradients && q.gradients->rounding == Kind::stochastic, "stochastic gradients");
+  add(q.rotation > 0, fmt::format("rotation {}", q.rotation));
+  add(q.backward_rotation > 0, fmt::format("backward rotation {}", q.backward_rotation));
+  add(q.measured(), "rotations measured");
+  add(q.gradient_mask == QuantGroupSpec::GradientMask::unclipped, "masked gradients");
+  const QuantSpan span = span_of(q, step_tokens);
+  add(span.begin > 0, fmt::format("from step {}", span.begin));
+  add(span.anneal > 0, fmt::format("annealed over {}", span.anneal));
+  add(span.end < INT64_MAX, fmt::format("to step {}", span.end));
+  return text;
+}
+
 /// What most linear layers compute with: the first group's formats, and how many elements share a scale.
 RunFormats formats_of(const Recipe& recipe) {
   const std::string plain = name(recipe.train.precision);
-  if (recipe.quant.empty()) return {plain, plain, plain, {}};
+  if (recipe.quant.empty()) return {plain, plain, plain, {}, {}};
   const QuantGroupSpec& q = recipe.quant.front();
   const DType compute = recipe.train.precision;
   const auto& blocked = q.weights ? q.weights : q.activations;
   const BlockFormat& f = blocked->block_format();
   return {operand_name(q.weights, compute), operand_name(q.activations, compute),
           operand_name(q.gradients, compute),
-          f.granularity == Granularity::block ? f.block : recipe.model.hidden_size};
+          f.granularity == Granularity::block ? f.block : recipe.model.hidden_size,
+          how_of(q, recipe.train.global_batch_tokens)};
 }
 
 }  // namespace

@@ -117,7 +117,10 @@ bool full(const std::string& format) { return format == "bf16" || format == "f32
 
 bool RunFormats::full_precision() const { return full(weights) && full(activations) && full(gradients); }
 
-std::string RunFormats::scheme() const { return scaling::joined({weights, activations, gradients}, "/"); }
+std::string RunFormats::scheme() const {
+  const std::string formats = scaling::joined({weights, activations, gradients}, "/");
+  return how.empty() ? formats : formats + " (" + how + ")";
+}
 
 std::string RunRecord::optimizer() const { return scaling::joined(optimizers, "+"); }
 
@@ -128,6 +131,7 @@ std::string line_of(const RunRecord& r) {
   line.add("tokens", r.tokens).add("batch_tokens", r.batch_tokens).add("sequence_len", r.sequence_len);
   line.add("weights", r.formats.weights).add("activations", r.formats.activations);
   line.add("gradients", r.formats.gradients).add("block", r.formats.block);
+  if (!r.formats.how.empty()) line.add("quantization", r.formats.how);
   line.add("optimizers", r.optimizers).add("schedule", r.schedule).add("seed", r.seed);
   line.add("tokenizer", r.tokenizer).add("validation_loss", r.validation_loss);
   line.add("validation_standard_error", r.validation_standard_error);
@@ -152,10 +156,13 @@ RunRecord parse_record(const std::string& where, std::string_view line) {
   r.tokens = m.count("tokens", 1);
   r.batch_tokens = m.count("batch_tokens", 1);
   r.sequence_len = m.count("sequence_len", 1);
-  r.formats = {m.text("weights"), m.text("activations"), m.text("gradients"), {}};
+  r.formats = {m.text("weights"), m.text("activations"), m.text("gradients"), {}, {}};
   if (m.has("block")) r.formats.block = m.count("block", 1);
   require(!r.formats.block || !r.formats.full_precision(), where,
           "has a block, but none of its formats {} is quantized; {}", r.formats.scheme(), cure);
+  if (m.has("quantization")) r.formats.how = m.text("quantization");
+  require(r.formats.how.empty() || !r.formats.full_precision(), where,
+          "says how it is quantized, but none of its formats {} is; {}", r.formats.scheme(), cure);
   r.optimizers = m.texts("optimizers");
   r.schedule = m.text("schedule");
   r.seed = m.count("seed", 0);

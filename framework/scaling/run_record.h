@@ -17,10 +17,11 @@ namespace osprey {
 struct RunFormats {
   std::string weights = "bf16", activations = "bf16", gradients = "bf16";
   std::optional<int64_t> block;  // the group size G of scaling laws; the row length for a scale per row
+  std::string how = {};          // all else that tells two quantizations apart, in words, or nothing
 
   /// Are all three bf16 or f32?
   bool full_precision() const;
-  /// "mxfp4/mxfp4/bf16": weights, activations, gradients.
+  /// "mxfp4/mxfp4/bf16 (rotation 32)": weights, activations, gradients, and how.
   std::string scheme() const;
   bool operator==(const RunFormats&) const = default;
 };

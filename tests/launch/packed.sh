@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # packed.sh OSPREY SOURCE: a quantized run is packed, and the packed checkpoint is evaluated and generates.
 #  - Packed as it was trained, it has the loss that training measured, and its file is smaller.
+#  - So it has where each layer's rotation was measured.
 #  - A plain run packed with a preset has the loss that eval --quantize finds for that preset.
 #  - What cannot be packed, or is packed already, is refused.
 set -euo pipefail
@@ -36,6 +37,14 @@ plain=$(stat -c %s "$run"/checkpoints/step-00000020/model.safetensors) small=$(s
 "$osprey" generate "$folder/packed" --prompt "The" --max-tokens 8 >"$log" 2>&1 || fail "generate"
 "$osprey" inspect "$folder/packed" >"$log" 2>&1 || fail "inspect"
 grep -q '14 more are packed' "$log" || fail "inspect does not say what it leaves out"
+
+# Rotations that were measured: each layer keeps its own.
+"$osprey" train recipes/smoke/adahop.yaml "${set_data[@]}" >"$log" 2>&1 || fail "training of adahop"
+measured=$folder/runs/smoke_adahop
+trained=$(grep '"event":"eval"' "$measured/metrics.jsonl" | tail -n 1 | sed 's/.*"loss":\([0-9.]*\).*/\1/')
+"$osprey" quantize "$measured" "$folder/measured" >"$log" 2>&1 || fail "quantize of adahop"
+"$osprey" eval "$folder/measured" --tokens 1024 --batch 4 >"$log" 2>&1 || fail "eval of packed adahop"
+[[ $(loss 'packed, as stored') == $(printf '%.4f' "$trained") ]] || fail "adahop trained to $trained, packed has $(loss 'packed, as stored')"
 
 for preset in nvfp4 weight_only; do
   "$osprey" eval "$run" --quantize $preset --tokens 1024 --batch 4 >"$log" 2>&1 || fail "eval --quantize $preset"

@@ -101,6 +101,9 @@ TEST(Points, WhatCannotBeComparedIsRefused) {
   EXPECT_TRUE(
       says(refused(Kind::qat, {a, q, w}), "2 schemes of quantization (mxfp4/mxfp4/bf16, bf16/mxfp4/bf16)"));
   EXPECT_EQ(points_of(Kind::qat, {a, q, w}, {.scheme = "bf16/mxfp4/bf16"}).points[0].run, "w");
+  RunRecord late = quantized(a, "late", 0.05);
+  late.formats.how = "from step 100";
+  EXPECT_TRUE(says(refused(Kind::qat, {a, q, late}), "(mxfp4/mxfp4/bf16, mxfp4/mxfp4/bf16 (from step 100))"));
   EXPECT_TRUE(says(refused(Kind::chinchilla, {q}), "all 1 runs are quantized"));
 }
 

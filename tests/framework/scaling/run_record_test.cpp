@@ -46,7 +46,11 @@ TEST(RunRecord, KnowsItsSchemeAndOptimizer) {
   EXPECT_EQ(example_record().optimizer(), "muon+adamw");
   EXPECT_EQ(example_record().formats.scheme(), "bf16/bf16/bf16");
   EXPECT_TRUE(example_record().formats.full_precision());
-  EXPECT_FALSE(quantized(example_record(), "q", 0.1).formats.full_precision());
+  RunRecord q = quantized(example_record(), "q", 0.1);
+  EXPECT_FALSE(q.formats.full_precision());
+  q.formats.how = "rotation 32";
+  EXPECT_EQ(q.formats.scheme(), "mxfp4/mxfp4/bf16 (rotation 32)");
+  EXPECT_EQ(parse_record("x", without_newline(line_of(q))), q);
 }
 
 TEST(RunRecord, KeysThatAreNotKnownAreIgnored) {
@@ -78,6 +82,9 @@ TEST(RunRecord, WrongLinesAreRefusedWithFileLineAndKey) {
       {"\"run\":\"q\"", "\"run\":\"q\",\"run\":\"r\""},
       {"\"run\":\"q\"", "\"run\":[[[[[[1]]]]]]"},
       {"\"block\":32", "\"block\":0"},
+      {"\"block\":32", "\"quantization\":\"\""},
+      {"\"mxfp4\",\"activations\":\"mxfp4\",\"gradients\":\"bf16\",\"block\":32",
+       "\"bf16\",\"activations\":\"bf16\",\"gradients\":\"bf16\",\"quantization\":\"rotation 32\""},
       {"\"weights\":\"mxfp4\",\"activations\":\"mxfp4\"", "\"weights\":\"bf16\",\"activations\":\"f32\""},
       {"\"seed\":42", "\"seed\":-1"},
       {"}", ""},

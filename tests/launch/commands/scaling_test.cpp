@@ -5,6 +5,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "framework/config/reader.h"
 #include "framework/files/file.h"
 #include "kernels/core/check.h"
 #include "launch/checkpoints.h"
@@ -186,6 +187,11 @@ TEST(ScalingRecord, SaysWhatARecipeSays) {
   std::string line = line_of(complete);
   line.pop_back();
   EXPECT_EQ(parse_record("x", line), complete);
+  recipe.quant = {read_spec<QuantGroupSpec>("{preset: quartet, first_step: 3}", "quant")};
+  EXPECT_EQ(
+      record_of(recipe, session, *tokenizer).formats.scheme(),
+      "mxfp4/mxfp4/mxfp4 (scales mse mse rceil, stochastic gradients, rotation 32, backward rotation 32, "
+      "masked gradients, from step 3)");
   recipe.run.seed += 1;
   EXPECT_NE(recipe_hash(recipe), r.recipe_hash);
 }
