@@ -116,7 +116,7 @@ everywhere 'gradients in mxfp4 are quantized in blocks of 32 tokens' --set model
   --set data.sequence_len=20 --set train.global_batch_tokens=1040 --set train.micro_batch_size=2
 everywhere 'telemetry.quantization_every_steps must be at least 1' --set telemetry.quantization_every_steps=0
 everywhere 'telemetry.oscillation: follows weights of 4 bits, and no group of quant has any' --set telemetry.oscillation=true
-everywhere 'telemetry.oscillation: .*quantization is true' --set telemetry.quantization=false --set telemetry.oscillation=true
+everywhere 'telemetry.oscillation only applies when quantization is true' --set telemetry.quantization=false --set telemetry.oscillation=true
 refused 'bracket left open' "$osprey" check $recipe --set 'model.layers=[1'
 refused 'exactly one of tokens and steps; null' "$osprey" check $recipe --set train.tokens=10000
 refused 'run.threads must be between 1 and' "$osprey" check $recipe --set run.threads=0
