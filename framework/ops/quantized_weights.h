@@ -19,7 +19,7 @@ struct QuantizedWeights {
                                                     // their quantized values in the compute dtype, rotated,
                                                     // where inputs have a format that does not fit. Undefined
                                                     // where forward reads codes.
-  Tensor block_pack;  // for block_matmul()
+  Tensor block_pack;                                // for block_matmul()
   std::span<const Packed> all_packed() const { return {packed.data(), count}; }
   std::span<const Tensor> all_images() const { return {images.data(), count}; }
 };
