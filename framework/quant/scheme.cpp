@@ -35,7 +35,8 @@ QuantOperandSpec operand(const char* format, ScaleRule scale = ScaleRule::even,
 std::span<const std::pair<const char*, ScaleRule>> scale_rules() {
   static constexpr std::pair<const char*, ScaleRule> rules[] = {
       {"floor", ScaleRule::floor}, {"even", ScaleRule::even}, {"ceil", ScaleRule::ceil},
-      {"rceil", ScaleRule::rceil}, {"mse", ScaleRule::mse},   {"four_over_six", ScaleRule::four_over_six}};
+      {"rceil", ScaleRule::rceil}, {"mse", ScaleRule::mse},   {"four_over_six", ScaleRule::four_over_six},
+      {"stats", ScaleRule::stats}};
   return rules;
 }
 
