@@ -4,6 +4,7 @@
 
 #include "framework/config/glob.h"
 #include "framework/config/reader.h"
+#include "framework/eval/round_to_nearest.h"
 #include "framework/files/file.h"
 
 namespace osprey {
@@ -31,6 +32,7 @@ ordered_json operand_json(const std::optional<QuantOperandSpec>& o) {
 }  // namespace
 
 const QuantGroupSpec* QuantizationConfig::packs(const std::string& parameter) const {
+  if (!is_block_linear(parameter)) return nullptr;
   for (const QuantGroupSpec& g : groups)
     if (Glob(g.match).matches(parameter)) return g.weights ? &g : nullptr;
   return nullptr;

@@ -23,12 +23,13 @@ struct QuantizationConfig {
   uint64_t seed = 0;  // of rotations
   std::vector<QuantGroupSpec> groups;
 
-  /// The first group whose pattern matches this parameter and that quantizes weights, or null.
+  /// The group that packs this parameter: the first that matches, if the parameter is a linear layer of a
+  /// block and the group has a format for weights; else null.
   const QuantGroupSpec* packs(const std::string& parameter) const;
 };
 
-/// Groups as a checkpoint keeps them: gradients, masks and steps left out.
-/// Errors: throws where a group's forward cannot be computed without them.
+/// Groups as a checkpoint keeps them: gradients, masks and steps left out. Where rotations were measured, the
+/// caller says which layers have one.
 QuantizationConfig for_inference(std::span<const QuantGroupSpec> groups, uint64_t seed);
 
 nlohmann::ordered_json to_json(const QuantizationConfig& config);

@@ -57,6 +57,9 @@ done
   fail "quantize --format"
 grep -q '6 of 21 tensors packed' "$log" || fail "--match packs something else"
 
+sed 's/"match": *"layers/"match": "layer/' "$folder/nvfp4/config.json" >"$folder/config.json"
+cp -r "$folder/nvfp4" "$folder/wrong" && mv "$folder/config.json" "$folder/wrong/config.json"
+refused 'tensors of .*/wrong do not fit its config.json' eval "$folder/wrong"
 refused 'packed already' quantize "$folder/packed" "$folder/none" --format mxfp4
 refused 'packed as only Osprey reads them' export "$folder/packed" "$folder/none"
 refused 'cannot be rounded once more' eval "$folder/packed" --quantize w4a4

@@ -221,6 +221,7 @@ TEST(PackedCheckpoint, ConfigsThatDoNotFitAreRefused) {
        [](json& q) { q["groups"][0]["weights"]["format"] = "nvfp4"; });
   says("is missing", [](json& q) { q["groups"][0]["match"] = "layers.0.mlp.down.weight"; });
   says("U8, the config says F32", [](json& q) { q["groups"][0]["weights"]["format"] = "int4_g32"; });
+  says("embed.weight is no linear layer of a block", [](json& q) { q["groups"][0]["match"] = "*"; });
   says("must be an object", [](json& q) { q = 3; });
 }
 
