@@ -141,7 +141,7 @@ TEST(PackedLinear, ScratchIsAPanelAndNotTheWeights) {
   const Packed one[] = {w.packed()};
   EXPECT_LE(kernels::packed_linear_scratch(test_queue(), 100, one), 2048 * 64);
   EXPECT_GT(kernels::packed_linear_scratch(test_queue(), 100, one), 0);
-  EXPECT_EQ(kernels::packed_linear_scratch(Queue{}, 16, one) == 0, test_device().kind == DeviceKind::cpu);
+  EXPECT_EQ(kernels::packed_linear_scratch(test_queue(), 16, one) == 0, test_device().kind == DeviceKind::cpu);
 }
 
 TEST(PackedLinear, WhatDoesNotFitIsRefused) {

@@ -63,7 +63,7 @@ refused 'no --output' "$osprey" prepare
 refused 'not expected: --bogus' "$osprey" fields --bogus
 refused 'no recipe key is called nokey; osprey fields lists' "$osprey" fields nokey
 refused 'did you mean model.layers' "$osprey" fields model.layrs
-refused 'bench needs a command: gemm, ops, train' "$osprey" bench
+refused 'bench needs a command: gemm, ops, quantize, train' "$osprey" bench
 refused 'bench has no command trains; did you mean train' "$osprey" bench trains
 refused 'steps: Value 0 not in range 1' "$osprey" bench train --steps 0
 refused 'threads: Value 0 not in range 1' "$osprey" bench ops --threads 0
@@ -291,7 +291,7 @@ refused '\(2 ranks\).*spare' "${job[@]}" train $recipe "${data[@]}" --set data.s
 refused 'checkpoint.resume is .*nowhere' "${job[@]}" train $recipe "${data[@]}" --set checkpoint.resume=nowhere
 
 # Every command shows an example.
-for command in train check plan prepare eval inspect generate export quantize report fields devices bench 'bench gemm' 'bench ops' 'bench train' \
+for command in train check plan prepare eval inspect generate export quantize report fields devices bench 'bench gemm' 'bench ops' 'bench quantize' 'bench train' \
   scaling 'scaling fit' 'scaling plan'; do
   rows=$((rows + 1))
   # shellcheck disable=SC2086  # two words
