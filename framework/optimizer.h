@@ -17,10 +17,13 @@ namespace osprey {
 /// only by whole parameters.
 enum class ShardGranularity { element, matrix };
 
-/// One state tensor an optimizer keeps, of the shape of the piece it updates, starting at zero.
+struct Subspace;
+
+/// One state tensor an optimizer keeps, starting at zero.
 struct StateSpec {
   const char* name;  // checkpoint key suffix: "momentum", "adam_m", ...
   DType dtype;
+  int64_t per = 1;  // one number for so many elements of the gradient, the last ones rounded up
 };
 inline constexpr int max_states = 4;
 
@@ -30,11 +33,14 @@ struct ParamPiece {
   Shape full_shape;       // of the parameter
   int64_t begin = 0;      // flat range [begin, end) of the parameter this piece covers
   int64_t end = 0;
-  // All four below have shape full_shape for matrix optimizers and (end - begin) for element ones.
-  Tensor value;                          // compute dtype: written
-  Tensor master;                         // f32: read and written; the same memory as `value` when that is f32
-  Tensor grad;                           // f32: read
-  std::array<Tensor, max_states> state;  // as declared by states()
+  // These three have shape full_shape for matrix optimizers and (end - begin) for element ones; but the gradient
+  // of a matrix in a subspace has the subspace's.
+  Tensor value;   // compute dtype: written
+  Tensor master;  // f32: read and written; the same memory as `value` when that is f32 or there are no masters
+  Tensor grad;    // f32: read
+  std::array<Tensor, max_states> state;  // like grad, or (numel / per) where several elements share one
+  const Subspace* subspace = nullptr;    // of a matrix that is trained in one
+  int64_t since = 0;                     // the step at which the states began at zero
 };
 
 struct StepInfo {
@@ -49,6 +55,8 @@ class Optimizer {
   virtual const char* kind() const = 0;
   virtual ShardGranularity granularity() const = 0;
   virtual std::vector<StateSpec> states() const = 0;
+  /// Can it update bf16 values that have no fp32 master?
+  virtual bool updates_in_place() const { return false; }
   /// Peak learning rate; the schedule multiplies it.
   virtual double learning_rate() const = 0;
   /// Scratch bytes that step() needs for these pieces on this queue (its threads may each want their own).

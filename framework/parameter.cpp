@@ -40,7 +40,21 @@ Bucket& ParamStore::bucket(int layer) {
   fail("parameters", "no bucket for layer {}", layer);
 }
 
-void ParamStore::materialize(Device device, DType dtype, Gradients gradients) {
+namespace {
+
+int64_t padded(int64_t elements) { return (elements + 31) / 32 * 32; }
+
+/// `numel` elements of a flat buffer from `offset` on, in another shape; null memory stays null.
+Tensor view_at(const Tensor& flat, int64_t offset, const Shape& shape) {
+  Tensor t = make_tensor(flat.data, shape, flat.dtype, flat.device);
+  if (flat.data) t.data = static_cast<char*>(flat.data) + offset * size_bytes(flat.dtype);
+  require(offset + shape.numel() <= flat.numel(), "parameters", "a view {} leaves its bucket", shape);
+  return t;
+}
+
+}  // namespace
+
+void ParamStore::materialize(Device device, DType dtype, Gradients gradients, std::optional<int> slots) {
   require(!values_, "parameters", "materialized twice");
   dtype_ = dtype;
   for (const auto& p : params_) {
@@ -48,13 +62,14 @@ void ParamStore::materialize(Device device, DType dtype, Gradients gradients) {
     const auto last = std::find_if(buckets_.rbegin(), buckets_.rend(),
                                    [&](const Bucket& b) { return b.layer == p->layer; });
     auto it = last == buckets_.rend() ? buckets_.end() : std::prev(last.base());
-    if (it == buckets_.end())
-      it = buckets_.insert(buckets_.end(),
-                           Bucket{.layer = p->layer, .params = {}, .numel = 0, .values = {}, .grads = {}});
+    if (it == buckets_.end()) {
+      it = buckets_.insert(buckets_.end(), Bucket());
+      it->layer = p->layer;
+    }
     it->params.push_back(p.get());
     if (p->stored_format) continue;
     p->offset = it->numel;
-    it->numel += (p->shape.numel() + 31) / 32 * 32;
+    it->numel += padded(p->shape.numel());
   }
   std::sort(buckets_.begin(), buckets_.end(),
             [](const Bucket& a, const Bucket& b) { return a.layer < b.layer; });
@@ -65,31 +80,73 @@ void ParamStore::materialize(Device device, DType dtype, Gradients gradients) {
       if (p->stored_format) packed_total += packed_bytes(*p->stored_format, p->shape[0], p->shape[1]);
   }
   values_ = std::make_unique<Arena>("parameters", device, total * size_bytes(dtype));
-  grads_ = std::make_unique<Arena>("gradients", device, gradients == Gradients::on ? total * 4 : 0);
   packed_ = std::make_unique<Arena>("packed weights", device, packed_total);
   for (Bucket& b : buckets_) {
     b.values = values_->alloc({b.numel}, dtype);
-    if (gradients == Gradients::on) b.grads = grads_->alloc({b.numel}, DType::f32);
     for (Parameter* p : b.params) {
-      if (p->stored_format) {
-        require(gradients == Gradients::off, "parameters", "{} is stored packed, which nothing can train",
-                p->name);
-        p->value.dtype = dtype;
-        p->packed = make_packed(*p->stored_format, p->shape[0], p->shape[1],
-                                [&](const Shape& s, DType d) { return packed_->alloc(s, d); });
+      if (!p->stored_format) {
+        p->value = view_at(b.values, p->offset, p->shape);
         continue;
       }
-      const int64_t end = p->offset + p->shape.numel();
-      auto view = [&](const Tensor& flat) {
-        Tensor t = make_tensor(flat.data, p->shape, flat.dtype, device);
-        if (flat.data) t.data = static_cast<char*>(flat.data) + p->offset * size_bytes(flat.dtype);
-        require(end <= flat.numel(), "parameters", "{} leaves its bucket", p->name);
-        return t;
-      };
-      p->value = view(b.values);
-      if (gradients == Gradients::on) p->grad = view(b.grads);
+      require(gradients == Gradients::off || !p->trainable, "parameters",
+              "{} is stored packed, which nothing can train", p->name);
+      p->value.dtype = dtype;
+      p->packed = make_packed(*p->stored_format, p->shape[0], p->shape[1],
+                              [&](const Shape& s, DType d) { return packed_->alloc(s, d); });
     }
   }
+  if (gradients == Gradients::on)
+    allocate_gradients(device, slots);
+  else
+    grads_ = std::make_unique<Arena>("gradients", device, 0);
+}
+
+void ParamStore::allocate_gradients(Device device, std::optional<int> slots) {
+  for (Bucket& b : buckets_)
+    for (Parameter* p : b.params) {
+      if (!p->trainable) continue;
+      p->grad_offset = b.grad_numel;
+      b.grad_numel += padded(p->grad_shape().numel());
+    }
+  const Bucket* first_layer = nullptr;
+  int64_t total = 0;
+  for (const Bucket& b : buckets_) {
+    if (!slots || b.layer < 0) {
+      total += b.grad_numel;
+      continue;
+    }
+    if (!first_layer) first_layer = &b;
+    const auto same = [](const Parameter* p, const Parameter* q) {
+      return p->shape == q->shape && p->trainable == q->trainable && p->grad_offset == q->grad_offset;
+    };
+    require(std::equal(b.params.begin(), b.params.end(), first_layer->params.begin(),
+                       first_layer->params.end(), same),
+            "parameters", "layers {} and {} differ in shape, so they cannot take turns in the same memory",
+            first_layer->layer, b.layer);
+  }
+  const int64_t slot_numel = first_layer ? first_layer->grad_numel : 0;
+  total += slot_numel * slots.value_or(0);
+  grads_ = std::make_unique<Arena>("gradients", device, total * 4);
+  for (Bucket& b : buckets_)
+    if (!slots || b.layer < 0) bind(b, grads_->alloc({b.grad_numel}, DType::f32));
+  for (int i = 0; i < slots.value_or(0); ++i) slots_.push_back(grads_->alloc({slot_numel}, DType::f32));
+  slot_owner_.assign(slots_.size(), nullptr);
+}
+
+void ParamStore::bind(Bucket& bucket, const Tensor& grads) {
+  bucket.grads = grads;
+  for (Parameter* p : bucket.params)
+    if (p->trainable) p->grad = view_at(grads, p->grad_offset, p->grad_shape());
+}
+
+void ParamStore::bind_gradients(int slot, int layer) {
+  Bucket*& owner = slot_owner_.at(static_cast<size_t>(slot));
+  if (owner) {
+    owner->grads = {};
+    for (Parameter* p : owner->params) p->grad = {};
+  }
+  owner = &bucket(layer);
+  bind(*owner, slots_[static_cast<size_t>(slot)]);
 }
 
 /// Gram-Schmidt in double on normal draws, twice for orthogonality to rounding; rows are orthonormal

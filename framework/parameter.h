@@ -25,6 +25,38 @@ struct Init {
 class PackCache;
 class QuantCache;
 struct QuantScheme;
+struct LowRankAdapter;
+
+struct Parameter;
+
+/// Who sets the basis of a subspace (framework/finetune/subspaces.h).
+class BasisSource {
+ public:
+  virtual ~BasisSource() = default;
+  /// Does this rank's gradient decide? Others hand in an undefined one.
+  virtual bool wants_gradient() const = 0;
+  /// Sets p.subspace->basis from a gradient (out, in) f32 of p. Collective.
+  virtual void refresh(const Queue& queue, Parameter& p, const Tensor& gradient) = 0;
+};
+
+/// The subspace that a matrix is trained in; its gradient is only ever held there. For a gradient G (out, in):
+///   left:  basis (rank, out), held as basis G (rank, in)
+///   right: basis (rank, in), held as G basis^T (out, rank)
+/// The smaller side is the one that is projected. Reference: GaLore, Zhao et al. 2403.03507, sec. 3.3.
+struct Subspace {
+  enum class Side { left, right };
+  Side side = Side::right;
+  int64_t rank = 0;
+  double scale = 1;                // of the update that comes back from it
+  Tensor basis;                    // compute dtype, rows orthonormal; undefined while the parameter is frozen
+  BasisSource* refresh = nullptr;  // set in a step whose first gradient sets the basis
+
+  static Side smaller_side(const Shape& shape) { return shape[0] >= shape[1] ? Side::right : Side::left; }
+  Shape basis_shape(const Shape& shape) const { return {rank, side == Side::left ? shape[0] : shape[1]}; }
+  Shape projected_shape(const Shape& shape) const {
+    return side == Side::left ? Shape{rank, shape[1]} : Shape{shape[0], rank};
+  }
+};
 
 struct Parameter {
   std::string name;  // "layers.3.attn.q.weight"
@@ -34,8 +66,9 @@ struct Parameter {
   bool trainable = true;
 
   Tensor value;               // compute dtype; a view into its bucket
-  Tensor grad;                // f32; a view into its bucket
-  int64_t offset = 0;         // of its first element in the bucket's flat buffers
+  Tensor grad;                // f32 (grad_shape()); a view into its bucket's, undefined where it has none
+  int64_t offset = 0;         // of its first element in the bucket's values
+  int64_t grad_offset = 0;    // of its first element in the bucket's gradients
   bool grad_written = false;  // false: the next writer overwrites
   uint64_t version = 1;       // bumped by whoever writes `value`; caches of packed weights compare it
 
@@ -48,10 +81,13 @@ struct Parameter {
   std::optional<BlockFormat> stored_format;
   Packed packed;
 
+  std::shared_ptr<Subspace> subspace;       // where its gradient is held; null: in full
+  std::shared_ptr<LowRankAdapter> adapter;  // added to its products (framework/ops/adapter.h); null: none
   std::shared_ptr<PackCache> packs;       // rearranged copies of `value`, kept by framework/ops/pack_cache.h
   std::shared_ptr<QuantCache> quantized;  // quantized ones, kept by framework/ops/quantized_weights.h
 
   bool matrix() const { return shape.rank == 2; }
+  Shape grad_shape() const { return subspace ? subspace->projected_shape(shape) : shape; }
   /// Where this micro step's gradient goes; marks it written.
   Accum accumulate();
 };
@@ -60,9 +96,10 @@ struct Parameter {
 struct Bucket {
   int layer = -1;
   std::vector<Parameter*> params;
-  int64_t numel = 0;  // with padding: every parameter starts at a multiple of 32 elements
-  Tensor values;      // (numel), compute dtype
-  Tensor grads;       // (numel), f32
+  int64_t numel = 0;       // with padding: every parameter starts at a multiple of 32 elements
+  int64_t grad_numel = 0;  // of the gradients of trainable parameters, padded likewise
+  Tensor values;           // (numel), compute dtype
+  Tensor grads;            // (grad_numel), f32; undefined while the layer has no gradient memory
 };
 
 class ParamStore {
@@ -74,10 +111,14 @@ class ParamStore {
   std::vector<Bucket>& buckets() { return buckets_; }
   Bucket& bucket(int layer);
 
-  /// Allocates values and gradients. `gradients` == off for evaluation.
-  /// Errors: throws where gradients are wanted of a weight that is stored packed.
+  /// Allocates values, and gradients of the parameters that are trainable now; `gradients` == off for
+  /// evaluation. With `slots`, that many layers have gradient memory at a time: those that bind_gradients()
+  /// gives a slot to, and layer -1 always.
+  /// Errors: throws where a trainable weight is stored packed, and where layers with slots differ in shape.
   enum class Gradients { off, on };
-  void materialize(Device device, DType dtype, Gradients gradients);
+  void materialize(Device device, DType dtype, Gradients gradients, std::optional<int> slots = {});
+  /// Gives the gradient memory of a slot to the parameters of a layer; takes it from whoever had it.
+  void bind_gradients(int slot, int layer);
   /// Fills values by Init (no effect on meta).
   void initialize(const Queue& queue, uint64_t seed);
   /// The fp32 initial value of one parameter, before rounding (masters start from it).
@@ -94,7 +135,11 @@ class ParamStore {
   std::vector<std::unique_ptr<Parameter>> params_;
   std::unordered_map<std::string, Parameter*> by_name_;
   std::vector<Bucket> buckets_;
+  void allocate_gradients(Device device, std::optional<int> slots);
+  static void bind(Bucket& bucket, const Tensor& grads);
   std::unique_ptr<Arena> values_, grads_, packed_;
+  std::vector<Tensor> slots_;  // (grad_numel) f32 each
+  std::vector<Bucket*> slot_owner_;
   DType dtype_ = DType::f32;
 };
 

@@ -24,7 +24,7 @@ std::unique_ptr<RunLock> lock_run(const Recipe& recipe, Communicator& world) {
 
 std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
                                                      std::shared_ptr<const Tokenizer> tokenizer,
-                                                     Trainer& trainer, QuantSchemes& schemes,
+                                                     Trainer& trainer, Session& session,
                                                      std::function<void(const SaveReport&)> on_save) {
   const std::string text = dump_recipe(recipe);
   HubContext context{
@@ -33,13 +33,21 @@ std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
     context.bos_id = tokenizer->bos_id();
     context.eos_id = tokenizer->eos_id();
   }
+  std::function<ReadParameter(ReadParameter)> through;
+  if (const auto& adapters = session.finetuning->adapters(); !adapters.empty())
+    through = [adapters](ReadParameter read) { return merged(Queue{}, std::move(read), adapters); };
   return std::make_unique<CheckpointHook>(
       CheckpointHook::Setup{.spec = recipe.checkpoint,
                             .directory = run_directory(recipe) / "checkpoints",
-                            .texts = {text, hub_layout(recipe.model, context), std::move(tokenizer)},
+                            .texts = {text, hub_layout(recipe.model, context), std::move(tokenizer), through},
                             .recipe_hash = recipe_hash(recipe),
                             .on_save = std::move(on_save),
-                            .schemes = &schemes},
+                            .schemes = session.schemes.get(),
+                            .finetuning = session.finetuning.get(),
+                            .load_values =
+                                [&session](const std::filesystem::path& path) {
+                                  HubModel(path).load(session.queue, session.params);
+                                }},
       trainer);
 }
 

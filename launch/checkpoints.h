@@ -10,7 +10,7 @@
 #include "framework/checkpoint/directory.h"
 #include "framework/data/tokenizer.h"
 #include "framework/train/checkpoint_hook.h"
-#include "launch/recipe.h"
+#include "launch/session.h"
 
 namespace osprey {
 
@@ -27,7 +27,7 @@ std::unique_ptr<RunLock> lock_run(const Recipe& recipe, Communicator& world);
 /// The hook that saves. Collective.
 std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
                                                      std::shared_ptr<const Tokenizer> tokenizer,
-                                                     Trainer& trainer, QuantSchemes& schemes,
+                                                     Trainer& trainer, Session& session,
                                                      std::function<void(const SaveReport&)> on_save);
 
 /// Restores the run; returns the step it goes on from, or nothing when it starts anew. Collective.

@@ -5,6 +5,7 @@
 #include "framework/config/dumper.h"
 #include "framework/config/reader.h"
 #include "kernels/core/check.h"
+#include "models/llama/hf.h"
 
 namespace osprey {
 namespace {
@@ -29,11 +30,25 @@ int64_t token_block(const QuantGroupSpec& group) {
   return 1;  // an unknown format is reported where it stands
 }
 
+/// The `model` section: a directory, or the model's own keys.
+struct ModelSection {
+  std::string& path;
+  ModelSpec& spec;
+  void fields(Fields& f) {
+    f("path", path,
+      "Hugging Face directory of the model that training starts from (config.json and safetensors); it decides all "
+      "other keys. Empty: a new model");
+    f.when(path.empty(), "path is empty", [&] { spec.fields(f); });
+  }
+};
+
 }  // namespace
 
 void Recipe::fields(Fields& f) {
   f.section("run", run, "where a run lives and what it runs on");
-  f.section("model", model, "what is trained");
+  ModelSection section{model_path, model};
+  f.section("model", section, "what is trained");
+  f.section("finetune", finetune, "which parameters train, and in how little memory");
   f.section("data", data, "what it is trained on");
   f.list("optim", optim,
          "which optimizer trains which parameter: the first group whose pattern matches takes it; a pattern "
@@ -66,6 +81,16 @@ void Recipe::fields(Fields& f) {
   f.rule(!telemetry.oscillation || four_bits, "telemetry.oscillation",
          "follows weights of 4 bits, and no group of quant has any; give one weights in mxfp4, nvfp4 or an "
          "int4 format, or leave oscillation off");
+  f.rule(
+      !finetune.takes_turns() || (model.norm != NormKind::ssnorm && !model.embedding_projection), "finetune",
+      "layers that take turns are saved as a Hugging Face directory while they sleep, which knows neither ssnorm nor "
+      "embedding_projection; start from one with model.path (a checkpoint of such a run is one)");
+  f.rule(!finetune.in_subspaces() || quant.empty(), "quant",
+         "has no gradients in subspaces yet; fine-tune with lora, lisa or badam, or without quant");
+  f.rule(!finetune.adapts() || !model_path.empty(), "finetune.method",
+         "lora adapts a model that is there; name its directory in model.path");
+  f.rule(!data.tokenizer.empty() || !model_path.empty(), "data.tokenizer",
+         "is not given; osprey prepare writes one beside the shards");
   f.rule(!optim.empty(), "optim",
          "names no optimizer; `- { match: \"*\", kind: adamw, learning_rate: 5.0e-4 }` is the least");
   const std::string problem = schedule_problem(schedule, train);
@@ -97,6 +122,10 @@ Recipe load_recipe(const std::string& path, const std::vector<std::string>& over
     recipe.fields(f);
     recipe.rank_rules(f, ranks.value_or(1));  // what one rank cannot divide, no number of ranks can
   });
+  if (!recipe.model_path.empty()) {
+    recipe.model = HubModel(recipe.model_path).spec();
+    if (recipe.data.tokenizer.empty()) recipe.data.tokenizer = recipe.model_path;
+  }
   return recipe;
 }
 

@@ -9,6 +9,7 @@
 #include "framework/checkpoint/checkpoint.h"
 #include "framework/config/fields.h"
 #include "framework/data/data_spec.h"
+#include "framework/finetune/spec.h"
 #include "framework/parallel/sharding.h"
 #include "framework/quant/scheme.h"
 #include "framework/telemetry/spec.h"
@@ -21,7 +22,10 @@ namespace osprey {
 
 struct Recipe {
   RunSpec run;
+  std::string
+      model_path;  // of a Hugging Face directory that training starts from; `model` is then what it holds
   ModelSpec model;
+  FinetuneSpec finetune;
   DataSpec data;
   std::vector<OptimizerGroupSpec> optim;
   std::vector<QuantGroupSpec> quant;
@@ -36,7 +40,7 @@ struct Recipe {
   void rank_rules(Fields& f, int64_t ranks) const;
 };
 
-/// Reads, overrides and checks a recipe file.
+/// Reads, overrides and checks a recipe file; where it names a model directory, reads what model that is.
 /// Errors: all problems in one Error, a line each, with file and line; see read_yaml.
 Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides,
                    std::optional<int64_t> ranks = {});

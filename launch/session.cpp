@@ -11,6 +11,7 @@
 #include "framework/parallel/nccl_comm.h"
 #include "framework/telemetry/oscillation.h"
 #include "launch/together.h"
+#include "models/llama/hf.h"
 
 namespace osprey {
 
@@ -38,29 +39,42 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const
   if (!queue.meta() && several_gpus())
     device_world_ = make_nccl_comm(world, queue.device, {.timeout_s = recipe_.parallel.timeout_s});
   model->declare(params);
+  finetuning =
+      std::make_unique<Finetuning>(recipe_.finetune, params, static_cast<uint64_t>(recipe_.run.seed));
   schemes = std::make_unique<QuantSchemes>(recipe_.quant, params, static_cast<uint64_t>(recipe_.run.seed),
                                            recipe_.train.global_batch_tokens);
   optimizers = std::make_unique<OptimizerGroups>(recipe_.optim, params);
-  params.materialize(queue.device, recipe_.train.precision, ParamStore::Gradients::on);
+  params.materialize(queue.device, recipe_.train.precision, ParamStore::Gradients::on, finetuning->places());
+  finetuning->materialize(queue);
   schemes->materialize(queue);
   auto of = [this](const Parameter& p) -> const Optimizer& { return optimizers->of(p); };
   const std::vector<ShardParameter> sharded = shard_parameters(params, of);
   plan = make_shard_plan(sharded, params.buckets().size(), world.size(), recipe_.parallel);
   updater = std::make_unique<Updater>(
       queue, params, plan, sharded, world.rank(), of,
-      recipe_.parallel.offload_optimizer ? Arena::Place::host : Arena::Place::device);
+      recipe_.parallel.offload_optimizer ? Arena::Place::host : Arena::Place::device, recipe_.train.masters);
   require(!recipe_.parallel.offload_optimizer || queue.target() == DeviceKind::cuda,
           "parallel.offload_optimizer",
           "is for runs on GPUs, and this one is on the CPU; drop the key or set run.device: cuda");
   if (!queue.meta())
     reducer = std::make_unique<Reducer>(device_world_ ? *device_world_ : world, queue, plan, recipe_.parallel,
                                         reduce_buckets(params));
+  finetuning->attach({.plan = &plan,
+                      .updater = updater.get(),
+                      .reducer = reducer.get(),
+                      .device_world = device_world_  ? device_world_.get()
+                                      : queue.meta() ? nullptr
+                                                     : &world});
 }
 
 void Session::initialize() {
   const uint64_t seed = static_cast<uint64_t>(recipe_.run.seed);
   params.initialize(queue, seed);
   updater->initialize(seed);
+  if (!recipe_.model_path.empty()) {
+    HubModel(recipe_.model_path).load(queue, params);
+    updater->take_masters();
+  }
   schemes->activate(0);
 }
 
@@ -73,6 +87,7 @@ void Session::trace() {
   tape.set_mode(Tape::Mode::train);
   tape.set_recompute(recipe_.train.recompute);
   const Tensor sums = make_tensor(nullptr, {2}, DType::f64, queue.device);
+  finetuning->prepare(0);
   for (const int64_t step : schemes->changes()) {
     schemes->activate(step);
     tape.backward(model->loss(tape, batch, {.grad_scale = {}, .sums = sums}));
@@ -102,6 +117,7 @@ std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
       {"optimizer state", updater->state_bytes(),
        recipe_.parallel.offload_optimizer ? MemoryCategory::Where::host : MemoryCategory::Where::device},
       {"optimizer workspace", updater->workspace_bytes()},
+      {"bases of subspaces", finetuning->basis_bytes()},
       {"activations", activations.high_water_bytes()},
       {"activation gradients", pool.high_water_bytes()},
       {"packed weights", packed_bytes(params) + quantized_bytes(params) + schemes->votes_bytes()},

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "framework/finetune/finetuning.h"
 #include "framework/model.h"
 #include "framework/parallel/reducer.h"
 #include "framework/train/trainer.h"
@@ -33,8 +34,8 @@ class Session {
   /// On meta nothing is allocated and nothing runs; the shapes of one step are worked through. Collective.
   Session(const Recipe& recipe, Communicator& world, const Queue& queue, const SessionMemory& memory);
 
-  /// Fills parameters and masters with their initial values, and quantizes as step 0 does; the hook `schemes`
-  /// sees to later steps.
+  /// Fills parameters and masters with their initial values, or with those of the model that training starts
+  /// from, and quantizes as step 0 does; the hook `schemes` sees to later steps.
   void initialize();
   /// Forward and backward of one micro step on meta, so that high-water marks are known.
   void trace();
@@ -53,6 +54,7 @@ class Session {
   Arena activations;
   Pool pool;
   Tape tape;
+  std::unique_ptr<Finetuning> finetuning;
   std::unique_ptr<QuantSchemes> schemes;
   std::unique_ptr<OptimizerGroups> optimizers;
   ShardPlan plan;

@@ -17,6 +17,11 @@ void OptimizerGroupSpec::fields(Fields& f) {
   f.when(kind == Kind::adamw, "kind is adamw", [&] {
     f("betas", betas, "decay of the first and second moment", between(0, 1));
     f("eps", eps, "added to the root of the bias-corrected second moment", positive());
+    f.choice(
+        "moments", moments,
+        {{"fp32", MomentFormat::fp32}, {"bf16", MomentFormat::bf16}, {"int8", MomentFormat::int8}},
+        "how both moments are stored: 8, 4 or 2 bytes a parameter; bf16 is rounded by chance, int8 has a scale "
+        "for every 256 (2110.02861)");
     f.rule(betas.size() == 2 && betas[0] < 1 && betas[1] < 1, "betas", "must be two numbers below 1");
   });
   f.when(kind == Kind::muon, "kind is muon", [&] {
@@ -147,7 +152,10 @@ OptimizerGroups::OptimizerGroups(std::span<const OptimizerGroupSpec> groups, con
   for (const auto& p : params.all()) shapes.push_back({p->name, p->shape});
   GroupAssignment assignment = assign_groups(groups, shapes);
   warnings_ = std::move(assignment.warnings);
-  for (const OptimizerGroupSpec& spec : groups) optimizers_.push_back(make_optimizer(spec));
+  for (const OptimizerGroupSpec& spec : groups) {
+    optimizers_.push_back(make_optimizer(spec));
+    in_subspaces_.push_back(make_subspace_optimizer(spec));
+  }
   for (size_t i = 0; i < shapes.size(); ++i)
     group_[shapes[i].name] = static_cast<size_t>(assignment.group[i]);
 }
@@ -156,7 +164,12 @@ const Optimizer& OptimizerGroups::of(const Parameter& parameter) const {
   const auto found = group_.find(parameter.name);
   require(found != group_.end(), "optim", "{} was declared after the optimizer groups were formed",
           parameter.name);
-  return *optimizers_[found->second];
+  if (!parameter.subspace) return *optimizers_[found->second];
+  const auto& optimizer = in_subspaces_[found->second];
+  require(optimizer != nullptr, "optim.kind",
+          "{} is trained in a subspace, which {} cannot; give it to adamw", parameter.name,
+          optimizers_[found->second]->kind());
+  return *optimizer;
 }
 
 }  // namespace osprey

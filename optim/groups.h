@@ -10,6 +10,7 @@
 #include "framework/config/fields.h"
 #include "framework/optimizer.h"
 #include "framework/parameter.h"
+#include "optim/adamw.h"
 #include "optim/muon.h"
 #include "optim/newton_schulz.h"
 
@@ -26,6 +27,7 @@ struct OptimizerGroupSpec {
   // adamw
   std::vector<double> betas = {0.9, 0.95};
   double eps = 1e-8;
+  MomentFormat moments = MomentFormat::fp32;
   // muon
   double momentum = 0.95;
   bool nesterov = true;
@@ -54,7 +56,8 @@ struct GroupAssignment {
 GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups,
                               std::span<const NamedShape> parameters);
 
-/// The optimizers of a run, one for each entry, and which of them trains which parameter.
+/// The optimizers of a run, and which of them trains which parameter: one for each entry, and one more for
+/// its matrices that are trained in a subspace.
 class OptimizerGroups {
  public:
   /// Errors: as assign_groups.
@@ -65,7 +68,8 @@ class OptimizerGroups {
   const std::vector<std::string>& warnings() const { return warnings_; }
 
  private:
-  std::vector<std::unique_ptr<Optimizer>> optimizers_;
+  std::vector<std::unique_ptr<Optimizer>> optimizers_;    // of the entries
+  std::vector<std::unique_ptr<Optimizer>> in_subspaces_;  // the same for matrices in subspaces; null for muon
   std::unordered_map<std::string, size_t> group_;
   std::vector<std::string> warnings_;
 };

@@ -1,18 +1,23 @@
 #include "optim/registry.h"
 
-#include "optim/adamw.h"
+#include "optim/subspace_adam.h"
 
 namespace osprey {
+
+static AdamW::Settings adamw_settings(const OptimizerGroupSpec& spec) {
+  require(spec.betas.size() == 2, "optim", "betas must be two numbers, got {}", spec.betas.size());
+  return {.learning_rate = spec.learning_rate,
+          .weight_decay = spec.weight_decay,
+          .beta1 = spec.betas[0],
+          .beta2 = spec.betas[1],
+          .eps = spec.eps,
+          .moments = spec.moments};
+}
 
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerGroupSpec& spec) {
   switch (spec.kind) {
     case OptimizerGroupSpec::Kind::adamw:
-      require(spec.betas.size() == 2, "optim", "betas must be two numbers, got {}", spec.betas.size());
-      return std::make_unique<AdamW>(AdamW::Settings{.learning_rate = spec.learning_rate,
-                                                     .weight_decay = spec.weight_decay,
-                                                     .beta1 = spec.betas[0],
-                                                     .beta2 = spec.betas[1],
-                                                     .eps = spec.eps});
+      return std::make_unique<AdamW>(adamw_settings(spec));
     case OptimizerGroupSpec::Kind::muon:
       return std::make_unique<Muon>(
           Muon::Settings{.learning_rate = spec.learning_rate,
@@ -24,6 +29,11 @@ std::unique_ptr<Optimizer> make_optimizer(const OptimizerGroupSpec& spec) {
                          .scale = spec.scale});
   }
   fail("optim", "unknown optimizer kind");
+}
+
+std::unique_ptr<Optimizer> make_subspace_optimizer(const OptimizerGroupSpec& spec) {
+  if (spec.kind != OptimizerGroupSpec::Kind::adamw) return nullptr;
+  return std::make_unique<SubspaceAdam>(adamw_settings(spec));
 }
 
 }  // namespace osprey

@@ -9,5 +9,7 @@ namespace osprey {
 
 /// Errors: throws for settings that fields() would have refused.
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerGroupSpec& spec);
+/// The same for matrices that are trained in a subspace; null where the optimizer has no such form.
+std::unique_ptr<Optimizer> make_subspace_optimizer(const OptimizerGroupSpec& spec);
 
 }  // namespace osprey

@@ -311,7 +311,8 @@ FileRecord Checkpointer::write_model(const fs::path& path) const {
       for (int64_t i = 0; i < out.numel(); ++i) to[i] = to_float(v.as<bf16>()[begin + i]);
   };
   const bool narrow = !snapshot_.values.empty() && snapshot_.values[0].value.dtype == DType::bf16;
-  return write_hub_tensors(Queue{}, path, texts_.hub, read, narrow ? StoredType::bf16 : StoredType::f32);
+  const ReadParameter through = texts_.read_through ? texts_.read_through(read) : read;
+  return write_hub_tensors(Queue{}, path, texts_.hub, through, narrow ? StoredType::bf16 : StoredType::f32);
 }
 
 }  // namespace osprey

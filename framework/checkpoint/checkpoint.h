@@ -86,6 +86,8 @@ class Checkpointer {
     std::string recipe_yaml;
     HubLayout hub;
     std::shared_ptr<const Tokenizer> tokenizer;  // may be null
+    /// What the model's values are read through; null: as they are.
+    std::function<ReadParameter(ReadParameter)> read_through;
   };
   /// `directory` is RUN/checkpoints; `comm` is duplicated, so that saving never mixes with training.
   /// Leftovers of dead processes are deleted.

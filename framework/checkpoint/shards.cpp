@@ -37,7 +37,12 @@ std::vector<NamedPiece> named_pieces(std::span<const ParamPiece> pieces, std::sp
   std::vector<NamedPiece> named;
   for (const ParamPiece& p : pieces) {
     const auto add = [&](const char* slot, const Tensor& data) {
-      named.push_back({std::string(p.name), slot, p.full_shape, p.begin, p.end, data});
+      // A state of another size than the parameter belongs to a whole one.
+      const bool like_it = data.numel() == p.end - p.begin;
+      if (like_it)
+        named.push_back({std::string(p.name), slot, p.full_shape, p.begin, p.end, data});
+      else
+        named.push_back({std::string(p.name), slot, data.shape, 0, data.numel(), data});
     };
     add("master", p.master);
     for (size_t i = 0; i < states.size(); ++i) add(states[i].name, p.state[i]);

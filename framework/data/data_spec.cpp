@@ -13,7 +13,7 @@ void SourceSpec::fields(Fields& f) {
 }
 
 void DataSpec::fields(Fields& f) {
-  f("tokenizer", tokenizer, "directory of the tokenizer that made the shards, or bytes");
+  f("tokenizer", tokenizer, "directory of the tokenizer that made the shards, or bytes; empty: the one in model.path");
   f.list("train", train, "sources that training reads, mixed by weight");
   f.list("validation", validation, "sources that evaluation reads, in order and whole; weights do not apply");
   f("sequence_len", sequence_len, "tokens in one training sequence", between(2, 1 << 30));
@@ -22,7 +22,6 @@ void DataSpec::fields(Fields& f) {
     "every document and the first token of a document is not a target");
   const auto weighted =
       std::count_if(train.begin(), train.end(), [](const SourceSpec& s) { return s.weight.has_value(); });
-  f.rule(!tokenizer.empty(), "tokenizer", "is not given; osprey prepare writes one beside the shards");
   f.rule(!train.empty(), "train", "names no source");
   f.rule(weighted == 0 || weighted == static_cast<int64_t>(train.size()), "train",
          "gives a weight to some sources only; give one to all or to none");

@@ -40,6 +40,8 @@ class Reducer final : public LayerHook {
   Reducer(const Reducer&) = delete;
   Reducer& operator=(const Reducer&) = delete;
 
+  /// Buckets have other memory or other trainable parameters now; between steps only.
+  void rebind(std::vector<ReduceBucket> buckets) { buckets_ = std::move(buckets); }
   /// Call before the backward pass of the last micro step: after_backward(layer) then reduces that layer. It
   /// ends with wait_all().
   void arm();

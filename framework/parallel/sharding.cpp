@@ -9,6 +9,10 @@ namespace {
 
 constexpr int64_t kUnit = 16;  // elements; 64 bytes of f32: no two ranks share a cache line
 
+ShardParameter::Gradient gradient_of(const ShardParameter& p) {
+  return p.gradient.value_or(ShardParameter::Gradient{p.offset, p.shape.numel()});
+}
+
 int64_t units_of(const ShardParameter& p) { return (p.shape.numel() + kUnit - 1) / kUnit; }
 
 /// Indices sorted by (bucket, offset), after checking that nothing overlaps.
@@ -28,6 +32,8 @@ std::vector<size_t> in_buffer_order(std::span<const ShardParameter> params, size
     const ShardParameter& before = params[order[i - 1]];
     require(before.bucket != p.bucket || before.offset + before.shape.numel() <= p.offset, "sharding",
             "{} and {} overlap in bucket {}", before.name, p.name, p.bucket);
+    require(p.granularity == ShardGranularity::matrix || gradient_of(p).numel == p.shape.numel(), "sharding",
+            "{} is trained in a subspace and cannot be cut over ranks", p.name);
   }
   return order;
 }
@@ -107,9 +113,9 @@ ShardPlan make_shard_plan(std::span<const ShardParameter> params, size_t buckets
 
   for (const auto& [i, owner] : assign_matrices(params, order, plan.matrix_cost)) {
     const ShardParameter& p = params[i];
-    const Piece piece{owner, p.offset, p.offset + p.shape.numel()};
-    plan.buckets[p.bucket].reduce.push_back(piece);
-    plan.buckets[p.bucket].gather_values.push_back(piece);
+    const auto [at, numel] = gradient_of(p);
+    plan.buckets[p.bucket].reduce.push_back({owner, at, at + numel});
+    plan.buckets[p.bucket].gather_values.push_back({owner, p.offset, p.offset + p.shape.numel()});
     plan.updates[static_cast<size_t>(owner)].push_back({i, 0, p.shape.numel()});
   }
 
@@ -120,15 +126,20 @@ ShardPlan make_shard_plan(std::span<const ShardParameter> params, size_t buckets
   for (size_t b = 0; b < buckets; ++b) {
     BucketPlan& bucket = plan.buckets[b];
     cut_elements(params, members[b], assigned, [&](size_t i, int owner, int64_t begin, int64_t end) {
-      const Piece piece{owner, params[i].offset + begin, params[i].offset + end};
-      bucket.reduce.push_back(piece);
-      (spec.zero == 0 ? bucket.gather_grads : bucket.gather_values).push_back(piece);
+      const int64_t value = params[i].offset, grad = gradient_of(params[i]).offset;
+      const Piece gradient{owner, grad + begin, grad + end};
+      bucket.reduce.push_back(gradient);
+      if (spec.zero == 0)
+        bucket.gather_grads.push_back(gradient);
+      else
+        bucket.gather_values.push_back({owner, value + begin, value + end});
       if (spec.zero == 1) plan.updates[static_cast<size_t>(owner)].push_back({i, begin, end});
     });
     if (spec.zero == 0)
       for (auto& updates : plan.updates)
         for (size_t i : members[b]) updates.push_back({i, 0, params[i].shape.numel()});
     sort_pieces(bucket.reduce);
+    sort_pieces(bucket.gather_grads);
     sort_pieces(bucket.gather_values);
   }
   return plan;
@@ -141,7 +152,8 @@ std::vector<ShardParameter> shard_parameters(
     for (const Parameter* p : store.buckets()[b].params) {
       if (!p->trainable) continue;
       const Optimizer& optimizer = optimizer_of(*p);
-      params.push_back({p->name, b, p->offset, p->shape, optimizer.granularity(), optimizer.cost(p->shape)});
+      params.push_back({p->name, b, p->offset, p->shape, optimizer.granularity(), optimizer.cost(p->shape),
+                        ShardParameter::Gradient{p->grad_offset, p->grad_shape().numel()}});
     }
   return params;
 }

@@ -2,6 +2,7 @@
 // Who owns what: which rank sums which gradients, updates which parameters and sends which values.
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -39,10 +40,16 @@ struct ParallelSpec {
 struct ShardParameter {
   std::string name;
   size_t bucket = 0;
-  int64_t offset = 0;  // of its first element in the bucket; a multiple of 16
+  int64_t offset = 0;  // of its first element in the bucket's values; a multiple of 16
   Shape shape;
   ShardGranularity granularity = ShardGranularity::element;
   double cost = 0;  // of updating it whole, in any unit; balances matrices
+  /// Where its gradient lies in the bucket's gradients; absent: where its value lies among the values.
+  struct Gradient {
+    int64_t offset = 0;  // a multiple of 16
+    int64_t numel = 0;   // other than the value's in a subspace, which only matrices have
+  };
+  std::optional<Gradient> gradient = {};
 };
 
 /// A range of one parameter that a rank updates, in elements of the parameter.
@@ -53,7 +60,7 @@ struct UpdateRange {
   bool operator==(const UpdateRange&) const = default;
 };
 
-/// What happens to one bucket. Ranges are in elements of the bucket's flat buffers and ascend.
+/// What happens to one bucket. Ranges are in elements of the bucket's flat gradients or values and ascend.
 struct BucketPlan {
   std::vector<Piece> reduce;         // each trained element once: its owner holds the summed gradient
   std::vector<Piece> gather_grads;   // those that all ranks update: their summed gradients go to all ranks

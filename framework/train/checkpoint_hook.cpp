@@ -18,6 +18,10 @@ std::vector<NamedPiece> CheckpointHook::pieces() const {
     auto some = named_pieces(g.pieces, g.states);
     all.insert(all.end(), std::make_move_iterator(some.begin()), std::make_move_iterator(some.end()));
   }
+  if (setup_.finetuning) {
+    const auto bases = setup_.finetuning->pieces();
+    all.insert(all.end(), bases.begin(), bases.end());
+  }
   return all;
 }
 
@@ -63,6 +67,12 @@ std::optional<CheckpointState> CheckpointHook::resume() {
       setup_.schemes->restore(trainer_.parts().queue, world_.rank(), state.patterns, state.step);
     return std::string();
   });
+  if (setup_.finetuning) setup_.finetuning->stand_after(state.step);
+  if (takes_turns())
+    agree(world_, [&] {
+      setup_.load_values(path);
+      return std::string();
+    });
   load_pieces(path, world_, trainer_.parts().queue, pieces());
   const TrainerParts& parts = trainer_.parts();
   parts.updater->round_values();
@@ -105,6 +115,7 @@ void CheckpointHook::save(const StepResult& result) {
   state.world_size = world_.size();
   state.recipe_hash = setup_.recipe_hash;
   if (setup_.schemes) state.patterns = setup_.schemes->patterns(t.parts().queue, world_);
+  if (takes_turns()) to_save_ = pieces_to_save(world_, pieces());
   saver_.save(t.parts().queue, state, to_save_, values());
   saved_step_ = result.step;
   pending_ = true;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "framework/checkpoint/checkpoint.h"
+#include "framework/finetune/finetuning.h"
 #include "framework/quant/scheme.h"
 #include "framework/train/trainer.h"
 
@@ -32,6 +33,9 @@ class CheckpointHook final : public StepHook {
     std::string recipe_hash;
     std::function<void(const SaveReport&)> on_save;  // may be empty
     QuantSchemes* schemes = nullptr;                 // what they measured is saved and restored; may be null
+    Finetuning* finetuning = nullptr;                // its bases are saved and restored; may be null
+    /// Fills all values from a checkpoint: where layers take turns, those that sleep have no master in it.
+    std::function<void(const std::filesystem::path&)> load_values;
   };
   /// The trainer's parts must outlive the hook. Collective.
   CheckpointHook(Setup setup, Trainer& trainer);
@@ -49,6 +53,7 @@ class CheckpointHook final : public StepHook {
   void on_end(Trainer& trainer, const StepResult& result) override;
 
  private:
+  bool takes_turns() const { return setup_.finetuning && setup_.finetuning->takes_turns(); }
   std::vector<NamedPiece> pieces() const;
   std::vector<NamedValue> values() const;
   void save(const StepResult& result);

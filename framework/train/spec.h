@@ -37,11 +37,15 @@ struct RunSpec {
   }
 };
 
+/// Are fp32 masters kept of bf16 values, or are the values updated as they are?
+enum class Masters { kept, none };
+
 struct TrainSpec {
   std::optional<int64_t> tokens, steps;
   int64_t global_batch_tokens = 32768;
   int64_t micro_batch_size = 8;
   DType precision = DType::bf16;
+  Masters masters = Masters::kept;
   Recompute recompute = Recompute::none;
   std::optional<double> max_grad_norm = 1.0;
   enum class Graphs { automatic, on, off };
@@ -64,7 +68,11 @@ struct TrainSpec {
     f.rule(!steps || *steps <= (int64_t{1} << 62) / std::max<int64_t>(1, global_batch_tokens), "steps",
            "times global_batch_tokens is more than 4.6e18 tokens");
     f.choice("precision", precision, {{"bf16", DType::bf16}, {"fp32", DType::f32}},
-             "bf16: activations and weights in bf16, master weights, gradients and optimizer state in fp32");
+             "bf16: activations and weights in bf16, gradients in fp32");
+    f.choice(
+        "master_weights", masters, {{"fp32", Masters::kept}, {"none", Masters::none}},
+        "fp32: bf16 weights are rounded from copies in fp32, 4 bytes a parameter. none: they are updated as they "
+        "are and rounded by chance, so that small steps are kept on average; adamw only");
     f.choice(
         "recompute", recompute,
         {{"none", Recompute::none}, {"attention", Recompute::attention}, {"block", Recompute::block}},

@@ -13,23 +13,36 @@ static Tensor flat_range(const Tensor& t, int64_t begin, int64_t end) {
   return make_tensor(flat.data, {end - begin}, t.dtype, t.device);
 }
 
+static int64_t state_elements(const ParamPiece& p, const StateSpec& s) {
+  return (p.grad.numel() + s.per - 1) / s.per;
+}
+
 Updater::Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan,
                  std::span<const ShardParameter> sharded, int rank,
-                 const std::function<const Optimizer&(const Parameter&)>& optimizer_of, Arena::Place place)
-    : queue_(queue), params_(params) {
-  for (const ShardParameter& s : sharded) by_index_.push_back(&params.at(s.name));
+                 const std::function<const Optimizer&(const Parameter&)>& optimizer_of, Arena::Place place,
+                 Masters masters)
+    : queue_(queue), params_(params), masters_(masters) {
   for (const UpdateRange& range : plan.updates.at(static_cast<size_t>(rank))) {
-    const Optimizer& optimizer = optimizer_of(*by_index_[range.parameter]);
+    const Parameter& parameter = params.at(sharded[range.parameter].name);
+    const Optimizer& optimizer = optimizer_of(parameter);
     auto it = std::find_if(groups_.begin(), groups_.end(),
                            [&](const Group& g) { return g.optimizer == &optimizer; });
-    if (it == groups_.end()) it = groups_.insert(groups_.end(), Group{&optimizer, optimizer.states(), {}});
-    it->pieces.push_back(make_piece(range, optimizer));
+    if (it == groups_.end())
+      it = groups_.insert(groups_.end(), Group{&optimizer, optimizer.states(), {}, {}});
+    ParamPiece piece;
+    piece.begin = range.begin;
+    piece.end = range.end;
+    point(piece, parameter, optimizer);
+    it->pieces.push_back(piece);
+    it->parameters.push_back(&parameter);
   }
   int64_t state_bytes = 0, workspace_bytes = 0;
   for (const Group& g : groups_) {
     workspace_bytes = std::max(workspace_bytes, g.optimizer->workspace_bytes(queue, g.pieces));
-    for (const ParamPiece& p : g.pieces)
-      state_bytes += (p.end - p.begin + 16) * 4 * static_cast<int64_t>(g.states.size() + 1);
+    for (const ParamPiece& p : g.pieces) {
+      if (masters_ == Masters::kept && p.value.dtype != DType::f32) state_bytes += p.value.numel() * 4 + 64;
+      for (const StateSpec& s : g.states) state_bytes += state_elements(p, s) * size_bytes(s.dtype) + 64;
+    }
   }
   state_ = std::make_unique<Arena>("optimizer state", queue.device, state_bytes + 4096, place);
   workspace_ = std::make_unique<Arena>("optimizer workspace", queue.device, workspace_bytes + 64);
@@ -37,26 +50,30 @@ Updater::Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan,
   if (workspace_bytes > 0) scratch_ = workspace_->alloc({(workspace_bytes + 3) / 4}, DType::f32);
 }
 
-ParamPiece Updater::make_piece(const UpdateRange& range, const Optimizer& optimizer) const {
-  const Parameter& p = *by_index_[range.parameter];
-  ParamPiece piece;
+/// Makes the piece one of this parameter.
+void Updater::point(ParamPiece& piece, const Parameter& p, const Optimizer& optimizer) {
   piece.name = p.name;
   piece.full_shape = p.shape;
-  piece.begin = range.begin;
-  piece.end = range.end;
+  piece.subspace = p.subspace.get();
   const bool whole = optimizer.granularity() == ShardGranularity::matrix;
-  piece.value = whole ? p.value : flat_range(p.value, range.begin, range.end);
-  piece.grad = whole ? p.grad : flat_range(p.grad, range.begin, range.end);
-  return piece;
+  piece.value = whole ? p.value : flat_range(p.value, piece.begin, piece.end);
+  piece.grad = whole ? p.grad : flat_range(p.grad, piece.begin, piece.end);
 }
 
 void Updater::allocate(Group& group) {
   require(group.states.size() <= max_states, "updater", "{} declares {} states, at most {} are possible",
           group.optimizer->kind(), group.states.size(), max_states);
   for (ParamPiece& p : group.pieces) {
-    p.master = p.value.dtype == DType::f32 ? p.value : state_->alloc(p.value.shape, DType::f32);
-    for (size_t i = 0; i < group.states.size(); ++i)
-      p.state[i] = state_->alloc(p.value.shape, group.states[i].dtype);
+    const bool in_place = p.value.dtype == DType::f32 || masters_ == Masters::none;
+    require(p.value.dtype == DType::f32 || masters_ == Masters::kept || group.optimizer->updates_in_place(),
+            "train.master_weights",
+            "{} needs fp32 masters for {}; set master_weights: fp32, or train it with adamw",
+            group.optimizer->kind(), p.name);
+    p.master = in_place ? p.value : state_->alloc(p.value.shape, DType::f32);
+    for (size_t i = 0; i < group.states.size(); ++i) {
+      const StateSpec& s = group.states[i];
+      p.state[i] = state_->alloc(s.per == 1 ? p.grad.shape : Shape{state_elements(p, s)}, s.dtype);
+    }
   }
 }
 
@@ -66,7 +83,7 @@ void Updater::initialize(uint64_t seed) {
   std::string held;  // the parameter in `whole`
   for (Group& g : groups_) {
     for (ParamPiece& p : g.pieces) {
-      if (p.value.dtype == DType::f32) continue;
+      if (!has_master(p)) continue;
       const Parameter& parameter = params_.at(std::string(p.name));
       if (held != parameter.name) {
         whole.resize(static_cast<size_t>(parameter.shape.numel()));
@@ -86,7 +103,31 @@ void Updater::step(const Tensor& control, uint64_t seed) {
 void Updater::round_values() {
   for (const Group& g : groups_)
     for (const ParamPiece& p : g.pieces)
-      if (p.value.dtype != DType::f32) kernels::copy(queue_, {.y = p.value, .x = p.master});
+      if (has_master(p)) kernels::copy(queue_, {.y = p.value, .x = p.master});
+}
+
+void Updater::take_masters() {
+  for (const Group& g : groups_)
+    for (const ParamPiece& p : g.pieces)
+      if (has_master(p)) kernels::copy(queue_, {.y = p.master, .x = p.value});
+}
+
+void Updater::pass_on(const Parameter& from, const Parameter& to, int64_t step) {
+  for (Group& g : groups_)
+    for (size_t i = 0; i < g.pieces.size(); ++i) {
+      if (g.parameters[i] != &from) continue;
+      ParamPiece& p = g.pieces[i];
+      const bool in_place = !has_master(p);
+      g.parameters[i] = &to;
+      point(p, to, *g.optimizer);
+      p.since = step;
+      for (const Tensor& state : p.state)
+        if (state.defined()) kernels::fill_bytes(queue_, state, 0);
+      if (in_place)
+        p.master = p.value;
+      else
+        kernels::copy(queue_, {.y = p.master, .x = p.value});
+    }
 }
 
 }  // namespace osprey

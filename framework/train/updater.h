@@ -8,18 +8,20 @@
 #include "framework/optimizer.h"
 #include "framework/parallel/sharding.h"
 #include "framework/parameter.h"
+#include "framework/train/spec.h"
 
 namespace osprey {
 
 /// Owns state, not decisions: the plan says which ranges are this rank's, the optimizers how they move.
 class Updater {
  public:
-  /// Allocates masters (unless parameters are f32), state and workspace; masters and state where `place`
-  /// says. Values are not touched.
+  /// Allocates masters (unless parameters are f32 or there are none), state and workspace; masters and state
+  /// where `place` says. Values are not touched. Errors: an optimizer that needs masters where there are
+  /// none.
   Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan,
           std::span<const ShardParameter> sharded, int rank,
           const std::function<const Optimizer&(const Parameter&)>& optimizer_of,
-          Arena::Place place = Arena::Place::device);
+          Arena::Place place = Arena::Place::device, Masters masters = Masters::kept);
 
   /// Fills masters with the fp32 initial values that ParamStore::initialize rounds.
   void initialize(uint64_t seed);
@@ -28,24 +30,31 @@ class Updater {
   void step(const Tensor& control, uint64_t seed);
   /// Writes values from masters (after loading a checkpoint).
   void round_values();
+  /// Fills masters from values (after loading a model).
+  void take_masters();
+  /// What was the state of `from` is that of `to` from now on, a parameter of the same shape: zero, and its
+  /// masters are the values of `to`. `step` is the first one that it is for.
+  void pass_on(const Parameter& from, const Parameter& to, int64_t step);
 
   /// One optimizer's pieces on this rank.
   struct Group {
     const Optimizer* optimizer;
     std::vector<StateSpec> states;
     std::vector<ParamPiece> pieces;
+    std::vector<const Parameter*> parameters;  // of the pieces
   };
   const std::vector<Group>& groups() const { return groups_; }
   int64_t state_bytes() const { return state_->used_bytes(); }
   int64_t workspace_bytes() const { return workspace_->used_bytes(); }
 
  private:
-  ParamPiece make_piece(const UpdateRange& range, const Optimizer& optimizer) const;
+  static void point(ParamPiece& piece, const Parameter& p, const Optimizer& optimizer);
   void allocate(Group& group);
+  bool has_master(const ParamPiece& p) const { return p.master.data != p.value.data; }
 
   Queue queue_;
   ParamStore& params_;
-  std::vector<Parameter*> by_index_;
+  Masters masters_;
   std::vector<Group> groups_;
   std::unique_ptr<Arena> state_, workspace_;
   Tensor scratch_;

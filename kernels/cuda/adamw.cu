@@ -27,7 +27,7 @@ constexpr int max_pieces = 64;
 struct Parameters {
   Piece pieces[max_pieces];
   int64_t first_block[max_pieces + 1];  // piece i has the blocks [first_block[i], first_block[i + 1])
-  int64_t count;
+  int64_t count, since;
   AdamWConstants constants;
   const double* control;
 };
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(threads, 3) update(const __grid_constant__ Par
   if (threadIdx.x == 0) {
     AdamWConstants c = p.constants;
     c.learning_rate *= p.control[kernels::step_learning_rate_factor];
-    shared.factors = adamw_factors(c, static_cast<int64_t>(p.control[kernels::step_number]),
+    shared.factors = adamw_factors(c, static_cast<int64_t>(p.control[kernels::step_number]) - p.since,
                                    p.control[kernels::step_grad_scale]);
   }
   __syncthreads();
@@ -91,6 +91,7 @@ void adamw(const Queue& queue, const kernels::AdamW& args) {
   Parameters p{};
   p.constants = {args.learning_rate, args.beta1, args.beta2, args.eps, args.weight_decay};
   p.control = args.control.as<double>();
+  p.since = args.since;
   const auto flush = [&] {
     launch("adamw", queue,
            {dim3(static_cast<unsigned>(p.first_block[p.count])), dim3(threads), sizeof(Shared)}, update, p);

@@ -27,6 +27,12 @@ ReadParameter read_masters(const ShardIndex& shards) {
   };
 }
 
+/// Are there masters of every parameter? Layers that sleep and weights with adapters have none.
+bool has_all_masters(const FinetuneSpec& f) {
+  return !f.takes_turns() && !f.adapts() && f.trains(f.train_embedding) && f.trains(f.train_head) &&
+         f.trains(f.train_final_norm);
+}
+
 void export_hf(const Options& options) {
   const fs::path from = checkpoint_of(options.checkpoint), to = options.directory;
   const HubModel hub(from);
@@ -45,11 +51,15 @@ void export_hf(const Options& options) {
   HubContext context = hub.context();
   if (!options.dtype.empty()) context.dtype = options.dtype == "f32" ? DType::f32 : DType::bf16;
   const bool widened = context.dtype == DType::f32 && hub.context().dtype == DType::bf16;
-  const bool from_masters = widened && fs::exists(from / shard_name(0));
   HubLayout layout = hub_layout(hub.spec(), context);
   std::unique_ptr<ShardIndex> shards;
+  bool from_masters = widened && fs::exists(from / shard_name(0));
   if (from_masters) {
-    layout = hub_layout(load_recipe((from / "recipe.yaml").string(), {}).model, context);
+    const Recipe recipe = load_recipe((from / "recipe.yaml").string(), {});
+    from_masters = recipe.train.masters == Masters::kept && has_all_masters(recipe.finetune);
+    if (from_masters) layout = hub_layout(recipe.model, context);
+  }
+  if (from_masters) {
     shards = std::make_unique<ShardIndex>(from);
   }
   PartialDirectory partial(to);

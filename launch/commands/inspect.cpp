@@ -3,8 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <nlohmann/json.hpp>
 
+#include "framework/files/file.h"
+#include "framework/finetune/layer_outliers.h"
 #include "framework/memory/staging.h"
+#include "kernels/pointwise.h"
 #include "launch/commands/command.h"
 #include "launch/outlier_tables.h"
 
@@ -16,6 +20,8 @@ struct Options : CheckpointOptions {
   std::vector<std::string> data;
   int64_t sequences = 8;
   int64_t sequence_len = 0;
+  std::string lod;
+  double lod_threshold = 13;
 };
 
 /// Largest |w| over mean |w|: of the matrix, and of its worst input channel (column) over the mean column.
@@ -55,6 +61,31 @@ void print_weights(const Queue& queue, const ParamStore& params) {
       "uncentred.\n");
 }
 
+/// Scores every layer by its outliers on `rows` sequences, prints the scores and writes them to a file that
+/// finetune.scores reads.
+void write_layer_scores(LoadedModel& m, ValidationLoader& data, StagedBatch& batch, int64_t rows,
+                        const Options& o) {
+  LayerOutliers outliers(m.tape);
+  Arena scalars("loss sums", m.queue.device, 64);
+  const Tensor sums = scalars.alloc({2}, DType::f64);
+  kernels::fill(m.queue, {.y = sums, .value = 0});
+  for (int64_t first = 0; first < rows; first += batch.host().batch()) {
+    m.model->loss(m.tape, batch.fill(data, first), {.grad_scale = {}, .sums = sums});
+    m.tape.reset();
+  }
+  const std::vector<double> scores = outliers.scores(m.params, o.lod_threshold);
+  fmt::print("{:<7}{:>10}   share of |weight| |input| above {} times the mean of its block, in percent\n",
+             "layer", "score", o.lod_threshold);
+  for (size_t l = 0; l < scores.size(); ++l) fmt::print("{:<7}{:>10.5f}\n", l, scores[l]);
+  const nlohmann::ordered_json file = {{"scores", scores},
+                                       {"threshold", o.lod_threshold},
+                                       {"sequences", rows},
+                                       {"sequence_len", batch.host().sequence()},
+                                       {"model", m.path.string()}};
+  replace_file(o.lod, file.dump(1) + "\n");
+  fmt::print("written to {}; name it in finetune.scores\n", o.lod);
+}
+
 }  // namespace
 
 void add_inspect(CLI::App& app) {
@@ -68,6 +99,14 @@ void add_inspect(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--sequence-len", o->sequence_len, "length of a sequence; the checkpoint's if absent")
       ->check(CLI::Range(1, 1 << 30));
+  command->add_option(
+      "--lod", o->lod,
+      "score layers by their outliers instead, and write the scores to this file (for finetune.scores)");
+  command
+      ->add_option("--lod-threshold", o->lod_threshold,
+                   "how many times the mean of its block an outlier is (OWL: 5, OwLore: 13)")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command->footer("Example:\n  osprey inspect runs/quickstart_osp --sequences 16");
   command->callback([o] {
     LoadedModel m(o->checkpoint, o->threads, o->on_device());
@@ -77,6 +116,7 @@ void add_inspect(CLI::App& app) {
     const int64_t batch = std::min<int64_t>(data->rows(), 8);
     StagedBatch buffers(m.queue, *data, batch);
     fmt::print("{}\n\n", m.path.string());
+    if (!o->lod.empty()) return write_layer_scores(m, *data, buffers, data->rows() / batch * batch, *o);
     print_outliers(measure_outliers_of(m, *data, buffers, data->rows() / batch * batch),
                    OutlierDetail::every_layer);
     print_weights(m.queue, m.params);

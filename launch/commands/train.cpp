@@ -141,15 +141,15 @@ void train(const Options& options, Communicator& world) {
   Trainer trainer(recipe.train, parts);
   RecordHook record(scaling_file(recipe), record_of(recipe, session, *tokenizer), world);
   std::unique_ptr<RunWatch> watch;
-  const auto saver =
-      make_checkpoint_hook(recipe, tokenizer, trainer, *session.schemes, [&](const SaveReport& r) {
-        watch->checkpoint(r.step, r.path.string(), r.failure, r.blocked_ms, r.write_ms);
-      });
+  const auto saver = make_checkpoint_hook(recipe, tokenizer, trainer, session, [&](const SaveReport& r) {
+    watch->checkpoint(r.step, r.path.string(), r.failure, r.blocked_ms, r.write_ms);
+  });
   const std::optional<int64_t> resumed = resume_run(*saver);
   watch = watch_run(recipe, session, trainer, world, resumed);
   session.schemes->on_decision = [&](int64_t step, std::span<const LayerPatterns> layers) {
     write_decision(*watch, step, trainer.tokens_after(step + 1), layers);
   };
+  trainer.add_hook(session.finetuning.get());  // first: it decides what the step trains
   trainer.add_hook(&record);
   trainer.add_hook(session.schemes.get());
   trainer.add_hook(watch.get());  // before the saver: the train entry of a step stands before its checkpoint

@@ -11,6 +11,7 @@
 #include "kernels/core/check.h"
 #include "launch/recipe.h"
 #include "launch/session.h"
+#include "tests/support/model_directory.h"
 #include "tests/support/paths.h"
 #include "tests/support/temp_dir.h"
 
@@ -32,6 +33,24 @@ std::string recipe_path(const std::string& name) {
   return (fs::path(test::source_dir()) / "recipes" / name).string();
 }
 
+/// What must be set before a recipe means something: those of fine-tuning begin with a model that the user
+/// has.
+std::vector<std::string> given_by_the_user(const std::string& path) {
+  static const test::TempDir folder;
+  if (path.find("/finetune/") == std::string::npos) return {};
+  const fs::path model = folder / "model";
+  if (!fs::exists(model)) {
+    ModelSpec spec;
+    spec.layers = 5;
+    spec.hidden_size = 128;
+    spec.heads = 2;
+    spec.ffn_size = 256;
+    spec.vocab_size = 300;
+    test::write_model_directory(model, spec);
+  }
+  return {"model.path=" + model.string(), "data.tokenizer=bytes"};
+}
+
 /// The message that loading gives; empty when it is accepted.
 std::string error(const std::string& name, const std::vector<std::string>& overrides,
                   std::optional<int64_t> ranks = {}) {
@@ -48,7 +67,7 @@ TEST(Recipes, EveryOneParsesAndItsDumpMeansTheSame) {
   EXPECT_GE(recipes().size(), 13u);
   for (const std::string& path : recipes()) {
     SCOPED_TRACE(path);
-    const std::string dump = dump_recipe(load_recipe(path, {}, 2));
+    const std::string dump = dump_recipe(load_recipe(path, given_by_the_user(path), 2));
     const std::string copy = (folder / "resolved.yaml").string();
     std::ofstream(copy) << dump;
     EXPECT_EQ(dump_recipe(load_recipe(copy, {})), dump);
@@ -59,7 +78,7 @@ TEST(Recipes, EveryOnePlansForGpus) {
   for (const std::string& path : recipes())
     for (int ranks : {1, 4}) {
       SCOPED_TRACE(path);
-      const Recipe recipe = load_recipe(path, {});
+      const Recipe recipe = load_recipe(path, given_by_the_user(path));
       if (recipe.train.global_batch_tokens %
           (recipe.train.micro_batch_size * recipe.data.sequence_len * ranks))
         continue;
@@ -84,7 +103,8 @@ TEST(Recipes, EveryOneSaysAtItsTopWhatItShows) {
 
 TEST(Recipes, RunsOfDifferentRecipesNeverShareADirectory) {
   std::vector<std::string> names;
-  for (const std::string& path : recipes()) names.push_back(load_recipe(path, {}).run.name);
+  for (const std::string& path : recipes())
+    names.push_back(load_recipe(path, given_by_the_user(path)).run.name);
   std::sort(names.begin(), names.end());
   EXPECT_EQ(std::adjacent_find(names.begin(), names.end()), names.end());
 }
@@ -98,6 +118,29 @@ TEST(Recipes, TheBaselineDiffersFromTheOutlierSafeOneOnlyInItsOutlierSafeParts) 
   osp.model.embedding_projection = adam.model.embedding_projection;
   osp.optim = adam.optim;
   EXPECT_EQ(dump_recipe(osp), dump_recipe(adam));
+}
+
+/// Bytes before activations that a recipe of fine-tuning plans for Llama-2-7B on a GPU, 512 tokens at a time.
+int64_t planned_for_llama2_7b(const std::string& name, std::vector<std::string> more = {}) {
+  std::vector<std::string> overrides = {
+      "model={layers: 32, hidden_size: 4096, heads: 32, ffn_size: 11008, vocab_size: 32000}",
+      "data.tokenizer=bytes", "train.micro_batch_size=1", "train.global_batch_tokens=512",
+      "checkpoint={every_steps: null, save_final: false}"};
+  overrides.insert(overrides.end(), more.begin(), more.end());
+  const Recipe recipe = load_recipe(recipe_path("finetune/" + name), overrides);
+  int64_t bytes = 0;
+  for (const MemoryCategory& c : plan_memory(recipe, 0, 1, 1, DeviceKind::cuda))
+    if (c.name != "activations" && c.name != "activation gradients" && c.name != "GPU workspace")
+      bytes += c.bytes;
+  return bytes;
+}
+
+TEST(Recipes, OwloreOfLlama2FitsWhatThePaperPromises) {
+  const int64_t weights = int64_t{6'738'415'616} * 2;
+  EXPECT_GT(planned_for_llama2_7b("owlore.yaml"), weights);
+  EXPECT_LT(planned_for_llama2_7b("owlore.yaml"), 17'500'000'000);
+  EXPECT_LT(planned_for_llama2_7b("owlore.yaml", {"optim.0.moments=int8"}), 15'500'000'000);
+  EXPECT_GT(planned_for_llama2_7b("full.yaml", {"train.master_weights=fp32"}), 9 * weights - 1'000'000);
 }
 
 TEST(Recipes, SmokeRecipesRunOnOneTwoAndFourRanks) {
@@ -130,6 +173,8 @@ TEST(Recipes, ImpossibleCombinationsNameLineAndCure) {
   const std::string warmup = error("quickstart/osp.yaml", {"schedule.warmup_steps=1e6"});
   EXPECT_NE(warmup.find("schedule: the warmup has 1000000 steps"), std::string::npos) << warmup;
   EXPECT_NE(error("quickstart/osp.yaml", {"optim=[]"}), "");
+  const std::string tokenizer = error("quickstart/osp.yaml", {"data.tokenizer="});
+  EXPECT_NE(tokenizer.find("data.tokenizer: is not given"), std::string::npos) << tokenizer;
   EXPECT_NE(error("quickstart/osp.yaml", {"parallel.zero=2"}), "");
   EXPECT_NE(error("quickstart/osp.yaml", {"lora={}"}).find("lora is not a key"), std::string::npos);
   EXPECT_NE(

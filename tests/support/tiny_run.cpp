@@ -85,6 +85,7 @@ TinyResult run_rank(const Recipe& recipe, Communicator& world, int threads, int6
   Trainer trainer(recipe.train, parts);
   TinyResult result;
   Collect collect(result, session, on_step);
+  trainer.add_hook(session.finetuning.get());
   trainer.add_hook(session.schemes.get());
   trainer.add_hook(&collect);
   const std::unique_ptr<StepHook> last = hook ? hook(session) : nullptr;

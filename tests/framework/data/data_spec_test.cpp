@@ -23,7 +23,6 @@ TEST(DataSpec, ReadsTheWordsOfARecipe) {
 
 TEST(DataSpec, WhatIsMissingOrHalfGivenIsNamed) {
   EXPECT_TRUE(contains(error_of([] { read("tokenizer: bytes\n"); }), "train"));
-  EXPECT_TRUE(contains(error_of([] { read("train: [ { path: a } ]\n"); }), "tokenizer"));
   EXPECT_TRUE(
       contains(error_of([] { read("tokenizer: bytes\ntrain: [ { path: a, weight: 1 }, { path: b } ]\n"); }),
                "some sources only"));

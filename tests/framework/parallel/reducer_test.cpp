@@ -29,8 +29,8 @@ struct Fixture {
       for (const char* m : {"q", "k", "v"})
         store.add(fmt::format("layers.{}.attn.{}.weight", l, m), l, {48, 48}, {});
     }
-    store.at("layers.1.attn.v.weight").trainable = false;
     store.materialize({}, values, ParamStore::Gradients::on);
+    store.at("layers.1.attn.v.weight").trainable = false;  // while the run goes on: its gradient has memory
     for (size_t b = 0; b < store.buckets().size(); ++b)
       for (Parameter* p : store.buckets()[b].params)
         if (p->trainable)

@@ -37,13 +37,14 @@ Outcome train(const Recipe& recipe, Communicator& world) {
   TrainerParts parts = session.parts();
   parts.train = &source;
   Trainer trainer(recipe.train, parts);
-  const auto saver = make_checkpoint_hook(recipe, nullptr, trainer, *session.schemes, {});
+  const auto saver = make_checkpoint_hook(recipe, nullptr, trainer, session, {});
   const std::optional<int64_t> resumed = resume_run(*saver);
   Losses losses;
   std::vector<int64_t> decisions;
   session.schemes->on_decision = [&](int64_t step, std::span<const LayerPatterns>) {
     decisions.push_back(step);
   };
+  trainer.add_hook(session.finetuning.get());
   trainer.add_hook(session.schemes.get());
   trainer.add_hook(&losses);
   trainer.add_hook(saver.get());

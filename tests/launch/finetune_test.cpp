@@ -1,0 +1,362 @@
+// Methods of fine-tuning as whole runs: what trains, what stays, what ranks and resumed runs agree on.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "framework/parallel/thread_comm.h"
+#include "launch/checkpoints.h"
+#include "models/llama/hf.h"
+#include "tests/support/refusal.h"
+#include "tests/support/temp_dir.h"
+#include "tests/support/tiny_run.h"
+
+namespace osprey {
+namespace {
+
+using test::TempDir;
+using test::tiny_run;
+using test::TinyResult;
+using Overrides = std::vector<std::string>;
+
+/// A four-layer model that any method trains, by AdamW.
+Recipe recipe_of(const std::string& method, Overrides more = {}, int64_t ranks = 1) {
+  Overrides all = {"model.layers=4", "model.norm=rmsnorm", "model.embedding_projection=false",
+                   "optim=[{match: '*', kind: adamw, learning_rate: 5.0e-3}]", "finetune=" + method};
+  all.insert(all.end(), more.begin(), more.end());
+  return test::tiny_recipe(all, ranks);
+}
+
+const char* const lisa = "{method: lisa, active_layers: 2, interval: 2}";
+const char* const owlore = "{method: owlore, active_layers: 2, interval: 3, rank: 8, refresh_every: 2}";
+const char* const galore = "{method: galore, rank: 8, refresh_every: 3}";
+
+/// The final values of the parameters whose names contain `part`, and their names.
+std::vector<std::vector<double>> parameters_of(const Recipe& recipe, const TinyResult& result,
+                                               const std::string& part,
+                                               std::vector<std::string>* names = nullptr) {
+  ParamStore params;
+  make_llama(recipe.model, recipe.data.sequence_len)->declare(params);
+  std::vector<std::vector<double>> found;
+  for (size_t i = 0; i < params.all().size(); ++i) {
+    if (params.all()[i]->name.find(part) == std::string::npos) continue;
+    found.push_back(result.parameters[i]);
+    if (names) names->push_back(params.all()[i]->name);
+  }
+  return found;
+}
+
+double furthest(const TinyResult& a, const TinyResult& b) {
+  double d = 0;
+  for (size_t i = 0; i < a.parameters.size(); ++i)
+    d = std::max(d, test::largest_difference(a.parameters[i], b.parameters[i]));
+  return d;
+}
+
+TEST(Finetune, EveryLayerAtATimeIsTrainingInFull) {
+  const TinyResult full = tiny_run(recipe_of("{method: full}")),
+                   all = tiny_run(recipe_of("{method: lisa, active_layers: 4, interval: 2}"));
+  EXPECT_EQ(full.losses, all.losses);
+  EXPECT_EQ(full.parameters, all.parameters);
+}
+
+TEST(Finetune, LayersThatSleepKeepEveryBit) {
+  // Of four layers two train, and the choice never changes.
+  const Recipe recipe =
+      recipe_of("{method: lisa, active_layers: 2, interval: 100}",
+                {"optim=[{match: '*', kind: adamw, learning_rate: 5.0e-3, weight_decay: 0.1}]"});
+  std::vector<std::vector<double>> start;
+  const auto before = [&](Session& s) {
+    for (const auto& p : s.params.all()) start.push_back(test::read(p->value));
+    return std::unique_ptr<StepHook>();
+  };
+  const TinyResult result = tiny_run(recipe, 1, 1, 1 << 20, {}, test::test_device().kind, before);
+  TinyResult untrained;
+  untrained.parameters = start;
+  int moved_layers = 0;
+  for (int l = 0; l < 4; ++l) {
+    const std::string layer = fmt::format("layers.{}.", l);
+    const auto now = parameters_of(recipe, result, layer), then = parameters_of(recipe, untrained, layer);
+    size_t moved = 0;
+    for (size_t i = 0; i < now.size(); ++i) moved += now[i] != then[i];
+    EXPECT_TRUE(moved == 0 || moved == now.size()) << layer << ": " << moved << " of " << now.size();
+    moved_layers += moved > 0;
+  }
+  EXPECT_EQ(moved_layers, 2);
+  EXPECT_NE(parameters_of(recipe, result, "embed"), parameters_of(recipe, untrained, "embed"));
+}
+
+TEST(Finetune, InASubspaceOfFullRankTheStepIsAdamsInARotatedBasis) {
+  // With a single step from zero moments Adam's direction is a sign in the rotated basis, so its norm is that
+  // of the unrotated one up to eps: sqrt(numel).
+  const Overrides one = {"train.steps=1",
+                         "optim=[{match: '*', kind: adamw, learning_rate: 1.0e-3, weight_decay: 0}]"};
+  const Recipe recipe = recipe_of("{method: galore, rank: 32, targets: 'layers.*.attn.{k,v}.weight'}", one);
+  std::vector<std::vector<double>> start;
+  const TinyResult result = tiny_run(recipe, 1, 1, 1 << 20, {}, test::test_device().kind, [&](Session& s) {
+    for (const auto& p : s.params.all()) start.push_back(test::read(p->value));
+    return std::unique_ptr<StepHook>();
+  });
+  TinyResult before;
+  before.parameters = start;
+  const auto now = parameters_of(recipe, result, "attn.k"), then = parameters_of(recipe, before, "attn.k");
+  ASSERT_EQ(now.size(), 4u);
+  for (size_t i = 0; i < now.size(); ++i) {
+    double square = 0;
+    for (size_t j = 0; j < now[i].size(); ++j) square += std::pow(now[i][j] - then[i][j], 2);
+    EXPECT_NEAR(std::sqrt(square / static_cast<double>(now[i].size())), 1e-3, 5e-5);
+  }
+}
+
+TEST(Finetune, EveryMethodLearns) {
+  const Overrides longer = {"train.steps=40"};
+  for (const std::string method : {std::string("{method: full}"), std::string(lisa), std::string(owlore),
+                                   std::string(galore), std::string("{method: badam, interval: 5}")}) {
+    const TinyResult r = tiny_run(recipe_of(method, longer), 1, 1, 4);
+    EXPECT_LT(r.losses.back(), r.losses.front() - (method.find("badam") != std::string::npos ? 0.02 : 0.3))
+        << method;
+  }
+}
+
+TEST(Finetune, MethodsLearnInBf16WithoutMastersAndWithSmallMoments) {
+  for (const char* moments : {"fp32", "bf16", "int8"}) {
+    const Overrides small = {
+        "train.steps=40", "train.precision=bf16", "train.master_weights=none",
+        fmt::format("optim=[{{match: '*', kind: adamw, learning_rate: 5.0e-3, moments: {}}}]", moments)};
+    for (const char* method : {"{method: full}", owlore}) {
+      const TinyResult r = tiny_run(recipe_of(method, small), 1, 1, 4);
+      EXPECT_LT(r.losses.back(), r.losses.front() - 0.3) << method << " " << moments;
+    }
+  }
+}
+
+TEST(Finetune, RanksAgree) {
+  for (const char* method : {lisa, owlore, galore}) {
+    const TinyResult one = tiny_run(recipe_of(method));
+    for (const int ranks : {2, 4}) {
+      const TinyResult more = tiny_run(recipe_of(method, {}, ranks), ranks);
+      ASSERT_EQ(one.losses.size(), more.losses.size());
+      for (size_t i = 0; i < one.losses.size(); ++i)
+        EXPECT_NEAR(one.losses[i], more.losses[i], 2e-5) << method;
+      EXPECT_LT(furthest(one, more), 2e-3) << method << " on " << ranks;
+    }
+  }
+}
+
+TEST(Finetune, MemoryIsWhatThePlanSaysAndDoesNotGrow) {
+  for (const char* method : {lisa, owlore, galore}) {
+    const Recipe recipe = recipe_of(method, {"train.steps=12"});
+    const auto planned = plan_memory(recipe, 0, 1, 1, test::test_device().kind);
+    std::vector<int64_t> state;
+    const TinyResult r = tiny_run(recipe, 1, 1, 1 << 20, [&](Session& s, int64_t) {
+      state.push_back(s.params.gradient_bytes() + s.updater->state_bytes() + s.finetuning->basis_bytes());
+    });
+    EXPECT_EQ(std::set<int64_t>(state.begin(), state.end()).size(), 1u) << method;
+    for (const MemoryCategory& p : planned)
+      for (const MemoryCategory& m : r.memory)
+        if (m.name == p.name && m.name != "token buffers" && m.name != "packed weights")
+          EXPECT_NEAR(static_cast<double>(m.bytes), static_cast<double>(p.bytes),
+                      0.05 * static_cast<double>(p.bytes))
+              << method << ": " << m.name;
+  }
+}
+
+struct Losses : StepHook {
+  std::vector<double> all;
+  void after_step(Trainer&, const StepResult& r) override { all.push_back(r.loss); }
+};
+
+struct Outcome {
+  std::vector<double> losses;
+  std::vector<std::vector<double>> parameters;
+};
+
+/// What a rank of `osprey train` does, on synthetic tokens.
+Outcome train(const Recipe& recipe, Communicator& world) {
+  Session session(recipe, world, Queue{},
+                  SessionMemory::of(plan_memory(recipe, world.rank(), world.size(), 1, DeviceKind::cpu)));
+  session.initialize();
+  test::SyntheticSource source(recipe.model.vocab_size, world.rank(), world.size(), 1 << 20);
+  TrainerParts parts = session.parts();
+  parts.train = &source;
+  Trainer trainer(recipe.train, parts);
+  const auto saver = make_checkpoint_hook(recipe, nullptr, trainer, session, {});
+  const std::optional<int64_t> resumed = resume_run(*saver);
+  Losses losses;
+  trainer.add_hook(session.finetuning.get());
+  trainer.add_hook(session.schemes.get());
+  trainer.add_hook(&losses);
+  trainer.add_hook(saver.get());
+  trainer.run(resumed.value_or(0));
+  Outcome out{losses.all, {}};
+  for (const auto& p : session.params.all()) out.parameters.push_back(test::read(p->value));
+  return out;
+}
+
+/// To each of the stages in turn, in processes of their own as it were: (ranks, steps).
+Outcome train_in_stages(const std::string& method, Overrides overrides,
+                        const std::vector<std::pair<int, int64_t>>& stages) {
+  const TempDir folder;
+  overrides.push_back("run.output_dir=" + folder.path().string());
+  overrides.push_back("checkpoint.every_steps=null");
+  Outcome all;
+  for (const auto& [ranks, steps] : stages) {
+    overrides.push_back(fmt::format("train.steps={}", steps));
+    const Recipe recipe = recipe_of(method, overrides, ranks);
+    Outcome one;
+    if (ranks == 1) {
+      one = train(recipe, *make_self_comm());
+    } else {
+      run_thread_ranks(ranks, [&](Communicator& world) {
+        Outcome mine = train(recipe, world);
+        if (world.rank() == 0) one = std::move(mine);
+      });
+    }
+    all.losses.insert(all.losses.end(), one.losses.begin(), one.losses.end());
+    all.parameters = one.parameters;
+  }
+  return all;
+}
+
+TEST(Finetune, ResumingIsExactWhereverItHappens) {
+  const Overrides none, small = {"train.precision=bf16", "train.master_weights=none",
+                                 "optim=[{match: '*', kind: adamw, learning_rate: 5.0e-3, moments: int8}]"};
+  for (const char* method : {lisa, owlore, galore})
+    for (const Overrides& overrides : {none, small}) {
+      const Outcome whole = train_in_stages(method, overrides, {{1, 9}});
+      // In the middle of a turn, and where one ends.
+      for (const int64_t at : {4, 6}) {
+        const Outcome resumed = train_in_stages(method, overrides, {{1, at}, {1, 9}});
+        EXPECT_EQ(whole.losses, resumed.losses) << method << " at " << at;
+        EXPECT_EQ(whole.parameters, resumed.parameters) << method << " at " << at;
+      }
+    }
+}
+
+TEST(Finetune, ARunGoesOnWithAnotherNumberOfRanks) {
+  const Outcome whole = train_in_stages(owlore, {}, {{1, 8}}),
+                changed = train_in_stages(owlore, {}, {{2, 4}, {1, 8}});
+  for (size_t i = 0; i < whole.losses.size(); ++i) EXPECT_NEAR(whole.losses[i], changed.losses[i], 5e-5) << i;
+}
+
+/// A checkpoint of a short run, as a directory that fine-tuning may start from.
+std::string model_directory(const TempDir& folder) {
+  Overrides o = {"run.output_dir=" + folder.path().string(), "run.name=base", "checkpoint.every_steps=null"};
+  train(recipe_of("{method: full}", o), *make_self_comm());
+  return (folder.path() / "base" / "checkpoints" / "step-00000006").string();
+}
+
+Overrides from_directory(const std::string& path) {
+  return {"model={path: " + path + "}", "train.precision=fp32"};
+}
+
+TEST(Finetune, TrainingStartsFromTheValuesOfADirectory) {
+  const TempDir folder;
+  const std::string path = model_directory(folder);
+  const Recipe recipe = recipe_of("{method: full}", from_directory(path));
+  EXPECT_EQ(recipe.model.layers, 4);
+  ParamStore loaded;
+  make_llama(recipe.model, 32)->declare(loaded);
+  loaded.materialize({}, DType::f32, ParamStore::Gradients::off);
+  HubModel(path).load(Queue{}, loaded);
+  size_t i = 0;
+  tiny_run(recipe, 1, 1, 1 << 20, {}, DeviceKind::cpu, [&](Session& s) {
+    for (const auto& p : s.params.all())
+      EXPECT_EQ(test::read(p->value), test::read(loaded.all()[i++]->value)) << p->name;
+    return std::unique_ptr<StepHook>();
+  });
+}
+
+const char* const lora = "{method: lora, rank: 4, alpha: 8}";
+
+TEST(Finetune, AdaptersLearnBesideWeightsThatStay) {
+  const TempDir folder;
+  const Overrides base = from_directory(model_directory(folder));
+  Overrides longer = base;
+  longer.push_back("train.steps=30");
+  const Recipe recipe = recipe_of(lora, longer);
+  std::vector<std::vector<double>> start;
+  std::vector<std::string> names;
+  const TinyResult r = tiny_run(recipe, 1, 1, 4, {}, DeviceKind::cpu, [&](Session& s) {
+    for (const auto& p : s.params.all()) {
+      start.push_back(test::read(p->value));
+      names.push_back(p->name);
+    }
+    return std::unique_ptr<StepHook>();
+  });
+  EXPECT_LT(r.losses.back(), r.losses.front() - 0.1);
+  for (size_t i = 0; i < names.size(); ++i)
+    EXPECT_EQ(r.parameters[i] != start[i], names[i].find("lora") != std::string::npos) << names[i];
+}
+
+TEST(Finetune, ACheckpointOfAdaptersIsTheMergedModel) {
+  const TempDir folder, out;
+  Overrides o = from_directory(model_directory(folder));
+  o.push_back("run.output_dir=" + out.path().string());
+  o.push_back("checkpoint.every_steps=null");
+  const Recipe recipe = recipe_of(lora, o);
+  const Outcome trained = train(recipe, *make_self_comm());
+  // Weights and factors by name, as they were when training ended.
+  Session session(recipe, *make_self_comm(), Queue{}, {});
+  std::map<std::string, std::vector<double>> values;
+  for (size_t i = 0; i < trained.parameters.size(); ++i)
+    values[session.params.all()[i]->name] = trained.parameters[i];
+  const HubModel hub(out.path() / "tiny" / "checkpoints" / "step-00000006");
+  ParamStore merged;
+  make_llama(hub.spec(), 32)->declare(merged);
+  merged.materialize({}, DType::f32, ParamStore::Gradients::off);
+  hub.load(Queue{}, merged);
+  int adapted = 0;
+  for (const auto& p : merged.all()) {
+    std::vector<double> expected = values.at(p->name);
+    for (const AdapterNames& names : session.finetuning->adapters()) {
+      if (names.weight != p->name) continue;
+      ++adapted;
+      const auto &a = values.at(names.a), &b = values.at(names.b);
+      const size_t cols = static_cast<size_t>(names.a_shape[1]), rank = 4;
+      for (size_t i = 0; i < expected.size(); ++i)
+        for (size_t r = 0; r < rank; ++r)
+          expected[i] += 2.0 * b[i / cols * rank + r] * a[r * cols + i % cols];
+    }
+    EXPECT_LT(test::largest_difference(test::read(p->value), expected), 1e-6) << p->name;
+  }
+  EXPECT_EQ(adapted, 4 * 7);
+}
+
+TEST(Finetune, ResumingAdaptersIsExact) {
+  const TempDir folder;
+  const Overrides base = from_directory(model_directory(folder));
+  const Outcome whole = train_in_stages(lora, base, {{1, 8}}),
+                resumed = train_in_stages(lora, base, {{1, 3}, {1, 8}});
+  EXPECT_EQ(whole.losses, resumed.losses);
+  EXPECT_EQ(whole.parameters, resumed.parameters);
+}
+
+TEST(Finetune, WhatDoesNotFitIsRefused) {
+  const auto said = [](const std::string& method, const Overrides& more = {}) {
+    return test::refusal([&] { plan_memory(recipe_of(method, more), 0, 1, 1, DeviceKind::cpu); });
+  };
+  const auto expect = [](const std::string& text, const char* part) {
+    EXPECT_NE(text.find(part), std::string::npos) << text;
+  };
+  expect(said("{method: lisa, active_layers: 5}"), "5 layers cannot be active in a model of 4");
+  expect(said("{method: owlore, active_layers: 2, rank: 33}"), "33 is more than the smaller side of");
+  expect(said("{method: galore, rank: 8, targets: 'layers.*.q'}"), "matches no matrix that trains");
+  expect(said("{method: lora, rank: 4}"), "lora adapts a model that is there");
+  expect(said("{method: lisa}", {"model.norm=ssnorm"}), "knows neither ssnorm");
+  expect(said("{method: galore, rank: 8}",
+              {"optim=[{match: '*norm*', kind: adamw, learning_rate: 1.0e-3}, {match: "
+               "'layers.*', kind: muon, learning_rate: 1.0e-3}, {match: '*', kind: adamw, "
+               "learning_rate: 1.0e-3}]"}),
+         "is trained in a subspace, which muon cannot");
+  expect(said("{method: full}",
+              {"train.precision=bf16", "train.master_weights=none",
+               "optim=[{match: '*norm*', kind: adamw, learning_rate: 1.0e-3}, {match: 'layers.*', kind: "
+               "muon, learning_rate: 1.0e-3}, {match: '*', kind: adamw, learning_rate: 1.0e-3}]"}),
+         "muon needs fp32 masters");
+}
+
+}  // namespace
+}  // namespace osprey
