@@ -2,7 +2,8 @@
 # Shared by launch/quickstart, test, sweep, gpu-deps and gpu-check; sourced, not run. Expects the repository root as the folder.
 
 build_packages=(g++ cmake ninja-build pkg-config libopenmpi-dev openmpi-bin libyaml-cpp-dev libdnnl-dev
-  libcli11-dev nlohmann-json3-dev libfmt-dev libsentencepiece-dev libeigen3-dev zlib1g-dev libzstd-dev)
+  libcli11-dev nlohmann-json3-dev libfmt-dev libsentencepiece-dev libpcre2-dev libutf8proc-dev libeigen3-dev zlib1g-dev
+  libzstd-dev)
 corpus_packages=(dict-gcide)               # the English dictionary that the quickstart trains on
 test_packages=(libgtest-dev iproute2)      # iproute2: two hosts made of network namespaces
 

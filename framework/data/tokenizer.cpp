@@ -11,7 +11,8 @@
 namespace osprey {
 namespace {
 
-constexpr const char* kCure = "give the tokenizer directory that osprey prepare wrote, or the word bytes";
+constexpr const char* kCure =
+    "give the tokenizer directory that osprey prepare wrote, a Hugging Face directory, or the word bytes";
 
 constexpr int64_t kMaxLabelBytes = 1 << 16, kMaxModelBytes = int64_t{1} << 28;
 
@@ -42,16 +43,41 @@ class BytesTokenizer final : public Tokenizer {
 
 struct TokenizerLabel {
   std::string kind, fingerprint;
+  SpecialIds ids;  // of kind bpe
 };
 
 TokenizerLabel read_label(const std::string& path) {
   const auto json = read_json(path, kMaxLabelBytes, /*most_depth=*/4);
-  const auto word = [&](const char* key) -> std::string {
-    require(json.is_object() && json.contains(key) && json[key].is_string(), "tokenizer",
-            "{} is not a tokenizer description (no word `{}`); {}", path, key, kCure);
-    return json[key].get<std::string>();
+  const auto member = [&](const char* key, const char* type, auto is) -> const nlohmann::json& {
+    require(json.is_object() && json.contains(key) && (json[key].*is)(), "tokenizer",
+            "{} is not a tokenizer description (no {} `{}`); {}", path, type, key, kCure);
+    return json[key];
   };
-  return {word("kind"), word("fingerprint")};
+  const auto word = [&](const char* key) {
+    return member(key, "word", &nlohmann::json::is_string).template get<std::string>();
+  };
+  TokenizerLabel label{word("kind"), word("fingerprint"), {}};
+  if (label.kind != "bpe") return label;
+  const auto token = [&](const nlohmann::json& value) {
+    require(value.is_number_integer() && value >= 0 && value <= INT32_MAX, "tokenizer",
+            "{} has the token {}, which is no token number; {}", path, value.dump(), kCure);
+    return value.get<int32_t>();
+  };
+  if (json.contains("bos_id")) label.ids.bos = token(json["bos_id"]);
+  label.ids.adds_bos = member("adds_bos", "flag", &nlohmann::json::is_boolean).get<bool>();
+  label.ids.eos = token(member("eos_id", "number", &nlohmann::json::is_number_integer));
+  for (const auto& stop : member("stop_ids", "list", &nlohmann::json::is_array))
+    label.ids.stops.push_back(token(stop));
+  return label;
+}
+
+/// A tokenizer.json and what stands beside it.
+std::unique_ptr<Tokenizer> load_bpe(const std::filesystem::path& path, std::optional<SpecialIds> ids) {
+  const std::filesystem::path directory = path.parent_path().empty() ? "." : path.parent_path();
+  return make_bpe_tokenizer(read_file(path, kMaxModelBytes), {.path = path.string(),
+                                                              .directory = directory,
+                                                              .ids = std::move(ids),
+                                                              .beside = read_tokenizer_files(directory)});
 }
 
 }  // namespace
@@ -62,6 +88,10 @@ void save_tokenizer_label(const Tokenizer& tokenizer, const std::string& directo
                                  {"vocab_size", tokenizer.vocab_size()},
                                  {"eos_id", tokenizer.eos_id()}};
   if (tokenizer.bos_id()) json["bos_id"] = *tokenizer.bos_id();
+  if (tokenizer.kind() == "bpe") {
+    json["adds_bos"] = tokenizer.adds_bos();
+    json["stop_ids"] = tokenizer.stop_ids();
+  }
   write_file(directory + "/osprey_tokenizer.json", json.dump(2) + "\n");
 }
 
@@ -74,24 +104,30 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& where) {
   require(!where.empty(), "tokenizer", "no tokenizer is named; {}", kCure);
   require(fs::exists(where, ignored), "tokenizer", "{} does not exist; {}", where, kCure);
   if (fs::is_regular_file(where, ignored))
-    return make_sentencepiece_tokenizer(read_file(where, kMaxModelBytes), where);
+    return where.ends_with(".json") ? load_bpe(where, {})
+                                    : make_sentencepiece_tokenizer(read_file(where, kMaxModelBytes), where);
 
-  const std::string label_path = where + "/osprey_tokenizer.json", model_path = where + "/tokenizer.model";
-  // A directory from elsewhere has only the model, and then nothing to compare it with.
-  const bool labelled = fs::exists(label_path, ignored);
-  require(labelled || fs::exists(model_path, ignored), "tokenizer",
-          "{} holds neither osprey_tokenizer.json nor tokenizer.model; {}", where, kCure);
-  if (!labelled) return make_sentencepiece_tokenizer(read_file(model_path, kMaxModelBytes), model_path);
+  const std::string label_path = where + "/osprey_tokenizer.json", json_path = where + "/tokenizer.json",
+                    model_path = where + "/tokenizer.model";
+  // A directory from elsewhere has no label, and then nothing to compare it with.
+  if (!fs::exists(label_path, ignored)) {
+    if (fs::exists(json_path, ignored)) return load_bpe(json_path, {});
+    require(fs::exists(model_path, ignored), "tokenizer",
+            "{} holds neither osprey_tokenizer.json, tokenizer.json nor tokenizer.model; {}", where, kCure);
+    return make_sentencepiece_tokenizer(read_file(model_path, kMaxModelBytes), model_path);
+  }
 
   const TokenizerLabel label = read_label(label_path);
-  require(label.kind == "bytes" || label.kind == "sentencepiece", "tokenizer",
-          "{} names kind `{}`, expected bytes or sentencepiece", label_path, label.kind);
-  auto tokenizer = label.kind == "bytes"
-                       ? make_bytes_tokenizer()
+  require(label.kind == "bytes" || label.kind == "sentencepiece" || label.kind == "bpe", "tokenizer",
+          "{} names kind `{}`, expected bytes, sentencepiece or bpe", label_path, label.kind);
+  auto tokenizer = label.kind == "bytes" ? make_bytes_tokenizer()
+                   : label.kind == "bpe"
+                       ? load_bpe(json_path, label.ids)
                        : make_sentencepiece_tokenizer(read_file(model_path, kMaxModelBytes), model_path);
   require(tokenizer->fingerprint() == label.fingerprint, "tokenizer",
-          "{} has fingerprint {}, but {} says {}: the model was replaced or damaged; restore it", model_path,
-          tokenizer->fingerprint(), label_path, label.fingerprint);
+          "{} has fingerprint {}, but {} says {}: the model was replaced or damaged; restore it",
+          label.kind == "bpe" ? json_path : model_path, tokenizer->fingerprint(), label_path,
+          label.fingerprint);
   return tokenizer;
 }
 
