@@ -26,7 +26,7 @@ struct Add {
 };
 void add(const Queue& queue, const Add& args);
 
-/// y = x + bias in every row. Shapes: y, x (N, C), bias (C), one dtype.
+/// y = x + bias in every row. Shapes: y, x (N, C), bias (C), one dtype. Aliasing: y may be x.
 struct AddBias {
   Tensor y, x, bias;
 };

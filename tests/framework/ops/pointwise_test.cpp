@@ -4,7 +4,9 @@
 
 #include <cmath>
 
+#include "kernels/core/check.h"
 #include "kernels/numerics/exp.h"
+#include "kernels/pointwise.h"
 #include "tests/support/op_case.h"
 
 using namespace osprey;
@@ -44,6 +46,45 @@ TEST(AddBias, PassesTheOpCase) {
                   for (size_t i = 0; i < y.size(); ++i) y[i] += v[1][i % 11];
                   return y;
                 }});
+}
+
+TEST(AddBias, OfSeveralSideBySidePassesTheOpCase) {
+  // In place, so the op case, which runs twice on its inputs, gives it a copy.
+  const auto fresh = [](Tape& t, Var x) {
+    const Tensor y = t.alloc(t.value(x).shape, t.value(x).dtype);
+    kernels::copy(t.queue(), {.y = y, .x = t.value(x)});
+    return t.record("fresh", y, {x}, [=, &t](Tensor dy) { t.pass_grad(x, dy); });
+  };
+  constexpr auto parameter = OpInput::Kind::parameter;
+  check_op({.name = "add_biases",
+            .inputs = {{.shape = {29, 24}},
+                       {.shape = {11}, .kind = parameter},
+                       {.shape = {5}, .kind = parameter},
+                       {.shape = {8}, .kind = parameter}},
+            .build =
+                [fresh](Tape& t, const std::vector<Var>& v) {
+                  Parameter* const biases[] = {t.parameter(v[1]), t.parameter(v[2]), t.parameter(v[3])};
+                  return add_biases(t, fresh(t, v[0]), biases);
+                },
+            .oracle =
+                [](const std::vector<Values>& v) {
+                  Values y = v[0];
+                  for (size_t i = 0; i < y.size(); ++i) {
+                    const size_t c = i % 24;
+                    y[i] += c < 11 ? v[1][c] : c < 16 ? v[2][c - 11] : v[3][c - 16];
+                  }
+                  return y;
+                }});
+}
+
+TEST(AddBias, OfSeveralMustCoverTheColumns) {
+  TestBed bed;
+  const Var x = bed.tape.input(make(bed.inputs, {2, 9}, DType::f32, Values(18, 1.0)));
+  ParamStore params;
+  Parameter* const biases[] = {&params.add("a", -1, {4}, {}), &params.add("b", -1, {4}, {})};
+  params.materialize(bed.tape.queue().device, DType::f32, ParamStore::Gradients::off);
+  EXPECT_THROW(add_biases(bed.tape, x, biases), Error);
+  EXPECT_THROW(add_biases(bed.tape, x, std::span(biases).first(1)), Error);
 }
 
 TEST(Swiglu, PassesTheOpCase) {

@@ -1,8 +1,8 @@
+#include "models/spec.h"
+
 #include <fmt/format.h>
 
 #include <cstdint>
-
-#include "models/llama/llama.h"
 
 namespace osprey {
 
@@ -31,7 +31,11 @@ void ModelSpec::fields(Fields& f) {
       "outlier-safe pretraining (arXiv 2506.19697)");
   f("norm_eps", norm_eps, "added to the mean square", positive());
   f("rope_theta", rope_theta, "base of the rotary frequencies", positive());
+  f.section("rope_scaling", rope_scaling, "positions stretched for longer texts; as they are if absent");
   f("qk_norm", qk_norm, "RMSNorm over each head's queries and keys before rotation");
+  f("qkv_bias", qkv_bias, "queries, keys and values have biases, as in Qwen2");
+  f("output_bias", output_bias, "so has what attention gives to the residual stream");
+  f("mlp_bias", mlp_bias, "the linear layers of the MLP have biases");
   f("tie_embeddings", tie_embeddings, "the head shares the embedding's weight");
   f("embedding_projection", embedding_projection,
     "two orthogonally initialised C x C matrices, after the embedding and before the head, which spread what "
@@ -44,6 +48,8 @@ void ModelSpec::fields(Fields& f) {
     "stream (attn.o, mlp.down) are divided by sqrt(2 layers)",
     positive());
   f.section("attention", attention, "attention variant");
+  const std::string problem = layer_list_problem(attention.window_layers, layers);
+  f.rule(problem.empty(), "attention.window_layers", problem);
 }
 
 }  // namespace osprey
