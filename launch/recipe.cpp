@@ -66,6 +66,10 @@ void Recipe::fields(Fields& f) {
   f.rule(!telemetry.oscillation || four_bits, "telemetry.oscillation",
          "follows weights of 4 bits, and no group of quant has any; give one weights in mxfp4, nvfp4 or an "
          "int4 format, or leave oscillation off");
+  f.rule(model.family != ModelSpec::Family::gpt || data.sequence_len <= model.max_positions,
+         "model.max_positions",
+         fmt::format("{} positions are fewer than data.sequence_len {}; raise the one or lower the other",
+                     model.max_positions, data.sequence_len));
   f.rule(!optim.empty(), "optim",
          "names no optimizer; `- { match: \"*\", kind: adamw, learning_rate: 5.0e-4 }` is the least");
   const std::string problem = schedule_problem(schedule, train);

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "framework/config/fields.h"
+#include "framework/ops/pointwise.h"
 #include "models/layers/attention_spec.h"
 #include "models/layers/norm.h"
 #include "models/layers/rope_spec.h"
@@ -11,7 +12,7 @@
 namespace osprey {
 
 struct ModelSpec {
-  enum class Family { llama };
+  enum class Family { llama, gpt };
   Family family = Family::llama;
   int64_t layers = 8;
   int64_t hidden_size = 512;
@@ -22,6 +23,8 @@ struct ModelSpec {
   int64_t vocab_size = 8192;
   NormKind norm = NormKind::rmsnorm;
   double norm_eps = 1e-6;
+  Activation activation = Activation::gelu;  // gpt only, as the number of positions
+  int64_t max_positions = 1024;
   double rope_theta = 10000;
   std::optional<RopeScalingSpec> rope_scaling;
   bool qk_norm = false;

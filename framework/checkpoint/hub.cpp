@@ -1,7 +1,6 @@
 #include "framework/checkpoint/hub.h"
 
 #include <algorithm>
-#include <cmath>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -134,33 +133,33 @@ std::vector<StoredTensor> stored_tensors(const HubLayout& layout, StoredType typ
   return tensors;
 }
 
+/// Calls use(rows) for a few rows after the other, in fp32.
+template <class Use>
+void each_rows(const Queue& queue, const HubTensor& t, const ReadParameter& read, Scratch& scratch,
+               const Use& use) {
+  const int64_t columns = t.shape[-1], rows = columns ? t.shape.numel() / columns : 0;
+  const int64_t step = std::max<int64_t>(1, block_elements / std::max<int64_t>(1, columns));
+  for (int64_t begin = 0; begin < rows; begin += step)
+    use(rows_of(queue, t, read, begin, std::min(rows, begin + step), columns, scratch));
+}
+
 /// Calls use(values) for a few rows after the other, in `type`.
 template <class Use>
 void each_block(const Queue& queue, const HubTensor& t, const ReadParameter& read, StoredType type,
                 Scratch& scratch, const Use& use) {
-  const int64_t columns = t.shape[-1], rows = columns ? t.shape.numel() / columns : 0;
-  const int64_t step = std::max<int64_t>(1, block_elements / std::max<int64_t>(1, columns));
-  for (int64_t begin = 0; begin < rows; begin += step) {
-    const Tensor block = rows_of(queue, t, read, begin, std::min(rows, begin + step), columns, scratch);
+  each_rows(queue, t, read, scratch, [&](const Tensor& block) {
     const std::span<const float> values(block.as<float>(), static_cast<size_t>(block.numel()));
-    if (type == StoredType::f32) {
-      use(std::as_bytes(values));
-      continue;
-    }
+    if (type == StoredType::f32) return use(std::as_bytes(values));
     if (type == StoredType::f16) {
       scratch.halves.resize(values.size());
-      for (size_t i = 0; i < values.size(); ++i) {
-        scratch.halves[i] = float_to_half(values[i]);
-        require((scratch.halves[i] & 0x7fffu) != 0x7c00u || std::isinf(values[i]), "export",
-                "{} holds {}, which F16 cannot; write BF16 or F32", t.name, values[i]);
-      }
-      use(std::as_bytes(std::span(scratch.halves)));
-      continue;
+      for (size_t i = 0; i < values.size(); ++i)
+        scratch.halves[i] = checked_half(values[i], "export", t.name);
+      return use(std::as_bytes(std::span(scratch.halves)));
     }
     scratch.narrow.resize(values.size());
     for (size_t i = 0; i < values.size(); ++i) scratch.narrow[i] = to_bf16(values[i]);
     use(std::as_bytes(std::span(scratch.narrow)));
-  }
+  });
 }
 
 /// A tensor packed in memory of its own.
@@ -253,6 +252,12 @@ FileRecord write_hub_tensors(const Queue& queue, const fs::path& path, const Hub
     writer.write(s.name, packed->bytes(part.what));
   }
   return writer.finish();
+}
+
+void for_each_hub_rows(const Queue& queue, const HubTensor& t, const ReadParameter& read,
+                       const std::function<void(const Tensor& rows)>& use) {
+  Scratch scratch;
+  each_rows(queue, t, read, scratch, use);
 }
 
 /// Bytes of a tensor of the layout in the file.

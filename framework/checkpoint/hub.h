@@ -66,6 +66,10 @@ using ReadParameter = std::function<void(const std::string& name, int64_t begin,
 void read_hub_parameter(const SafetensorsModel& model, const HubTensor& t, const std::string& name,
                         int64_t begin, const Tensor& out);
 
+/// Calls use(rows) for a tensor that is not packed, in fp32, a few rows (n, last dimension) after the other.
+void for_each_hub_rows(const Queue& queue, const HubTensor& t, const ReadParameter& read,
+                       const std::function<void(const Tensor& rows)>& use);
+
 /// Writes all tensors of `layout` into one safetensors file, a few rows at a time.
 /// Numerics: everything is formed in fp32 from what `read` gives and rounded once to `type`; a packed tensor
 /// is quantized from there. Errors: throws where a packed tensor holds NaN or Inf, or F16 a number beyond

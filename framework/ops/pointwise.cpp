@@ -72,6 +72,16 @@ Var swiglu(Tape& t, Var gate_up) {
   });
 }
 
+Var activate(Tape& t, Var x, Activation activation) {
+  const Tensor in = t.value(x);  // (N, F)
+  const Tensor y = t.alloc(in.shape, in.dtype);
+  kernels::activation_forward(t.queue(), {.y = y, .x = in, .activation = activation});
+  return t.record("activate", y, {x}, [=, &t](Tensor dy) {
+    kernels::activation_backward(t.queue(),
+                                 {.dx = t.grad(x), .dy = dy, .x = t.value(x), .activation = activation});
+  });
+}
+
 Var embedding(Tape& t, const Tensor& tokens, Var weight) {
   const Tensor table = t.value(weight);  // (V, C)
   const Tensor y = t.alloc({tokens.numel(), table.cols()}, table.dtype);

@@ -2,6 +2,7 @@
 #include <span>
 
 #include "framework/tape/tape.h"
+#include "kernels/numerics/activation.h"
 
 namespace osprey {
 
@@ -22,6 +23,9 @@ Tensor cast(Tape& t, Var x, DType dtype);
 
 /// silu(gate) * up. Shapes: gate_up (..., 2F) = [gate | up] -> (..., F).
 Var swiglu(Tape& t, Var gate_up);
+
+/// activation(x). Shapes: x (N, F) -> (N, F).
+Var activate(Tape& t, Var x, Activation activation);
 
 /// Rows of `weight`. Shapes: tokens (N) i32, weight (V, C) -> (N, C).
 Var embedding(Tape& t, const Tensor& tokens, Var weight);

@@ -2,7 +2,11 @@
 // IEEE half precision (binary16) in software, for files.
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
+#include <string_view>
+
+#include "kernels/core/check.h"
 
 namespace osprey {
 
@@ -30,6 +34,15 @@ inline uint16_t float_to_half(float x) {
   }
   const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
   return sign | static_cast<uint16_t>((rounded - 0x38000000u) >> 13);
+}
+
+/// As above. Errors: a finite number that only infinity could stand for; `where` and `what` are for the
+/// message.
+inline uint16_t checked_half(float x, std::string_view where, std::string_view what) {
+  const uint16_t half = float_to_half(x);
+  require((half & 0x7fffu) != 0x7c00u || std::isinf(x), where,
+          "{} holds {}, which F16 cannot; take BF16 or F32", what, x);
+  return half;
 }
 
 }  // namespace osprey

@@ -31,7 +31,7 @@ struct HubFamily {
   std::optional<std::string> (*beyond)(const ModelSpec& spec) = nullptr;
 };
 
-extern const HubFamily llama_hub;
+extern const HubFamily llama_hub, gpt2_hub, opt_hub;
 
 /// All of them.
 std::vector<const HubFamily*> hub_families();

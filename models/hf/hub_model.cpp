@@ -92,9 +92,12 @@ void refuse_pickles(const fs::path& directory) {
 
 }  // namespace
 
-std::vector<const HubFamily*> hub_families() { return {&llama_hub}; }
+std::vector<const HubFamily*> hub_families() { return {&llama_hub, &gpt2_hub, &opt_hub}; }
 
-const HubFamily& hub_family(const ModelSpec&) { return llama_hub; }
+const HubFamily& hub_family(const ModelSpec& spec) {
+  if (spec.family == ModelSpec::Family::llama) return llama_hub;
+  return spec.activation == Activation::gelu ? gpt2_hub : opt_hub;
+}
 
 std::optional<std::string> beyond_transformers(const ModelSpec& spec) {
   return hub_family(spec).beyond(spec);
@@ -129,7 +132,9 @@ HubModel::HubModel(const fs::path& directory) {
   spec_ = family.read(config);
   // The rules of the recipe hold for a config, too (heads divide the width, ...).
   read_spec<ModelSpec>(dump_spec(spec_), config.where());
-  context_.sequence_len = config.whole("max_position_embeddings", 2048);
+  context_.sequence_len = spec_.family == ModelSpec::Family::gpt
+                              ? spec_.max_positions
+                              : config.whole("max_position_embeddings", 2048);
   context_.bos_id = first(config.tokens("bos_token_id"));
   context_.eos_id = first(config.tokens("eos_token_id"));
   context_.pad_id = first(config.tokens("pad_token_id"));

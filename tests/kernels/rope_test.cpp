@@ -153,11 +153,11 @@ TEST(RopeKernel, FrequenciesAreThoseOfLlama3) {
 
 /// theta 5e5, head size 128: frequencies and magnitude as transformers 4.52 computes them
 /// (modeling_rope_utils.ROPE_INIT_FUNCTIONS).
-struct Scaled {
+struct Stretched {
   RopeScaling scaling;
   std::vector<std::pair<int64_t, double>> frequencies;
 };
-const Scaled scaled[] = {
+const Stretched stretched[] = {
     {{.kind = RopeScaling::Kind::linear, .factor = 3},
      {{0, 0.3333333432674408}, {20, 0.005520146805793047}, {63, 8.183802151506825e-07}}},
     {{.kind = RopeScaling::Kind::llama3, .factor = 8, .original_len = 8192, .slow = 1, .fast = 4},
@@ -181,7 +181,7 @@ const Scaled scaled[] = {
       {63, 6.137851755738666e-07}}}};
 
 TEST(RopeKernel, ScaledFrequenciesAreThoseOfTransformers) {
-  for (const Scaled& s : scaled) {
+  for (const Stretched& s : stretched) {
     Buffer q({1, 128}, DType::f32), k({1, 128}, DType::f32), positions({1}, DType::i32);
     q.fill_value(0);
     k.fill_value(0);
@@ -203,7 +203,7 @@ TEST(RopeKernel, ScaledFrequenciesAreThoseOfTransformers) {
 }
 
 TEST(RopeKernel, ThereAndBackAScaledTurnMultipliesByTheSquareOfItsMagnitude) {
-  for (const Scaled& s : scaled) {
+  for (const Stretched& s : stretched) {
     Tensors t(DType::f32, 20, 2, 1, 128, Norms::none);
     const std::vector<double> before = t.qkv.values();
     kernels::rope_forward(t.on.queue, {.q = t.q(),
@@ -228,7 +228,7 @@ TEST(RopeKernel, ThereAndBackAScaledTurnMultipliesByTheSquareOfItsMagnitude) {
 
 TEST(RopeKernel, AScaledTurnFollowsTheNorms) {
   // Where nothing turns, at position 0, only the magnitude is left.
-  const RopeScaling& yarn = scaled[2].scaling;
+  const RopeScaling& yarn = stretched[2].scaling;
   Tensors t(DType::f32, 4, 2, 1, 64, Norms::both), plain(DType::f32, 4, 2, 1, 64, Norms::both);
   for (Tensors* each : {&t, &plain})
     for (int64_t i = 0; i < 4; ++i) each->positions.set(0, i, 0);

@@ -87,6 +87,39 @@ TEST(AddBias, OfSeveralMustCoverTheColumns) {
   EXPECT_THROW(add_biases(bed.tape, x, std::span(biases).first(1)), Error);
 }
 
+TEST(Activate, PassesTheOpCase) {
+  for (const Activation activation : {Activation::gelu, Activation::relu})
+    for (const int64_t cols : {21, 32})
+      check_op({.name = activation == Activation::gelu ? "gelu" : "relu",
+                .inputs = {{.shape = {37, cols}, .scale = 2}},
+                .build = [=](Tape& t, const std::vector<Var>& v) { return activate(t, v[0], activation); },
+                .oracle =
+                    [=](const std::vector<Values>& v) {
+                      Values y = v[0];
+                      for (double& e : y)
+                        e = activation == Activation::relu
+                                ? std::max(e, 0.0)
+                                : 0.5 * e * (1 + std::tanh(std::sqrt(2 / M_PI) * (e + 0.044715 * e * e * e)));
+                      return y;
+                    }});
+}
+
+TEST(Activate, SaturatesWithoutOverflow) {
+  TestBed bed;
+  const Values x = {1e30, -1e30, 11, -11, 0};
+  const Var in = bed.tape.source(make(bed.inputs, {1, 5}, DType::f32, x));
+  const Var out = activate(bed.tape, in, Activation::gelu);
+  const Values y = read(bed.tape.value(out));
+  EXPECT_EQ(y[0], static_cast<double>(1e30f));
+  EXPECT_EQ(y[2], 11);
+  EXPECT_NEAR(y[1], 0, 1e-6);
+  EXPECT_NEAR(y[3], 0, 1e-6);
+  bed.tape.backward_from(out, make(bed.inputs, {1, 5}, DType::f32, Values(5, 1.0)));
+  const Values dx = read(bed.tape.gradient_of(in));
+  for (size_t i = 0; i < 5; ++i) EXPECT_NEAR(dx[i], (Values{1, 0, 1, 0, 0.5})[i], 1e-6) << i;
+  bed.tape.reset();
+}
+
 TEST(Swiglu, PassesTheOpCase) {
   check_op({.name = "swiglu",
             .inputs = {{.shape = {37, 2 * 21}, .scale = 2}},

@@ -41,7 +41,7 @@ MODELS = {
                                         eos_token_id=2, attn_implementation="eager", attn_pdrop=0.0, embd_pdrop=0.0,
                                         resid_pdrop=0.0)), "float32", "5GB"),
     "opt": (OPTForCausalLM(OPTConfig(vocab_size=48, hidden_size=16, word_embed_proj_dim=16, ffn_dim=24,
-                                     num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32,
+                                     num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32, pad_token_id=47,
                                      dropout=0.0, attn_implementation="eager")), "float32", "5GB"),
 }
 
