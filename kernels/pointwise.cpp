@@ -59,6 +59,19 @@ void swiglu_backward(const Queue& queue, const SwigluBackward& b) {
   dispatch(queue, b, cpu::swiglu_backward, cuda::swiglu_backward);
 }
 
+void activation_forward(const Queue& queue, const ActivationForward& f) {
+  same("activation", "y", f.y, f.x);
+  dispatch(queue, f, cpu::activation_forward, cuda::activation_forward);
+}
+
+void activation_backward(const Queue& queue, const ActivationBackward& b) {
+  same("activation", "dy", b.dy, b.x);
+  if (!b.dx) return;
+  require(!b.dx.add, "activation", "x has one reader; its gradient cannot be accumulated");
+  same("activation", "dx", b.dx.tensor, b.x);
+  dispatch(queue, b, cpu::activation_backward, cuda::activation_backward);
+}
+
 void embedding_forward(const Queue& queue, const EmbeddingForward& f) {
   require(f.weight.cols() == f.y.cols() && f.weight.dtype == f.y.dtype, "embedding",
           "weight must be {} (V, {}), got {}", name(f.y.dtype), f.y.cols(), f.weight);

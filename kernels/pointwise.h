@@ -1,8 +1,9 @@
 #pragma once
-// Element-wise arithmetic: copies, sums, SwiGLU, embedding rows.
+// Element-wise arithmetic: copies, sums, activations, SwiGLU, embedding rows.
 
 #include "kernels/core/queue.h"
 #include "kernels/core/tensor.h"
+#include "kernels/numerics/activation.h"
 
 namespace osprey::kernels {
 
@@ -26,7 +27,7 @@ struct Add {
 };
 void add(const Queue& queue, const Add& args);
 
-/// y = x + bias in every row. Shapes: y, x (N, C), bias (C), one dtype.
+/// y = x + bias in every row. Shapes: y, x (N, C), bias (C), one dtype. Aliasing: y may be x.
 struct AddBias {
   Tensor y, x, bias;
 };
@@ -54,6 +55,22 @@ struct SwigluBackward {
 };
 void swiglu_backward(const Queue& queue, const SwigluBackward& args);
 
+/// y = activation(x). Shapes: y, x (N, F), one dtype. Aliasing: y may be x where no backward follows.
+/// Numerics: fp32, rounded once.
+struct ActivationForward {
+  Tensor y, x;
+  Activation activation = Activation::gelu;
+};
+void activation_forward(const Queue& queue, const ActivationForward& args);
+
+/// dx = dy * slope(x). Shapes: dx, dy, x (N, F). dx cannot be accumulated.
+struct ActivationBackward {
+  Accum dx;
+  Tensor dy, x;
+  Activation activation = Activation::gelu;
+};
+void activation_backward(const Queue& queue, const ActivationBackward& args);
+
 /// y[n] = weight[tokens[n]]. Shapes: y (N, C), tokens (N) i32, weight (V, C).
 /// Errors: a token outside [0, V) throws on the CPU; a GPU makes its row NaN.
 struct EmbeddingForward {
@@ -79,6 +96,8 @@ void add_bias(const Queue& queue, const kernels::AddBias& args);
 void bias_backward(const Queue& queue, const kernels::BiasBackward& args);
 void swiglu_forward(const Queue& queue, const kernels::SwigluForward& args);
 void swiglu_backward(const Queue& queue, const kernels::SwigluBackward& args);
+void activation_forward(const Queue& queue, const kernels::ActivationForward& args);
+void activation_backward(const Queue& queue, const kernels::ActivationBackward& args);
 void embedding_forward(const Queue& queue, const kernels::EmbeddingForward& args);
 void embedding_backward(const Queue& queue, const kernels::EmbeddingBackward& args);
 }  // namespace osprey::cpu
@@ -90,6 +109,8 @@ void add_bias(const Queue& queue, const kernels::AddBias& args);
 void bias_backward(const Queue& queue, const kernels::BiasBackward& args);
 void swiglu_forward(const Queue& queue, const kernels::SwigluForward& args);
 void swiglu_backward(const Queue& queue, const kernels::SwigluBackward& args);
+void activation_forward(const Queue& queue, const kernels::ActivationForward& args);
+void activation_backward(const Queue& queue, const kernels::ActivationBackward& args);
 void embedding_forward(const Queue& queue, const kernels::EmbeddingForward& args);
 void embedding_backward(const Queue& queue, const kernels::EmbeddingBackward& args);
 }  // namespace osprey::cuda

@@ -29,10 +29,17 @@ struct Check {
 };
 
 Check check(const char* where, const Queue& queue, const Tensor& q, const Tensor& k, const Tensor& positions,
-            int64_t head_size, double theta) {
+            int64_t head_size, double theta, const RopeScaling& scaling) {
   require(head_size >= 8 && head_size <= 256 && head_size % 8 == 0, where,
           "head size must be a multiple of 8 from 8 to 256, got {}", head_size);
   require(theta > 0, where, "theta must be positive, got {}", theta);
+  require(scaling.factor >= 1 && scaling.magnitude > 0, where,
+          "rotary positions need a factor of at least 1 and a positive magnitude, got {} and {}",
+          scaling.factor, scaling.magnitude);
+  require(scaling.kind == RopeScaling::Kind::none || scaling.kind == RopeScaling::Kind::linear ||
+              (scaling.original_len >= 1 && scaling.slow > 0 && scaling.fast > scaling.slow),
+          where, "llama3 and yarn need an original length and 0 < slow < fast, got {}, {} and {}",
+          scaling.original_len, scaling.slow, scaling.fast);
   require(q.dtype == DType::bf16 || q.dtype == DType::f32, where, "q must be bf16 or f32, got {}", q);
   const Check c{where, queue, q.rows(), head_size, q.dtype};
   c.heads("q", q);
@@ -49,7 +56,7 @@ int64_t rope_partials(const Queue& queue, int64_t rows) {
 }
 
 void rope_forward(const Queue& queue, const RopeForward& a) {
-  const Check c = check("rope", queue, a.q, a.k, a.positions, a.head_size, a.theta);
+  const Check c = check("rope", queue, a.q, a.k, a.positions, a.head_size, a.theta, a.scaling);
   c.weight("q_weight", a.q_weight);
   c.weight("k_weight", a.k_weight);
   if (a.saved.defined()) c.tensor("saved", a.saved, {c.rows, a.q.cols() + a.k.cols()}, c.dtype);
@@ -57,7 +64,7 @@ void rope_forward(const Queue& queue, const RopeForward& a) {
 }
 
 void rope_backward(const Queue& queue, const RopeBackward& a) {
-  const Check c = check("rope backward", queue, a.dy_q, a.dy_k, a.positions, a.head_size, a.theta);
+  const Check c = check("rope backward", queue, a.dy_q, a.dy_k, a.positions, a.head_size, a.theta, a.scaling);
   c.weight("q_weight", a.q_weight);
   c.weight("k_weight", a.k_weight);
   if (a.dx_q.defined()) c.tensor("dx_q", a.dx_q, a.dy_q.shape, c.dtype);

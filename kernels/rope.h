@@ -4,6 +4,7 @@
 
 #include "kernels/core/queue.h"
 #include "kernels/core/tensor.h"
+#include "kernels/numerics/rope.h"
 
 namespace osprey::kernels {
 
@@ -13,6 +14,7 @@ struct RopeForward {
   Tensor positions;  // (N) i32, at least 0
   int64_t head_size = 0;
   double theta = 10000;
+  RopeScaling scaling = {};
   Tensor q_weight = {};  // (D): normalise each query head first; dtype of q
   Tensor k_weight = {};  // (D): likewise for keys
   float eps = 1e-6f;     // of the norms
@@ -21,12 +23,13 @@ struct RopeForward {
 };
 
 /// x = x * rsqrt(mean(x^2) + eps) * weight for each head that has a weight, then each pair
-/// (x[i], x[i + D/2]) turns by the angle position * theta^(-2i/D).
+/// (x[i], x[i + D/2]) turns by the angle position * theta^(-2i/D), stretched as `scaling` says, and grows by
+/// scaling.magnitude.
 /// Shapes: D a multiple of 8 up to 256. Rows of q and k may be strided.
 /// Numerics: fp32 in one pass with a single rounding; cosines and sines are computed in fp64 once, on a GPU
 /// as turn_by() of kernels/numerics/rope.h does.
-/// Errors: throws when shapes do not fit; a negative position throws on the CPU, a GPU makes its row NaN.
-/// Reference: Su et al., "RoFormer" (2021); half-split pairs as in Hugging Face's Llama.
+/// Errors: throws when shapes or the scaling do not fit; a negative position throws on the CPU, a GPU makes
+/// its row NaN. Reference: Su et al., "RoFormer" (2021); half-split pairs as in Hugging Face's Llama.
 void rope_forward(const Queue& queue, const RopeForward& args);
 
 struct RopeBackward {
@@ -36,6 +39,7 @@ struct RopeBackward {
   Tensor positions;
   int64_t head_size = 0;
   double theta = 10000;
+  RopeScaling scaling = {};
   Tensor q_weight = {}, k_weight = {};
   float eps = 1e-6f;
   Tensor saved = {};    // as forward left it; needed with weights only

@@ -2,7 +2,7 @@
 
 #include "kernels/core/random.h"
 #include "launch/together.h"
-#include "models/llama/hf.h"
+#include "models/hf/hub_model.h"
 
 namespace osprey {
 

@@ -60,7 +60,7 @@ LoadedModel::LoadedModel(const fs::path& given, int threads, Device device)
       pool("activation gradients", queue.device),
       tape(queue, activations, pool) {
   if (fs::exists(path / "manifest.json")) verify_files(path, read_manifest(path));
-  model = make_llama(hub.spec(), std::max<int64_t>(1, hub.context().sequence_len));
+  model = make_model(hub.spec(), std::max<int64_t>(1, hub.context().sequence_len));
   schemes = declare(hub, *model, params, queue.device);
   hub.load(queue, params);
   tape.set_mode(Tape::Mode::evaluate);
@@ -76,7 +76,7 @@ void LoadedModel::require_unpacked(const char* what) const {
 void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t sequence_len) {
   const Queue meta{
       .device = {DeviceKind::meta, 0}, .threads = loaded.queue.threads, .planned = loaded.queue.device.kind};
-  const auto model = make_llama(loaded.hub.spec(), sequence_len);
+  const auto model = make_model(loaded.hub.spec(), sequence_len);
   ParamStore params;
   const auto schemes = declare(loaded.hub, *model, params, meta.device);
   Arena activations("activations", meta.device, 0), tokens("token buffers", meta.device, 0);

@@ -11,7 +11,7 @@
 #include "framework/quant/scheme.h"
 #include "kernels/device.h"
 #include "launch/recipe.h"
-#include "models/llama/hf.h"
+#include "models/hf/hub_model.h"
 
 namespace osprey {
 

@@ -5,7 +5,7 @@
 #include "framework/config/dumper.h"
 #include "framework/config/reader.h"
 #include "kernels/core/check.h"
-#include "models/llama/hf.h"
+#include "models/hf/hub_model.h"
 
 namespace osprey {
 namespace {
@@ -91,6 +91,10 @@ void Recipe::fields(Fields& f) {
          "lora adapts a model that is there; name its directory in model.path");
   f.rule(!data.tokenizer.empty() || !model_path.empty(), "data.tokenizer",
          "is not given; osprey prepare writes one beside the shards");
+  f.rule(model.family != ModelSpec::Family::gpt || data.sequence_len <= model.max_positions,
+         "model.max_positions",
+         fmt::format("{} positions are fewer than data.sequence_len {}; raise the one or lower the other",
+                     model.max_positions, data.sequence_len));
   f.rule(!optim.empty(), "optim",
          "names no optimizer; `- { match: \"*\", kind: adamw, learning_rate: 5.0e-4 }` is the least");
   const std::string problem = schedule_problem(schedule, train);

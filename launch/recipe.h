@@ -14,7 +14,7 @@
 #include "framework/quant/scheme.h"
 #include "framework/telemetry/spec.h"
 #include "framework/train/spec.h"
-#include "models/llama/llama.h"
+#include "models/spec.h"
 #include "optim/groups.h"
 #include "optim/schedule.h"
 

@@ -11,7 +11,8 @@
 #include "framework/parallel/nccl_comm.h"
 #include "framework/telemetry/oscillation.h"
 #include "launch/together.h"
-#include "models/llama/hf.h"
+#include "models/hf/hub_model.h"
+#include "models/make_model.h"
 
 namespace osprey {
 
@@ -30,7 +31,7 @@ SessionMemory SessionMemory::of(const std::vector<MemoryCategory>& planned) {
 Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const SessionMemory& memory)
     : queue(q),
       world(comm),
-      model(make_llama(recipe.model, recipe.data.sequence_len)),
+      model(make_model(recipe.model, recipe.data.sequence_len)),
       activations("activations", q.device, memory.activation_bytes),
       pool("activation gradients", q.device),
       tape(q, activations, pool),

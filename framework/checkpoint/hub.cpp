@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "framework/memory/arena.h"
 #include "kernels/core/check.h"
 #include "kernels/matmul.h"
+#include "kernels/numerics/half.h"
 
 namespace osprey {
 
@@ -18,19 +20,50 @@ constexpr int64_t block_elements = int64_t{1} << 20;
 
 /// What transformers or another loader wants beside the model.
 constexpr const char* tokenizer_files[] = {
-    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "vocab.json",      "merges.txt",     "osprey_tokenizer.json"};
+    "tokenizer.model",    "tokenizer.json",       "tokenizer_config.json", "special_tokens_map.json",
+    "vocab.json",         "merges.txt",           "added_tokens.json",     "chat_template.jinja",
+    "chat_template.json", "osprey_tokenizer.json"};
 
 /// Memory for the blocks of one file.
 struct Scratch {
   std::vector<float> a, b, c;
   std::vector<bf16> narrow;
+  std::vector<uint16_t> halves;
   std::string b_name;  // whose values b holds
 };
 
 Tensor sized(std::vector<float>& memory, const Shape& shape) {
   memory.resize(static_cast<size_t>(shape.numel()));
   return make_tensor(memory.data(), shape, DType::f32);
+}
+
+/// Elements [begin, begin + out.numel()) of the parameters of `t`, one below the other behind the unread
+/// rows.
+void read_stack(const HubTensor& t, const ReadParameter& read, int64_t begin, Tensor out) {
+  const std::vector<std::string> names = t.parameters();
+  const int64_t zeros = t.unread_rows * t.shape[-1], size = t.parameter_shape().numel();
+  float* to = out.as<float>();
+  for (int64_t left = out.numel(); left > 0;) {
+    const int64_t at = begin - zeros, n = std::min(left, at < 0 ? -at : size - at % size);
+    if (at < 0)
+      std::fill_n(to, n, 0.0f);
+    else
+      read(names[static_cast<size_t>(at / size)], at % size, make_tensor(to, {n}, DType::f32));
+    to += n;
+    begin += n;
+    left -= n;
+  }
+}
+
+/// Rows [begin, end) of the transpose; the whole matrix is read once.
+void transposed_rows(const HubTensor& t, const ReadParameter& read, int64_t begin, const Tensor& rows,
+                     Scratch& scratch) {
+  const int64_t columns = rows.cols(), height = t.shape[0];
+  if (scratch.b_name != t.name) read_stack(t, read, 0, sized(scratch.b, {t.shape.numel()}));
+  scratch.b_name = t.name;
+  for (int64_t r = 0; r < rows.rows(); ++r)
+    for (int64_t c = 0; c < columns; ++c)
+      rows.as<float>()[r * columns + c] = scratch.b[static_cast<size_t>(c * height + begin + r)];
 }
 
 /// Rows [begin, end) of the tensor, in fp32.
@@ -43,8 +76,15 @@ Tensor rows_of(const Queue& queue, const HubTensor& t, const ReadParameter& read
     std::fill(scratch.a.begin(), scratch.a.end(), value);
     return a;
   }
+  if (t.rule == HubTensor::Rule::transposed) {
+    transposed_rows(t, read, begin, a, scratch);
+    return a;
+  }
+  if (t.rule == HubTensor::Rule::copy) {
+    read_stack(t, read, begin * columns, a);
+    return a;
+  }
   read(t.a, begin * columns, a);
-  if (t.rule == HubTensor::Rule::copy) return a;
   require(t.b_shape == Shape{columns, columns}, "export", "{} of {} must be a square of {} columns, it is {}",
           t.b, t.name, columns, t.b_shape.str());
   const Tensor b = sized(scratch.b, t.b_shape);
@@ -93,23 +133,33 @@ std::vector<StoredTensor> stored_tensors(const HubLayout& layout, StoredType typ
   return tensors;
 }
 
+/// Calls use(rows) for a few rows after the other, in fp32.
+template <class Use>
+void each_rows(const Queue& queue, const HubTensor& t, const ReadParameter& read, Scratch& scratch,
+               const Use& use) {
+  const int64_t columns = t.shape[-1], rows = columns ? t.shape.numel() / columns : 0;
+  const int64_t step = std::max<int64_t>(1, block_elements / std::max<int64_t>(1, columns));
+  for (int64_t begin = 0; begin < rows; begin += step)
+    use(rows_of(queue, t, read, begin, std::min(rows, begin + step), columns, scratch));
+}
+
 /// Calls use(values) for a few rows after the other, in `type`.
 template <class Use>
 void each_block(const Queue& queue, const HubTensor& t, const ReadParameter& read, StoredType type,
                 Scratch& scratch, const Use& use) {
-  const int64_t columns = t.shape[-1], rows = columns ? t.shape.numel() / columns : 0;
-  const int64_t step = std::max<int64_t>(1, block_elements / std::max<int64_t>(1, columns));
-  for (int64_t begin = 0; begin < rows; begin += step) {
-    const Tensor block = rows_of(queue, t, read, begin, std::min(rows, begin + step), columns, scratch);
+  each_rows(queue, t, read, scratch, [&](const Tensor& block) {
     const std::span<const float> values(block.as<float>(), static_cast<size_t>(block.numel()));
-    if (type == StoredType::f32) {
-      use(std::as_bytes(values));
-      continue;
+    if (type == StoredType::f32) return use(std::as_bytes(values));
+    if (type == StoredType::f16) {
+      scratch.halves.resize(values.size());
+      for (size_t i = 0; i < values.size(); ++i)
+        scratch.halves[i] = checked_half(values[i], "export", t.name);
+      return use(std::as_bytes(std::span(scratch.halves)));
     }
     scratch.narrow.resize(values.size());
     for (size_t i = 0; i < values.size(); ++i) scratch.narrow[i] = to_bf16(values[i]);
     use(std::as_bytes(std::span(scratch.narrow)));
-  }
+  });
 }
 
 /// A tensor packed in memory of its own.
@@ -145,10 +195,45 @@ struct PackedTensor {
 
 }  // namespace
 
+std::vector<std::string> HubTensor::parameters() const {
+  std::vector<std::string> names = {a};
+  names.insert(names.end(), below.begin(), below.end());
+  return names;
+}
+
+Shape HubTensor::parameter_shape() const {
+  const auto count = static_cast<int64_t>(below.size()) + 1;
+  if (rule == Rule::transposed) return {shape[1] / count, shape[0]};
+  Shape one = shape;
+  one.dims[0] = (shape[0] - unread_rows) / count;
+  return one;
+}
+
+void read_hub_parameter(const SafetensorsModel& model, const HubTensor& t, const std::string& name,
+                        int64_t begin, const Tensor& out) {
+  const std::vector<std::string> names = t.parameters();
+  const auto index = std::find(names.begin(), names.end(), name) - names.begin();
+  const Shape shape = t.parameter_shape();
+  if (t.rule != HubTensor::Rule::transposed) {
+    const int64_t skipped = t.unread_rows * t.shape[-1];
+    return model.read_range(t.name, skipped + index * shape.numel() + begin, out);
+  }
+  const int64_t in = shape[1], height = t.shape[1], row = index * shape[0];
+  std::vector<float> all(static_cast<size_t>(t.shape.numel()));
+  model.read(t.name, make_tensor(all.data(), t.shape, DType::f32));
+  for (int64_t i = 0; i < out.numel(); ++i) {
+    const float value = all[static_cast<size_t>((begin + i) % in * height + row + (begin + i) / in)];
+    if (out.dtype == DType::f32)
+      out.as<float>()[i] = value;
+    else
+      out.as<bf16>()[i] = to_bf16(value);
+  }
+}
+
 FileRecord write_hub_tensors(const Queue& queue, const fs::path& path, const HubLayout& layout,
                              const ReadParameter& read, StoredType type) {
-  require(type == StoredType::bf16 || type == StoredType::f32, "export",
-          "models are written as BF16 or F32, not {}", name(type));
+  require(type == StoredType::bf16 || type == StoredType::f16 || type == StoredType::f32, "export",
+          "models are written as BF16, F16 or F32, not {}", name(type));
   std::map<std::string, Part> parts;
   SafetensorsWriter writer(path, stored_tensors(layout, type, parts), {{"format", "pt"}});
   Scratch scratch;
@@ -167,6 +252,50 @@ FileRecord write_hub_tensors(const Queue& queue, const fs::path& path, const Hub
     writer.write(s.name, packed->bytes(part.what));
   }
   return writer.finish();
+}
+
+void for_each_hub_rows(const Queue& queue, const HubTensor& t, const ReadParameter& read,
+                       const std::function<void(const Tensor& rows)>& use) {
+  Scratch scratch;
+  each_rows(queue, t, read, scratch, use);
+}
+
+/// Bytes of a tensor of the layout in the file.
+static int64_t stored_bytes(const HubTensor& t, StoredType type) {
+  return t.packed ? packed_bytes(t.packed->format, t.shape[0], t.shape[1])
+                  : t.shape.numel() * size_bytes(type);
+}
+
+std::vector<FileRecord> write_hub_model(const Queue& queue, const fs::path& directory,
+                                        const HubLayout& layout, const ReadParameter& read, StoredType type,
+                                        int64_t shard_bytes) {
+  std::vector<HubLayout> shards(1);
+  int64_t bytes = 0, total = 0;
+  for (const HubTensor& t : layout.tensors) {
+    const int64_t more = stored_bytes(t, type);
+    if (!shards.back().tensors.empty() && bytes + more > shard_bytes) {
+      shards.emplace_back();
+      bytes = 0;
+    }
+    shards.back().tensors.push_back(t);
+    bytes += more;
+    total += more;
+  }
+  if (shards.size() == 1)
+    return {write_hub_tensors(queue, directory / "model.safetensors", layout, read, type)};
+  std::vector<FileRecord> records;
+  nlohmann::ordered_json index = {{"metadata", {{"total_size", total}}},
+                                  {"weight_map", nlohmann::ordered_json::object()}};
+  std::map<std::string, std::string> shard_of;  // by tensor
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const std::string file = fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+    records.push_back(write_hub_tensors(queue, directory / file, shards[i], read, type));
+    std::map<std::string, Part> parts;
+    for (const StoredTensor& t : stored_tensors(shards[i], type, parts)) shard_of[t.name] = file;
+  }
+  index["weight_map"] = shard_of;
+  records.push_back(write_file(directory / "model.safetensors.index.json", index.dump(2) + "\n"));
+  return records;
 }
 
 std::vector<FileRecord> write_hub_texts(const fs::path& directory, const HubLayout& layout,

@@ -1,7 +1,6 @@
 #include "framework/checkpoint/safetensors.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -10,6 +9,7 @@
 
 #include "framework/files/json.h"
 #include "kernels/core/check.h"
+#include "kernels/numerics/half.h"
 
 namespace osprey {
 
@@ -222,17 +222,6 @@ void check_layout(const std::string& where, std::vector<HeaderHandler::Found>& f
     end = f.end_bytes;
   }
   require(end == data_bytes, where, "{} bytes behind the last tensor belong to no tensor", data_bytes - end);
-}
-
-float half_to_float(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
-  const uint32_t exponent = (h >> 10) & 0x1fu, fraction = h & 0x3ffu;
-  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (fraction << 13));
-  if (exponent == 0) {
-    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-    return sign ? -magnitude : magnitude;
-  }
-  return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (fraction << 13));
 }
 
 /// Reads element i of unaligned data.

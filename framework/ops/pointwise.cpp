@@ -1,5 +1,7 @@
 #include "framework/ops/pointwise.h"
 
+#include <array>
+
 #include "kernels/pointwise.h"
 
 namespace osprey {
@@ -24,6 +26,34 @@ Var add_bias(Tape& t, Var x, Var bias) {
   });
 }
 
+Var add_biases(Tape& t, Var x, std::span<Parameter* const> biases) {
+  constexpr size_t most = 4;
+  require(!biases.empty() && biases.size() <= most, "add_biases", "1 to {} biases, got {}", most,
+          biases.size());
+  const Tensor y = t.value(x);  // (N, sum of C_i)
+  std::array<Var, most> leaves{};
+  int64_t column = 0;
+  for (size_t i = 0; i < biases.size(); ++i) {
+    leaves[i] = t.leaf(*biases[i]);
+    const int64_t end = column + biases[i]->shape[0];
+    require(end <= y.cols(), "add_biases", "the biases have more columns than x: {}", y);
+    const Tensor part = y.columns(column, end);
+    kernels::add_bias(t.queue(), {.y = part, .x = part, .bias = t.value(leaves[i])});
+    column = end;
+  }
+  require(column == y.cols(), "add_biases", "the biases have {} columns, x is {}", column, y);
+  return t.record("add_biases", y, {x, leaves[0], leaves[1], leaves[2], leaves[3]}, [=, &t](Tensor dy) {
+    int64_t begin = 0;
+    for (const Var leaf : leaves) {
+      if (!leaf.valid()) break;
+      const int64_t end = begin + t.value(leaf).numel();
+      kernels::bias_backward(t.queue(), {.dbias = t.grad(leaf), .dy = dy.columns(begin, end)});
+      begin = end;
+    }
+    t.pass_grad(x, dy);
+  });
+}
+
 Tensor cast(Tape& t, Var x, DType dtype) {
   const Tensor in = t.value(x);
   const Tensor y = t.alloc(in.shape, dtype);
@@ -39,6 +69,16 @@ Var swiglu(Tape& t, Var gate_up) {
   kernels::swiglu_forward(t.queue(), {.h = h, .gate_up = in});
   return t.record("swiglu", h, {gate_up}, [=, &t](Tensor dh) {
     kernels::swiglu_backward(t.queue(), {.dgate_up = t.grad(gate_up), .dh = dh, .gate_up = t.value(gate_up)});
+  });
+}
+
+Var activate(Tape& t, Var x, Activation activation) {
+  const Tensor in = t.value(x);  // (N, F)
+  const Tensor y = t.alloc(in.shape, in.dtype);
+  kernels::activation_forward(t.queue(), {.y = y, .x = in, .activation = activation});
+  return t.record("activate", y, {x}, [=, &t](Tensor dy) {
+    kernels::activation_backward(t.queue(),
+                                 {.dx = t.grad(x), .dy = dy, .x = t.value(x), .activation = activation});
   });
 }
 

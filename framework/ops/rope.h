@@ -1,11 +1,13 @@
 #pragma once
 #include "framework/tape/tape.h"
+#include "kernels/numerics/rope.h"
 
 namespace osprey {
 
 struct RopeArgs {
   int64_t heads = 0, kv_heads = 0, head_size = 0;
   double theta = 10000;
+  RopeScaling scaling = {};
   float eps = 1e-6f;  // of the QK norms
   Tensor positions;   // (N) i32
 };

@@ -110,6 +110,33 @@ void swiglu_backward(const Queue& queue, const kernels::SwigluBackward& b) {
   });
 }
 
+void activation_forward(const Queue& queue, const kernels::ActivationForward& f) {
+  const int64_t n = f.y.cols();
+  parallel_for(queue, f.y.rows(), grain_rows(n), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (f.y.dtype == DType::bf16)
+        pointwise_table().activation_bf16(row_of<bf16>(f.y, r), row_of<bf16>(f.x, r), n, f.activation);
+      else
+        pointwise_table().activation_f32(row_of<float>(f.y, r), row_of<float>(f.x, r), n, f.activation);
+    }
+  });
+}
+
+void activation_backward(const Queue& queue, const kernels::ActivationBackward& b) {
+  const int64_t n = b.x.cols();
+  const Tensor& dx = b.dx.tensor;
+  parallel_for(queue, b.x.rows(), grain_rows(n), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (dx.dtype == DType::bf16)
+        pointwise_table().activation_backward_bf16(row_of<bf16>(dx, r), row_of<bf16>(b.dy, r),
+                                                   row_of<bf16>(b.x, r), n, b.activation);
+      else
+        pointwise_table().activation_backward_f32(row_of<float>(dx, r), row_of<float>(b.dy, r),
+                                                  row_of<float>(b.x, r), n, b.activation);
+    }
+  });
+}
+
 void embedding_forward(const Queue& queue, const kernels::EmbeddingForward& f) {
   const int32_t* tokens = f.tokens.as<int32_t>();
   const int64_t vocabulary = f.weight.rows();

@@ -14,36 +14,42 @@ namespace {
 /// Cosines and sines of every (position, frequency) up to the longest position seen so far.
 struct Angles {
   double theta;
+  RopeScaling scaling;
   int64_t half, positions;
   std::vector<float> cosines, sines;
 };
 
-std::shared_ptr<const Angles> make_angles(double theta, int64_t half, int64_t positions) {
-  auto a = std::make_shared<Angles>(Angles{theta, half, positions, {}, {}});
+std::shared_ptr<const Angles> make_angles(double theta, const RopeScaling& scaling, int64_t half,
+                                          int64_t positions) {
+  auto a = std::make_shared<Angles>(Angles{theta, scaling, half, positions, {}, {}});
   a->cosines.reserve(static_cast<size_t>(positions * half));
   a->sines.reserve(static_cast<size_t>(positions * half));
+  std::vector<double> frequencies;
+  for (int i = 0; i < static_cast<int>(half); ++i)
+    frequencies.push_back(std::pow(theta, -static_cast<double>(i) / static_cast<double>(half)) *
+                          rope_stretch(scaling, theta, i, static_cast<int>(half)));
   for (int64_t p = 0; p < positions; ++p)
-    for (int64_t i = 0; i < half; ++i) {
-      const double angle =
-          static_cast<double>(p) * std::pow(theta, -static_cast<double>(i) / static_cast<double>(half));
-      a->cosines.push_back(static_cast<float>(std::cos(angle)));
-      a->sines.push_back(static_cast<float>(std::sin(angle)));
+    for (const double frequency : frequencies) {
+      const double angle = static_cast<double>(p) * frequency;
+      a->cosines.push_back(static_cast<float>(scaling.magnitude * std::cos(angle)));
+      a->sines.push_back(static_cast<float>(scaling.magnitude * std::sin(angle)));
     }
   return a;
 }
 
 /// Tables are made once and shared by layers, micro batches and ranks that are threads.
-std::shared_ptr<const Angles> angles_for(double theta, int64_t half, int64_t positions) {
+std::shared_ptr<const Angles> angles_for(double theta, const RopeScaling& scaling, int64_t half,
+                                         int64_t positions) {
   static std::mutex mutex;
   static std::vector<std::shared_ptr<const Angles>> tables;
   const std::lock_guard lock(mutex);
   for (auto& table : tables)
-    if (table->theta == theta && table->half == half) {
+    if (table->theta == theta && table->half == half && table->scaling == scaling) {
       if (table->positions < positions)
-        table = make_angles(theta, half, std::max(positions, 2 * table->positions));
+        table = make_angles(theta, scaling, half, std::max(positions, 2 * table->positions));
       return table;
     }
-  tables.push_back(make_angles(theta, half, std::max<int64_t>(positions, 512)));
+  tables.push_back(make_angles(theta, scaling, half, std::max<int64_t>(positions, 512)));
   return tables.back();
 }
 
@@ -85,15 +91,16 @@ struct Common {
   }
 };
 
-Common common(const Tensor& positions, int64_t head_size, double theta, float eps) {
-  return {angles_for(theta, head_size / 2, longest_position(positions)), positions.as<int32_t>(), head_size,
-          eps};
+Common common(const Tensor& positions, int64_t head_size, double theta, const RopeScaling& scaling,
+              float eps) {
+  return {angles_for(theta, scaling, head_size / 2, longest_position(positions)), positions.as<int32_t>(),
+          head_size, eps};
 }
 
 }  // namespace
 
 void rope_forward(const Queue& queue, const kernels::RopeForward& a) {
-  const Common c = common(a.positions, a.head_size, a.theta, a.eps);
+  const Common c = common(a.positions, a.head_size, a.theta, a.scaling, a.eps);
   const auto run = a.q.dtype == DType::bf16 ? rope_table().forward_bf16 : rope_table().forward_f32;
   parallel_for(queue, a.q.rows(), 16, [&](int64_t begin, int64_t end) {
     const auto one = [&](const Tensor& x, const Tensor& weight, int64_t column) {
@@ -108,7 +115,7 @@ void rope_forward(const Queue& queue, const kernels::RopeForward& a) {
 }
 
 void rope_backward(const Queue& queue, const kernels::RopeBackward& a) {
-  const Common c = common(a.positions, a.head_size, a.theta, a.eps);
+  const Common c = common(a.positions, a.head_size, a.theta, a.scaling, a.eps);
   const auto run = a.dy_q.dtype == DType::bf16 ? rope_table().backward_bf16 : rope_table().backward_f32;
   const int64_t rows = a.dy_q.rows(), chunks = kernels::rope_partials(queue, rows), size = a.head_size;
   const bool norms = a.q_weight.defined() || a.k_weight.defined();

@@ -140,6 +140,35 @@ struct SwigluGradient {
   }
 };
 
+template <class T, int V>
+struct Activate {
+  static constexpr int width = V;
+  Matrix<T> y, x;
+  Activation activation;
+  __device__ void operator()(int64_t row, int64_t col) const {
+    const auto in = Pack<T, V>::load(x.at(row, col));
+    float v[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[i] = activation == Activation::relu ? relu(in[i]) : gelu(in[i]);
+    Pack<T, V>::from(v).store(y.at(row, col));
+  }
+};
+
+template <class T, int V>
+struct ActivationGradient {
+  static constexpr int width = V;
+  Matrix<T> dx, dy, x;
+  Activation activation;
+  __device__ void operator()(int64_t row, int64_t col) const {
+    const auto in = Pack<T, V>::load(x.at(row, col)), d = Pack<T, V>::load(dy.at(row, col));
+    float v[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i)
+      v[i] = d[i] * (activation == Activation::relu ? relu_slope(in[i]) : gelu_slope(in[i]));
+    Pack<T, V>::from(v).store(dx.at(row, col));
+  }
+};
+
 /// A unit of NaNs: all bits set is one in f32 and in bf16.
 template <class Unit>
 __device__ Unit nans() {
@@ -247,6 +276,28 @@ void swiglu_backward(const Queue& queue, const kernels::SwigluBackward& b) {
                  SwigluGradient<T, 1>{dgate_up, dh, gate_up, cols});
 }
 
+template <class T>
+void activation_forward(const Queue& queue, const kernels::ActivationForward& f) {
+  const Matrix<T> y = matrix<T>(f.y), x = matrix<T>(f.x);
+  if (vectors<T>(f.y.cols(), f.y, f.x))
+    each_element("activation", queue, f.y.rows(), f.y.cols(),
+                 Activate<T, vector_length<T>>{y, x, f.activation});
+  else
+    each_element("activation", queue, f.y.rows(), f.y.cols(), Activate<T, 1>{y, x, f.activation});
+}
+
+template <class T>
+void activation_backward(const Queue& queue, const kernels::ActivationBackward& b) {
+  const Tensor& to = b.dx.tensor;
+  const Matrix<T> dx = matrix<T>(to), dy = matrix<T>(b.dy), x = matrix<T>(b.x);
+  if (vectors<T>(b.x.cols(), to, b.dy, b.x))
+    each_element("activation backward", queue, b.x.rows(), b.x.cols(),
+                 ActivationGradient<T, vector_length<T>>{dx, dy, x, b.activation});
+  else
+    each_element("activation backward", queue, b.x.rows(), b.x.cols(),
+                 ActivationGradient<T, 1>{dx, dy, x, b.activation});
+}
+
 template <class Unit>
 void gather(const Queue& queue, const kernels::EmbeddingForward& f, int64_t bytes) {
   each_element(
@@ -306,6 +357,14 @@ void swiglu_forward(const Queue& queue, const kernels::SwigluForward& f) {
 
 void swiglu_backward(const Queue& queue, const kernels::SwigluBackward& b) {
   b.dh.dtype == DType::bf16 ? swiglu_backward<bf16>(queue, b) : swiglu_backward<float>(queue, b);
+}
+
+void activation_forward(const Queue& queue, const kernels::ActivationForward& f) {
+  f.y.dtype == DType::bf16 ? activation_forward<bf16>(queue, f) : activation_forward<float>(queue, f);
+}
+
+void activation_backward(const Queue& queue, const kernels::ActivationBackward& b) {
+  b.x.dtype == DType::bf16 ? activation_backward<bf16>(queue, b) : activation_backward<float>(queue, b);
 }
 
 void embedding_forward(const Queue& queue, const kernels::EmbeddingForward& f) {

@@ -38,6 +38,7 @@ struct Rope {
   float eps;
   int lanes;        // threads for a head, a power of two
   float direction;  // 1 turns forward, -1 back
+  float magnitude;  // of cosines and sines
   float* partial;   // backward through norms: (blocks, 2 * D)
   Frequencies frequencies;
 };
@@ -52,8 +53,8 @@ __device__ void make_angles(const Rope<T>& a, int64_t first, int count, Angles& 
   for (int i = static_cast<int>(threadIdx.x); i < count * a.half; i += threads) {
     const int32_t position = a.positions[first + i / a.half];
     const Turn turn = turn_by(static_cast<double>(position) * a.frequencies.turns[i % a.half]);
-    angles.cosines[i] = position < 0 ? NAN : turn.cosine;
-    angles.sines[i] = position < 0 ? NAN : turn.sine * a.direction;
+    angles.cosines[i] = position < 0 ? NAN : turn.cosine * a.magnitude;
+    angles.sines[i] = position < 0 ? NAN : turn.sine * a.magnitude * a.direction;
   }
 }
 
@@ -280,7 +281,8 @@ __global__ void norm_rope_backward_kernel(Rope<T> a) {
 template <class T>
 Rope<T> arguments(const Tensor& to_q, const Tensor& to_k, const Tensor& q, const Tensor& k,
                   const Tensor& q_weight, const Tensor& k_weight, const Tensor& saved,
-                  const Tensor& positions, int64_t head_size, double theta, float eps) {
+                  const Tensor& positions, int64_t head_size, double theta, const RopeScaling& scaling,
+                  float eps) {
   const auto pointer = [](const Tensor& t) { return t.defined() ? t.as<T>() : nullptr; };
   const auto stride = [](const Tensor& t) { return t.defined() ? t.row_stride() : 0; };
   Rope<T> a{};
@@ -294,7 +296,8 @@ Rope<T> arguments(const Tensor& to_q, const Tensor& to_k, const Tensor& q, const
   a.rows = q.rows();
   a.half = static_cast<int>(head_size / 2);
   a.eps = eps;
-  for (int i = 0; i < a.half; ++i) a.frequencies.turns[i] = turns_per_position(theta, i, a.half);
+  for (int i = 0; i < a.half; ++i) a.frequencies.turns[i] = turns_per_position(theta, i, a.half, scaling);
+  a.magnitude = static_cast<float>(scaling.magnitude);
   return a;
 }
 
@@ -344,7 +347,7 @@ void run_norm_backward(const Queue& queue, Rope<T> a, int64_t blocks) {
 template <class T>
 void forward(const Queue& queue, const kernels::RopeForward& f) {
   Rope<T> a = arguments<T>(f.q, f.k, f.q, f.k, f.q_weight, f.k_weight, f.saved, f.positions, f.head_size,
-                           f.theta, f.eps);
+                           f.theta, f.scaling, f.eps);
   a.direction = 1;
   if (a.rows == 0) return;
   fits(a) ? run<T, vector_length<T>, 1>(queue, a) : run<T, 1, 4>(queue, a);
@@ -353,7 +356,7 @@ void forward(const Queue& queue, const kernels::RopeForward& f) {
 template <class T>
 void backward(const Queue& queue, const kernels::RopeBackward& b) {
   Rope<T> a = arguments<T>(b.dx_q, b.dx_k, b.dy_q, b.dy_k, b.q_weight, b.k_weight, b.saved, b.positions,
-                           b.head_size, b.theta, b.eps);
+                           b.head_size, b.theta, b.scaling, b.eps);
   a.direction = -1;
   if (a.q.weight || a.k.weight) {
     a.partial = b.partial.as<float>();

@@ -10,6 +10,8 @@ void add_bias(const Queue&, const kernels::AddBias&) { absent("add_bias"); }
 void bias_backward(const Queue&, const kernels::BiasBackward&) { absent("bias_backward"); }
 void swiglu_forward(const Queue&, const kernels::SwigluForward&) { absent("swiglu_forward"); }
 void swiglu_backward(const Queue&, const kernels::SwigluBackward&) { absent("swiglu_backward"); }
+void activation_forward(const Queue&, const kernels::ActivationForward&) { absent("activation_forward"); }
+void activation_backward(const Queue&, const kernels::ActivationBackward&) { absent("activation_backward"); }
 void embedding_forward(const Queue&, const kernels::EmbeddingForward&) { absent("embedding_forward"); }
 void embedding_backward(const Queue&, const kernels::EmbeddingBackward&) { absent("embedding_backward"); }
 }  // namespace osprey::cuda

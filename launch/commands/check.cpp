@@ -4,7 +4,7 @@
 
 #include "launch/commands/command.h"
 #include "launch/recipe.h"
-#include "models/llama/llama.h"
+#include "models/make_model.h"
 #include "optim/groups.h"
 
 namespace osprey {
@@ -25,7 +25,7 @@ void add_check(CLI::App& app) {
     const Recipe recipe = load_recipe(options->recipe, options->overrides, options->ranks);
     // Patterns can only be judged against the parameters of this very model.
     ParamStore params;
-    make_llama(recipe.model, recipe.data.sequence_len)->declare(params);
+    make_model(recipe.model, recipe.data.sequence_len)->declare(params);
     const OptimizerGroups groups(recipe.optim, params);
     const QuantSchemes schemes(recipe.quant, params, 0, recipe.train.global_batch_tokens);
     for (const std::string& warning : groups.warnings()) std::fprintf(stderr, "note: %s\n", warning.c_str());

@@ -9,7 +9,7 @@
 #include "launch/commands/command.h"
 #include "launch/loaded_model.h"
 #include "launch/recipe.h"
-#include "models/llama/hf.h"
+#include "models/hf/hub_model.h"
 
 namespace osprey {
 
@@ -125,7 +125,7 @@ void run(const Options& o) {
           "the weights of {} are packed already; take the checkpoint that they were made of", from.string());
   require_new_directory("quantize", from, to);
   ParamStore params;
-  make_llama(hub.spec(), std::max<int64_t>(1, hub.context().sequence_len))->declare(params);
+  make_model(hub.spec(), std::max<int64_t>(1, hub.context().sequence_len))->declare(params);
   const std::vector<QuantGroupSpec> groups =
       o.given() ? std::vector<QuantGroupSpec>{given_group(o)} : trained_groups(from, params);
   require(!o.given() || !groups[0].measured(), "quantize",
@@ -163,8 +163,9 @@ void add_quantize(CLI::App& app) {
       "quantize",
       "pack a checkpoint's linear layers into few bits; osprey eval and generate run what it writes");
   command
-      ->add_option("checkpoint", o->checkpoint,
-                   "a checkpoint, a run (its newest checkpoint), or any Hugging Face Llama directory")
+      ->add_option(
+          "checkpoint", o->checkpoint,
+          "a checkpoint, a run (its newest checkpoint), or any Hugging Face directory of a family that Osprey knows")
       ->required();
   command->add_option("directory", o->directory, "what to write; must not exist, or be empty")->required();
   command->add_option(

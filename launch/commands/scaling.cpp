@@ -20,6 +20,7 @@
 #include "launch/recipe.h"
 #include "launch/report/scaling_plot.h"
 #include "launch/session.h"
+#include "models/make_model.h"
 
 namespace osprey {
 namespace {
@@ -213,7 +214,7 @@ struct PlannedModel {
 
 PlannedModel planned(const Recipe& recipe, const ModelScale& scale) {
   ParamStore params;
-  const auto model = make_llama(with_scale(recipe.model, scale), recipe.data.sequence_len);
+  const auto model = make_model(with_scale(recipe.model, scale), recipe.data.sequence_len);
   model->declare(params);
   return {scale, without_embedding(params), model->flops_per_token(recipe.data.sequence_len)};
 }

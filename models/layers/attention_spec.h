@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "framework/config/fields.h"
+#include "models/layers/layer_list.h"
 
 namespace osprey {
 
@@ -18,7 +19,12 @@ struct AttentionSpec {
   Gate gate = Gate::headwise;
   double bias_init = 0.0;
   int64_t window = 0;
+  std::vector<std::string> window_layers;
 
+  /// Of one layer; 0: it sees all tokens before.
+  int64_t window_of(int64_t layer) const {
+    return window_layers.empty() || lists_layer(window_layers, layer) ? window : 0;
+  }
   /// gamma itself, or -alpha / sequence_len.
   double clip_gamma(int64_t sequence_len) const {
     return gamma ? *gamma : -alpha.value_or(0) / static_cast<double>(sequence_len);
@@ -39,6 +45,10 @@ struct AttentionSpec {
       "tokens that a token sees, itself included (sliding window, as in Mistral 7B with 4096); 0: all before "
       "it",
       at_least(0));
+    f.when(window > 0, "window is not 0", [&] {
+      f("window_layers", window_layers,
+        "layers that have the window, such as [0-3, 7]; the others see all tokens. All layers if empty");
+    });
     f.when(kind == Kind::clipped_softmax, "kind is clipped_softmax", [&] {
       f("zeta", zeta, "upper stretch of clip((zeta - gamma) p + gamma, 0, 1)", at_least(1));
       f("gamma", gamma, "lower stretch, at most 0; give gamma or alpha", Limits{{}, 0.0, false});

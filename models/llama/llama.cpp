@@ -13,12 +13,21 @@ namespace osprey {
 
 namespace {
 
+/// x + bias in place, or x where there is none.
+Var with_bias(Tape& t, Var x, Parameter* bias) {
+  Parameter* const one[] = {bias};
+  return bias ? add_biases(t, x, one) : x;
+}
+
 struct Attention {
   const ModelSpec* spec = nullptr;
   int layer = 0;
+  int64_t window = 0;
+  RopeScaling scaling;
   std::optional<kernels::Clip> clip;
   Parameter *q = nullptr, *k = nullptr, *v = nullptr, *o = nullptr;
-  Parameter *q_norm = nullptr, *k_norm = nullptr;          // (D), qk_norm only
+  Parameter *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr, *o_bias = nullptr;  // null: none
+  Parameter *q_norm = nullptr, *k_norm = nullptr;                                        // (D), qk_norm only
   Parameter *gate_weight = nullptr, *gate_bias = nullptr;  // (H or H*D, C) and (H or H*D), gated only
   Parameter* sink = nullptr;                               // (H), sink only
 
@@ -30,14 +39,22 @@ struct Attention {
                         .kv_heads = spec->groups(),
                         .head_size = spec->head_dim(),
                         .theta = spec->rope_theta,
+                        .scaling = scaling,
                         .eps = static_cast<float>(spec->norm_eps),
                         .positions = positions};
-    return rope(t, linear(t, x, weights), args, leaf_or_none(t, q_norm), leaf_or_none(t, k_norm));
+    Var qkv = linear(t, x, weights);
+    if (q_bias) {
+      Parameter* const biases[] = {q_bias, k_bias, v_bias};
+      qkv = add_biases(t, qkv, biases);
+    }
+    return rope(t, qkv, args, leaf_or_none(t, q_norm), leaf_or_none(t, k_norm));
   }
 
   Var gate_logits(Tape& t, Var x) const {
     return gate_weight ? add_bias(t, linear(t, x, *gate_weight), t.leaf(*gate_bias)) : Var{};
   }
+
+  Var output(Tape& t, Var y) const { return with_bias(t, linear(t, y, *o), o_bias); }  // (N, H D) -> (N, C)
 
   AttentionArgs args(int64_t batch, const Tensor& document_start) const {
     return {.batch = batch,
@@ -46,7 +63,7 @@ struct Attention {
             .head_size = spec->head_dim(),
             .document_start = document_start,
             .clip = clip,
-            .window = spec->attention.window};
+            .window = window};
   }
 
   Var operator()(Tape& t, Var x, const BatchView& batch) const {  // (N, C) -> (N, C)
@@ -54,7 +71,7 @@ struct Attention {
     const Var y = attention(t, qkv, args(batch.batch(), batch.document_start), gate_logits(t, x),
                             leaf_or_none(t, sink));
     t.observe("attention_output", t.value(y));
-    return linear(t, y, *o);
+    return output(t, y);
   }
 
   Var decode(Tape& t, Var x, const Tensor& positions, DecodeCache& cache) const {  // (B, C) -> (B, C)
@@ -62,18 +79,24 @@ struct Attention {
     const size_t l = static_cast<size_t>(layer);
     const Var y = cached_attention(t, qkv, args(t.value(x).rows(), {}), gate_logits(t, x),
                                    leaf_or_none(t, sink), cache.keys[l], cache.values[l], cache.lengths);
-    return linear(t, y, *o);
+    return output(t, y);
   }
 };
 
 struct Mlp {
   Parameter *gate = nullptr, *up = nullptr, *down = nullptr;
+  Parameter *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;  // null: none
 
   Var operator()(Tape& t, Var x) const {  // (N, C) -> (N, C)
     Parameter* const weights[] = {gate, up};
-    const Var h = swiglu(t, linear(t, x, weights));
+    Var gate_up = linear(t, x, weights);
+    if (gate_bias) {
+      Parameter* const biases[] = {gate_bias, up_bias};
+      gate_up = add_biases(t, gate_up, biases);
+    }
+    const Var h = swiglu(t, gate_up);
     t.observe("down_input", t.value(h));
-    return linear(t, h, *down);
+    return with_bias(t, linear(t, h, *down), down_bias);
   }
 };
 
@@ -164,9 +187,19 @@ void Llama::declare_block(ParamStore& params, int layer) {
   Attention& a = b.attention;
   a.spec = &spec_;
   a.layer = layer;
+  a.window = spec_.attention.window_of(layer);
+  if (spec_.rope_scaling) a.scaling = spec_.rope_scaling->scaling();
   a.q = &params.add(at + "attn.q.weight", layer, {heads, width}, normal);
   a.k = &params.add(at + "attn.k.weight", layer, {groups, width}, normal);
   a.v = &params.add(at + "attn.v.weight", layer, {groups, width}, normal);
+  const auto bias = [&](const char* name, int64_t size) {
+    return &params.add(at + name + ".bias", layer, {size}, {Init::Kind::constant, 0.0});
+  };
+  if (spec_.qkv_bias) {
+    a.q_bias = bias("attn.q", heads);
+    a.k_bias = bias("attn.k", groups);
+    a.v_bias = bias("attn.v", groups);
+  }
   if (spec_.qk_norm) {
     a.q_norm = &params.add(at + "attn.q_norm.weight", layer, {dim}, {Init::Kind::constant, 1.0});
     a.k_norm = &params.add(at + "attn.k_norm.weight", layer, {dim}, {Init::Kind::constant, 1.0});
@@ -184,11 +217,16 @@ void Llama::declare_block(ParamStore& params, int layer) {
   if (variant.kind == AttentionSpec::Kind::sink)
     a.sink = &params.add(at + "attn.sink", layer, {spec_.heads}, normal);
   a.o = &params.add(at + "attn.o.weight", layer, {width, heads}, residual);
+  if (spec_.output_bias) a.o_bias = bias("attn.o", width);
 
   b.norm2 = Norm::declare(params, at + "norm2", layer, spec_.norm, width, spec_.norm_eps);
   b.mlp.gate = &params.add(at + "mlp.gate.weight", layer, {spec_.ffn_size, width}, normal);
   b.mlp.up = &params.add(at + "mlp.up.weight", layer, {spec_.ffn_size, width}, normal);
   b.mlp.down = &params.add(at + "mlp.down.weight", layer, {width, spec_.ffn_size}, residual);
+  if (!spec_.mlp_bias) return;
+  b.mlp.gate_bias = bias("mlp.gate", spec_.ffn_size);
+  b.mlp.up_bias = bias("mlp.up", spec_.ffn_size);
+  b.mlp.down_bias = bias("mlp.down", width);
 }
 
 Var Llama::embedded(Tape& t, const Tensor& tokens) const {
@@ -241,9 +279,13 @@ double Llama::flops_per_token(int64_t sequence) const {
   if (spec_.embedding_projection) weights += 2 * width * width;
   // A token sees half of the sequence on average; with a window of w, w (1 - w / (2 T)).
   const double tokens = static_cast<double>(sequence);
-  const double window =
-      spec_.attention.window > 0 ? std::min(static_cast<double>(spec_.attention.window), tokens) : tokens;
-  return 6 * weights + 6 * layers * heads * window * (2 - window / tokens);
+  double seen = 0;
+  for (const Block& b : blocks_) {
+    const double own = static_cast<double>(b.attention.window);
+    const double window = own > 0 ? std::min(own, tokens) : tokens;
+    seen += window * (2 - window / tokens);
+  }
+  return 6 * weights + 6 * heads * seen;
 }
 
 }  // namespace

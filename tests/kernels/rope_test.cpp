@@ -151,6 +151,122 @@ TEST(RopeKernel, FrequenciesAreThoseOfLlama3) {
   EXPECT_NEAR(q.get(0, 16), std::cos(0.03760603), 1e-6);
 }
 
+/// theta 5e5, head size 128: frequencies and magnitude as transformers 4.52 computes them
+/// (modeling_rope_utils.ROPE_INIT_FUNCTIONS).
+struct Stretched {
+  RopeScaling scaling;
+  std::vector<std::pair<int64_t, double>> frequencies;
+};
+const Stretched stretched[] = {
+    {{.kind = RopeScaling::Kind::linear, .factor = 3},
+     {{0, 0.3333333432674408}, {20, 0.005520146805793047}, {63, 8.183802151506825e-07}}},
+    {{.kind = RopeScaling::Kind::llama3, .factor = 8, .original_len = 8192, .slow = 1, .fast = 4},
+     {{0, 1.0},
+      {5, 0.3587302267551422},
+      {26, 0.00483942124992609},
+      {30, 0.0013718936825171113},
+      {34, 0.0001785077911335975},
+      {63, 3.068925877869333e-07}}},
+    {{.kind = RopeScaling::Kind::yarn,
+      .factor = 4,
+      .original_len = 32768,
+      .slow = 1,
+      .fast = 32,
+      .magnitude = 1.138629436111989},
+     {{0, 1.0},
+      {20, 0.016560440883040428},
+      {26, 0.004436136223375797},
+      {30, 0.0015983396442607045},
+      {40, 9.141606278717518e-05},
+      {63, 6.137851755738666e-07}}}};
+
+TEST(RopeKernel, ScaledFrequenciesAreThoseOfTransformers) {
+  for (const Stretched& s : stretched) {
+    Buffer q({1, 128}, DType::f32), k({1, 128}, DType::f32), positions({1}, DType::i32);
+    q.fill_value(0);
+    k.fill_value(0);
+    for (int64_t i = 0; i < 64; ++i) q.set(0, i, 1.0);
+    positions.set(0, 0, 1);
+    OnDevice on;
+    kernels::rope_forward(on.queue, {.q = on(q),
+                                     .k = on(k),
+                                     .positions = on(positions),
+                                     .head_size = 128,
+                                     .theta = 5e5,
+                                     .scaling = s.scaling});
+    on.fetch();
+    for (const auto& [i, frequency] : s.frequencies) {
+      EXPECT_NEAR(q.get(0, i), s.scaling.magnitude * std::cos(frequency), 2e-7) << i;
+      EXPECT_NEAR(q.get(0, 64 + i) / (s.scaling.magnitude * std::sin(frequency)), 1, 1e-5) << i;
+    }
+  }
+}
+
+TEST(RopeKernel, ThereAndBackAScaledTurnMultipliesByTheSquareOfItsMagnitude) {
+  for (const Stretched& s : stretched) {
+    Tensors t(DType::f32, 20, 2, 1, 128, Norms::none);
+    const std::vector<double> before = t.qkv.values();
+    kernels::rope_forward(t.on.queue, {.q = t.q(),
+                                       .k = t.k(),
+                                       .positions = t.on(t.positions),
+                                       .head_size = 128,
+                                       .theta = 5e5,
+                                       .scaling = s.scaling});
+    t.on.fetch();
+    EXPECT_NE(t.qkv.values(), before);
+    kernels::RopeBackward backward = t.backward_args();
+    backward.scaling = s.scaling;
+    kernels::rope_backward(t.on.queue, backward);
+    t.on.fetch();
+    const double square = s.scaling.magnitude * s.scaling.magnitude;
+    const std::vector<double> after = t.qkv.values();
+    for (int64_t i = 0; i < t.qkv.tensor().numel(); ++i)
+      ASSERT_NEAR(after[static_cast<size_t>(i)],
+                  before[static_cast<size_t>(i)] * (i % t.cols() < 3 * 128 ? square : 1), 2e-6);
+  }
+}
+
+TEST(RopeKernel, AScaledTurnFollowsTheNorms) {
+  // Where nothing turns, at position 0, only the magnitude is left.
+  const RopeScaling& yarn = stretched[2].scaling;
+  Tensors t(DType::f32, 4, 2, 1, 64, Norms::both), plain(DType::f32, 4, 2, 1, 64, Norms::both);
+  for (Tensors* each : {&t, &plain})
+    for (int64_t i = 0; i < 4; ++i) each->positions.set(0, i, 0);
+  plain.forward();
+  kernels::rope_forward(t.on.queue, {.q = t.q(),
+                                     .k = t.k(),
+                                     .positions = t.on(t.positions),
+                                     .head_size = 64,
+                                     .theta = 5e5,
+                                     .scaling = yarn,
+                                     .q_weight = t.on(t.q_weight),
+                                     .k_weight = t.on(t.k_weight)});
+  t.on.fetch();
+  for (int64_t i = 0; i < 3 * 64; ++i)
+    ASSERT_NEAR(t.qkv.get(0, i), yarn.magnitude * plain.qkv.get(0, i), 2e-6);
+}
+
+TEST(RopeKernel, RefusesAScalingThatIsNone) {
+  Buffer q({1, 8}, DType::f32), k({1, 8}, DType::f32), positions({1}, DType::i32);
+  positions.set(0, 0, 0);
+  OnDevice on;
+  const auto refuses = [&](const RopeScaling& s) {
+    EXPECT_THROW(
+        kernels::rope_forward(
+            on.queue, {.q = on(q), .k = on(k), .positions = on(positions), .head_size = 8, .scaling = s}),
+        Error);
+  };
+  refuses({.kind = RopeScaling::Kind::linear, .factor = 0.5});
+  refuses({.kind = RopeScaling::Kind::llama3, .factor = 2});
+  refuses({.kind = RopeScaling::Kind::llama3, .factor = 2, .original_len = 8, .slow = 4, .fast = 4});
+  refuses({.kind = RopeScaling::Kind::yarn,
+           .factor = 2,
+           .original_len = 8,
+           .slow = 1,
+           .fast = 4,
+           .magnitude = 0});
+}
+
 TEST(RopeKernel, BackwardOfTheTurnIsTheTurnBack) {
   Tensors t(DType::f32, 40, 3, 1, 32, Norms::none);
   const std::vector<double> before = t.qkv.values();

@@ -8,7 +8,7 @@
 
 #include "framework/parallel/thread_comm.h"
 #include "launch/checkpoints.h"
-#include "models/llama/hf.h"
+#include "models/hf/hub_model.h"
 #include "tests/support/refusal.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_run.h"
@@ -38,7 +38,7 @@ std::vector<std::vector<double>> parameters_of(const Recipe& recipe, const TinyR
                                                const std::string& part,
                                                std::vector<std::string>* names = nullptr) {
   ParamStore params;
-  make_llama(recipe.model, recipe.data.sequence_len)->declare(params);
+  make_model(recipe.model, recipe.data.sequence_len)->declare(params);
   std::vector<std::vector<double>> found;
   for (size_t i = 0; i < params.all().size(); ++i) {
     if (params.all()[i]->name.find(part) == std::string::npos) continue;
@@ -258,7 +258,7 @@ TEST(Finetune, TrainingStartsFromTheValuesOfADirectory) {
   const Recipe recipe = recipe_of("{method: full}", from_directory(path));
   EXPECT_EQ(recipe.model.layers, 4);
   ParamStore loaded;
-  make_llama(recipe.model, 32)->declare(loaded);
+  make_model(recipe.model, 32)->declare(loaded);
   loaded.materialize({}, DType::f32, ParamStore::Gradients::off);
   HubModel(path).load(Queue{}, loaded);
   size_t i = 0;
@@ -305,7 +305,7 @@ TEST(Finetune, ACheckpointOfAdaptersIsTheMergedModel) {
     values[session.params.all()[i]->name] = trained.parameters[i];
   const HubModel hub(out.path() / "tiny" / "checkpoints" / "step-00000006");
   ParamStore merged;
-  make_llama(hub.spec(), 32)->declare(merged);
+  make_model(hub.spec(), 32)->declare(merged);
   merged.materialize({}, DType::f32, ParamStore::Gradients::off);
   hub.load(Queue{}, merged);
   int adapted = 0;

@@ -1,12 +1,12 @@
 #include "tests/support/model_directory.h"
 
-#include "models/llama/hf.h"
+#include "models/hf/hub_model.h"
 
 namespace osprey::test {
 
 void write_model_directory(const std::filesystem::path& directory, const ModelSpec& spec, uint64_t seed) {
   ParamStore params;
-  make_llama(spec, 64)->declare(params);
+  make_model(spec, 64)->declare(params);
   params.materialize({}, DType::bf16, ParamStore::Gradients::off);
   params.initialize(Queue{}, seed);
   const HubLayout layout = hub_layout(spec, {.sequence_len = 64, .bos_id = {}, .eos_id = {}});

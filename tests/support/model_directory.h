@@ -3,7 +3,7 @@
 
 #include <filesystem>
 
-#include "models/llama/llama.h"
+#include "models/make_model.h"
 
 namespace osprey::test {
 

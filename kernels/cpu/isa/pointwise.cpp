@@ -32,6 +32,24 @@ void swiglu_backward(T* dgate, T* dup, const T* dh, const T* gate, const T* up, 
   }
 }
 
+template <class T>
+void activation(T* y, const T* x, int64_t n, Activation which) {
+  if (which == Activation::relu) {
+    for (int64_t i = 0; i < n; ++i) y[i] = Convert<T>().from(relu(to_float(x[i])));
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) y[i] = Convert<T>().from(gelu(to_float(x[i])));
+}
+
+template <class T>
+void activation_backward(T* dx, const T* dy, const T* x, int64_t n, Activation which) {
+  if (which == Activation::relu) {
+    for (int64_t i = 0; i < n; ++i) dx[i] = Convert<T>().from(to_float(dy[i]) * relu_slope(to_float(x[i])));
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) dx[i] = Convert<T>().from(to_float(dy[i]) * gelu_slope(to_float(x[i])));
+}
+
 }  // namespace
 
 extern const PointwiseTable pointwise_table = {
@@ -43,6 +61,10 @@ extern const PointwiseTable pointwise_table = {
     swiglu_forward<bf16>,
     swiglu_backward<float>,
     swiglu_backward<bf16>,
+    activation<float>,
+    activation<bf16>,
+    activation_backward<float>,
+    activation_backward<bf16>,
 };
 
 }  // namespace osprey::cpu::OSPREY_ISA

@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/numerics/activation.h"
 #include "kernels/numerics/bf16.h"
 
 namespace osprey::cpu {
@@ -18,6 +19,11 @@ struct PointwiseTable {
                               int64_t n);
   void (*swiglu_backward_bf16)(bf16* dgate, bf16* dup, const bf16* dh, const bf16* gate, const bf16* up,
                                int64_t n);
+  void (*activation_f32)(float* y, const float* x, int64_t n, Activation activation);
+  void (*activation_bf16)(bf16* y, const bf16* x, int64_t n, Activation activation);
+  void (*activation_backward_f32)(float* dx, const float* dy, const float* x, int64_t n,
+                                  Activation activation);
+  void (*activation_backward_bf16)(bf16* dx, const bf16* dy, const bf16* x, int64_t n, Activation activation);
 };
 OSPREY_ISA_TABLE(PointwiseTable, pointwise_table)
 

@@ -4,7 +4,9 @@
 
 #include <cmath>
 
+#include "kernels/core/check.h"
 #include "kernels/numerics/exp.h"
+#include "kernels/pointwise.h"
 #include "tests/support/op_case.h"
 
 using namespace osprey;
@@ -44,6 +46,78 @@ TEST(AddBias, PassesTheOpCase) {
                   for (size_t i = 0; i < y.size(); ++i) y[i] += v[1][i % 11];
                   return y;
                 }});
+}
+
+TEST(AddBias, OfSeveralSideBySidePassesTheOpCase) {
+  // In place, so the op case, which runs twice on its inputs, gives it a copy.
+  const auto fresh = [](Tape& t, Var x) {
+    const Tensor y = t.alloc(t.value(x).shape, t.value(x).dtype);
+    kernels::copy(t.queue(), {.y = y, .x = t.value(x)});
+    return t.record("fresh", y, {x}, [=, &t](Tensor dy) { t.pass_grad(x, dy); });
+  };
+  constexpr auto parameter = OpInput::Kind::parameter;
+  check_op({.name = "add_biases",
+            .inputs = {{.shape = {29, 24}},
+                       {.shape = {11}, .kind = parameter},
+                       {.shape = {5}, .kind = parameter},
+                       {.shape = {8}, .kind = parameter}},
+            .build =
+                [fresh](Tape& t, const std::vector<Var>& v) {
+                  Parameter* const biases[] = {t.parameter(v[1]), t.parameter(v[2]), t.parameter(v[3])};
+                  return add_biases(t, fresh(t, v[0]), biases);
+                },
+            .oracle =
+                [](const std::vector<Values>& v) {
+                  Values y = v[0];
+                  for (size_t i = 0; i < y.size(); ++i) {
+                    const size_t c = i % 24;
+                    y[i] += c < 11 ? v[1][c] : c < 16 ? v[2][c - 11] : v[3][c - 16];
+                  }
+                  return y;
+                }});
+}
+
+TEST(AddBias, OfSeveralMustCoverTheColumns) {
+  TestBed bed;
+  const Var x = bed.tape.input(make(bed.inputs, {2, 9}, DType::f32, Values(18, 1.0)));
+  ParamStore params;
+  Parameter* const biases[] = {&params.add("a", -1, {4}, {}), &params.add("b", -1, {4}, {})};
+  params.materialize(bed.tape.queue().device, DType::f32, ParamStore::Gradients::off);
+  EXPECT_THROW(add_biases(bed.tape, x, biases), Error);
+  EXPECT_THROW(add_biases(bed.tape, x, std::span(biases).first(1)), Error);
+}
+
+TEST(Activate, PassesTheOpCase) {
+  for (const Activation activation : {Activation::gelu, Activation::relu})
+    for (const int64_t cols : {21, 32})
+      check_op({.name = activation == Activation::gelu ? "gelu" : "relu",
+                .inputs = {{.shape = {37, cols}, .scale = 2}},
+                .build = [=](Tape& t, const std::vector<Var>& v) { return activate(t, v[0], activation); },
+                .oracle =
+                    [=](const std::vector<Values>& v) {
+                      Values y = v[0];
+                      for (double& e : y)
+                        e = activation == Activation::relu
+                                ? std::max(e, 0.0)
+                                : 0.5 * e * (1 + std::tanh(std::sqrt(2 / M_PI) * (e + 0.044715 * e * e * e)));
+                      return y;
+                    }});
+}
+
+TEST(Activate, SaturatesWithoutOverflow) {
+  TestBed bed;
+  const Values x = {1e30, -1e30, 11, -11, 0};
+  const Var in = bed.tape.source(make(bed.inputs, {1, 5}, DType::f32, x));
+  const Var out = activate(bed.tape, in, Activation::gelu);
+  const Values y = read(bed.tape.value(out));
+  EXPECT_EQ(y[0], static_cast<double>(1e30f));
+  EXPECT_EQ(y[2], 11);
+  EXPECT_NEAR(y[1], 0, 1e-6);
+  EXPECT_NEAR(y[3], 0, 1e-6);
+  bed.tape.backward_from(out, make(bed.inputs, {1, 5}, DType::f32, Values(5, 1.0)));
+  const Values dx = read(bed.tape.gradient_of(in));
+  for (size_t i = 0; i < 5; ++i) EXPECT_NEAR(dx[i], (Values{1, 0, 1, 0, 0.5})[i], 1e-6) << i;
+  bed.tape.reset();
 }
 
 TEST(Swiglu, PassesTheOpCase) {

@@ -10,7 +10,7 @@
 #include "framework/parallel/thread_comm.h"
 #include "kernels/core/random.h"
 #include "launch/session.h"
-#include "models/llama/hf.h"
+#include "models/hf/hub_model.h"
 #include "tests/support/refusal.h"
 #include "tests/support/temp_dir.h"
 
@@ -234,7 +234,7 @@ TEST(Resume, TheSavedModelIsTheOneThatWasTrained) {
   const Outcome run = train_to(2, recipe, dir.path(), *comm);
   const HubModel hub(*find_checkpoint("auto", dir.path()));
   ParamStore loaded;
-  make_llama(hub.spec(), 16)->declare(loaded);
+  make_model(hub.spec(), 16)->declare(loaded);
   loaded.materialize({}, DType::bf16, ParamStore::Gradients::off);
   hub.load({}, loaded);
   const Parameter& up = loaded.at("layers.1.mlp.up.weight");

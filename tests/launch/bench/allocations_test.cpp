@@ -10,7 +10,7 @@
 #include "kernels/core/random.h"
 #include "kernels/linear.h"
 #include "kernels/step_control.h"
-#include "models/llama/llama.h"
+#include "models/make_model.h"
 #include "optim/muon.h"
 #include "tests/support/test_bed.h"
 
@@ -33,7 +33,7 @@ TEST(Allocations, AStepOfTheModelMakesNoneAfterTheFirst) {
     spec.heads = 2;
     spec.ffn_size = 96;
     spec.vocab_size = 128;
-    const auto model = make_llama(spec, 16);
+    const auto model = make_model(spec, 16);
     model->declare(bed.params);
     bed.params.materialize(bed.queue.device, dtype, ParamStore::Gradients::on);
     bed.params.initialize(bed.queue, 1);

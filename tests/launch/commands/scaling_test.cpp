@@ -11,6 +11,7 @@
 #include "launch/checkpoints.h"
 #include "launch/commands/command.h"
 #include "launch/scaling_record.h"
+#include "models/make_model.h"
 #include "tests/framework/scaling/example_record.h"
 #include "tests/framework/scaling/synthetic.h"
 #include "tests/support/paths.h"
@@ -116,7 +117,7 @@ TEST(ScalingCommand, PlansAGridOfRecipesThatLoad) {
     EXPECT_EQ(recipe.run.seed, second ? 2 : 1);
     EXPECT_EQ(recipe.schedule.min_ratio, second ? 0.1 : 0.0);
     ParamStore params;
-    const auto model = make_llama(recipe.model, recipe.data.sequence_len);
+    const auto model = make_model(recipe.model, recipe.data.sequence_len);
     model->declare(params);
     const int64_t tokens = recipe.train.total_steps() * recipe.train.global_batch_tokens;
     EXPECT_EQ(*recipe.train.tokens, tokens);

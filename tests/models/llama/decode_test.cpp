@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "kernels/core/random.h"
-#include "models/llama/llama.h"
+#include "models/make_model.h"
 #include "tests/support/test_bed.h"
 
 using namespace osprey;
@@ -38,7 +38,7 @@ std::vector<int> text() {
 void check(const ModelSpec& spec) {
   TestBed bed;
   bed.tape.set_mode(Tape::Mode::evaluate);
-  const auto model = make_llama(spec, tokens);
+  const auto model = make_model(spec, tokens);
   model->declare(bed.params);
   bed.params.materialize(bed.queue.device, DType::f32, ParamStore::Gradients::off);
   bed.params.initialize(bed.queue, 9);

@@ -9,7 +9,7 @@
 #include "framework/config/reader.h"
 #include "framework/files/json.h"
 #include "kernels/core/random.h"
-#include "models/llama/hf.h"
+#include "models/hf/hub_model.h"
 #include "tests/support/device_copy.h"
 #include "tests/support/fuzz.h"
 #include "tests/support/refusal.h"
@@ -44,7 +44,7 @@ QuantGroupSpec group(const std::string& yaml) { return read_spec<QuantGroupSpec>
 /// A directory with the initial values of small(), in bf16.
 void write_plain(const fs::path& dir) {
   ParamStore params;
-  make_llama(small(), tokens)->declare(params);
+  make_model(small(), tokens)->declare(params);
   params.materialize({}, DType::bf16, ParamStore::Gradients::off);
   params.initialize(Queue{}, 3);
   fs::create_directories(dir);
@@ -71,7 +71,7 @@ void pack(const fs::path& from, const fs::path& to, const std::vector<QuantGroup
 struct Loaded {
   Loaded(const fs::path& dir, std::span<const QuantGroupSpec> groups) : hub(dir) {
     bed.tape.set_mode(Tape::Mode::evaluate);
-    model = make_llama(hub.spec(), tokens);
+    model = make_model(hub.spec(), tokens);
     model->declare(bed.params);
     const QuantizationConfig* config = hub.quantization();
     const uint64_t seed = config ? config->seed : 11;

@@ -1,30 +1,24 @@
 #pragma once
-// The Llama family as a Hugging Face directory: names, config.json, and what has to be folded.
+// A model as a Hugging Face directory: names, config.json, and what has to be folded.
 //
-// A model that transformers knows is written as what it knows: LlamaForCausalLM, Qwen3ForCausalLM when
-// qk_norm is on, or MistralForCausalLM when attention has a window. Norms with one scale are written with
-// that scale in every channel; embedding projections are multiplied into embedding and head. Any other
-// variant is written as "OspreyForCausalLM" (model_type "osprey", with an "osprey" object that holds the
-// recipe's keys), which only Osprey loads.
+// A model that transformers knows is written as what it knows: by its biases, norms and windows as
+// LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM (models/llama/hub.cpp). Norms
+// with one scale are written with that scale in every channel; embedding projections are multiplied into
+// embedding and head. Any other variant is written as "OspreyForCausalLM" (model_type "osprey", with an
+// "osprey" object that holds the recipe's keys), which only Osprey loads.
 
-#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "framework/checkpoint/hub.h"
+#include "framework/parameter.h"
 #include "framework/quant/packed_checkpoint.h"
-#include "models/llama/llama.h"
+#include "models/hf/context.h"
+#include "models/make_model.h"
 
 namespace osprey {
-
-/// What a directory says beside the model itself.
-struct HubContext {
-  int64_t sequence_len = 0;
-  DType dtype = DType::bf16;
-  std::optional<int32_t> bos_id, eos_id;
-};
 
 /// Config texts and tensor formulas of a model with this spec, some of whose weights are stored packed.
 HubLayout hub_layout(const ModelSpec& spec, const HubContext& context,
@@ -33,12 +27,16 @@ HubLayout hub_layout(const ModelSpec& spec, const HubContext& context,
 /// The recipe key that no architecture of transformers can express ("model.attention.kind: gated"), if any.
 std::optional<std::string> beyond_transformers(const ModelSpec& spec);
 
+struct HubFamily;
+
 /// A Hugging Face directory opened for evaluation, generation or export.
 class HubModel {
  public:
-  /// Reads config.json and the headers of the tensors: nothing of the size of the model is allocated.
-  /// Errors: an architecture or option that Osprey does not compute; tensors that are missing, unknown, or of
-  /// another shape or (packed ones) type than the config says.
+  /// Reads config.json, generation_config.json where there is one, and the headers of the tensors: nothing of
+  /// the size of the model is allocated.
+  /// Errors: an architecture or option that Osprey does not compute; weights that are pickled; all tensors
+  /// that are missing, unknown, or of another shape or (packed ones) type than the config says, in one
+  /// message.
   explicit HubModel(const std::filesystem::path& directory);
 
   /// Without embedding projections (they are folded), and with full-width norm weights.
@@ -48,15 +46,16 @@ class HubModel {
   const QuantizationConfig* quantization() const { return quantization_ ? &*quantization_ : nullptr; }
   /// Sets Parameter::stored_format where this directory holds packed weights; before materialize().
   void declare_packed(ParamStore& params) const;
-  /// Fills all values of a store in which make_llama(spec()) was declared.
+  /// Fills all values of a store in which make_model(spec(), ...) was declared.
   /// Errors: packed weights that no quantization leaves (find_impossible()).
   void load(const Queue& queue, ParamStore& params) const;
-  /// The names and shapes of this directory, as formulas that copy.
+  /// The names, shapes and formulas of this directory.
   const HubLayout& layout() const { return layout_; }
   const SafetensorsModel& tensors() const { return *tensors_; }
 
  private:
-  void check_tensors() const;
+  void take_prefix_of_files(const HubFamily& family);
+  void check_tensors(const HubFamily& family) const;
   void load_packed(const Queue& queue, const HubTensor& t, Parameter& p) const;
   ModelSpec spec_;
   HubContext context_;

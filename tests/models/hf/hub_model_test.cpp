@@ -1,4 +1,4 @@
-#include "models/llama/hf.h"
+#include "models/hf/hub_model.h"
 
 #include <gtest/gtest.h>
 
@@ -38,7 +38,7 @@ ModelSpec tiny() {
 
 /// Declares a model and gives every parameter its initial value, norms a random one.
 std::unique_ptr<LanguageModel> fill(const ModelSpec& spec, ParamStore& params) {
-  auto model = make_llama(spec, 16);
+  auto model = make_model(spec, 16);
   model->declare(params);
   params.materialize({}, DType::bf16, ParamStore::Gradients::off);
   params.initialize(Queue{}, 5);
@@ -83,7 +83,7 @@ TEST(HuggingFace, ANormWithOneScaleAndProjectionsBecomeAPlainLlama) {
   EXPECT_EQ(hub.context().eos_id, 3);
   EXPECT_EQ(hub.context().sequence_len, 16);
   ParamStore loaded;
-  make_llama(hub.spec(), 16)->declare(loaded);
+  make_model(hub.spec(), 16)->declare(loaded);
   loaded.materialize({}, DType::bf16, ParamStore::Gradients::off);
   hub.load({}, loaded);
   for (const char* name : {"layers.1.norm2.weight", "norm.weight"}) {
@@ -133,6 +133,29 @@ TEST(HuggingFace, EveryVariantSaysItsArchitectureAndComesBackTheSame) {
          s.qk_norm = true;
        },
        "Qwen3ForCausalLM", ""},
+      {[](ModelSpec& s) { s.qkv_bias = true; }, "Qwen2ForCausalLM", ""},
+      {[](ModelSpec& s) {
+         s.qkv_bias = true;
+         s.attention.window = 5;
+         s.attention.window_layers = {"1"};
+         s.rope_scaling =
+             RopeScalingSpec{.kind = RopeScalingSpec::Kind::yarn, .factor = 4, .original_len = 8};
+       },
+       "Qwen2ForCausalLM", ""},
+      {[](ModelSpec& s) {
+         s.qkv_bias = s.output_bias = s.mlp_bias = true;
+         s.rope_scaling = RopeScalingSpec{.kind = RopeScalingSpec::Kind::linear, .factor = 2};
+       },
+       "LlamaForCausalLM", ""},
+      {[](ModelSpec& s) { s.qkv_bias = s.output_bias = s.qk_norm = true; }, "Qwen3ForCausalLM", ""},
+      {[](ModelSpec& s) { s.output_bias = true; }, "OspreyForCausalLM", "model.output_bias"},
+      {[](ModelSpec& s) { s.qkv_bias = s.qk_norm = true; }, "OspreyForCausalLM", "model.qkv_bias"},
+      {[](ModelSpec& s) { s.mlp_bias = s.qk_norm = true; }, "OspreyForCausalLM", "model.mlp_bias"},
+      {[](ModelSpec& s) {
+         s.attention.window = 5;
+         s.attention.window_layers = {"0"};
+       },
+       "OspreyForCausalLM", "model.attention.window_layers"},
       {[](ModelSpec& s) {
          s.attention.kind = AttentionSpec::Kind::sink;
          s.attention.window = 5;
@@ -179,7 +202,15 @@ TEST(HuggingFace, EveryVariantSaysItsArchitectureAndComesBackTheSame) {
     EXPECT_EQ(hub.spec().attention.alpha, spec.attention.alpha);
     EXPECT_EQ(hub.spec().attention.zeta, spec.attention.zeta);
     EXPECT_EQ(hub.spec().attention.window, spec.attention.window);
-    make_llama(hub.spec(), 16)->declare(loaded);
+    EXPECT_EQ(hub.spec().attention.window_layers, spec.attention.window_layers);
+    EXPECT_EQ(hub.spec().qkv_bias, spec.qkv_bias);
+    EXPECT_EQ(hub.spec().output_bias, spec.output_bias);
+    EXPECT_EQ(hub.spec().mlp_bias, spec.mlp_bias);
+    ASSERT_EQ(hub.spec().rope_scaling.has_value(), spec.rope_scaling.has_value());
+    if (spec.rope_scaling) {
+      EXPECT_EQ(hub.spec().rope_scaling->scaling(), spec.rope_scaling->scaling());
+    }
+    make_model(hub.spec(), 16)->declare(loaded);
     loaded.materialize({}, DType::bf16, ParamStore::Gradients::off);
     hub.load({}, loaded);
     ASSERT_EQ(loaded.all().size(), params.all().size());
@@ -204,24 +235,29 @@ TEST(HuggingFace, WhatOspreyDoesNotComputeIsRefusedByItsKey) {
   };
   EXPECT_EQ(with("rope_theta", 5e5), "accepted");
   EXPECT_EQ(with("rope_parameters", {{"rope_theta", 5e5}, {"rope_type", "default"}}), "accepted");
-  const std::vector<std::pair<const char*, json>> bad = {{"model_type", "mamba"},
-                                                         {"model_type", 3},
-                                                         {"hidden_size", -1},
-                                                         {"hidden_size", 1e9},
-                                                         {"hidden_size", 0},
-                                                         {"num_hidden_layers", 99999999},
-                                                         {"num_hidden_layers", 3},
-                                                         {"num_attention_heads", 7},
-                                                         {"num_key_value_heads", 3},
-                                                         {"vocab_size", 65},
-                                                         {"intermediate_size", "48"},
-                                                         {"attention_bias", true},
-                                                         {"hidden_act", "gelu"},
-                                                         {"rope_scaling", {{"rope_type", "llama3"}}},
-                                                         {"rope_parameters", {{"rope_type", "yarn"}}},
-                                                         {"tie_word_embeddings", 1},
-                                                         {"rms_norm_eps", "x"},
-                                                         {"eos_token_id", -2}};
+  const std::vector<std::pair<const char*, json>> bad = {
+      {"model_type", "mamba"},
+      {"model_type", 3},
+      {"hidden_size", -1},
+      {"hidden_size", 1e9},
+      {"hidden_size", 0},
+      {"num_hidden_layers", 99999999},
+      {"num_hidden_layers", 3},
+      {"num_attention_heads", 7},
+      {"num_key_value_heads", 3},
+      {"vocab_size", 65},
+      {"intermediate_size", "48"},
+      {"attention_bias", true},
+      {"mlp_bias", true},
+      {"partial_rotary_factor", 0.5},
+      {"layer_types", {"sliding_attention", "full_attention"}},
+      {"hidden_act", "gelu"},
+      {"rope_scaling", {{"rope_type", "llama3"}}},
+      {"rope_parameters", {{"rope_type", "yarn"}}},
+      {"tie_word_embeddings", 1},
+      {"rms_norm_eps", "x"},
+      {"eos_token_id", -2},
+      {"eos_token_id", {3, "x"}}};
   for (const auto& [key, value] : bad) {
     const std::string message = with(key, value);
     EXPECT_NE(message, "accepted") << key << " " << value;
@@ -235,25 +271,75 @@ TEST(HuggingFace, WhatOspreyDoesNotComputeIsRefusedByItsKey) {
   EXPECT_NE(refusal([&] { HubModel hub(dir.path()); }).find("config.json"), std::string::npos);
 }
 
-TEST(HuggingFace, ASlidingWindowIsForAllLayersOrNone) {
+TEST(HuggingFace, AllTensorsThatDoNotFitAreListedByName) {
   TempDir dir;
-  ModelSpec spec = tiny();
-  spec.qk_norm = true;
-  spec.attention.window = 5;
   ParamStore params;
-  fill(spec, params);
-  write_hub(spec, params, dir / "m");
-  const json good = json::parse(read_file(dir / "m" / "config.json", 10000));
-  const auto window = [&](const json& layers) {
-    json config = good;
-    config["max_window_layers"] = layers;
-    std::ofstream(dir / "m" / "config.json") << config;
-    return HubModel(dir / "m").spec().attention.window;
+  fill(tiny(), params);
+  write_hub(tiny(), params, dir / "m");
+  json config = json::parse(read_file(dir / "m" / "config.json", 10000));
+  config["num_hidden_layers"] = 4;
+  config["intermediate_size"] = 56;
+  std::ofstream(dir / "m" / "config.json") << config;
+  const std::string message = refusal([&] { HubModel hub(dir / "m"); });
+  // Two layers of 9 tensors, and three matrices of the layers that are there.
+  EXPECT_NE(message.find("24 of the tensors"), std::string::npos) << message;
+  EXPECT_EQ(std::count(message.begin(), message.end(), '\n'), 24) << message;
+  const size_t misshapen =
+      message.find("model.layers.0.mlp.down_proj.weight is (32, 48), the config says (32, 56)");
+  const size_t missing = message.find("model.layers.3.self_attn.v_proj.weight is missing");
+  EXPECT_LT(misshapen, missing);
+  EXPECT_LT(missing, message.size());
+}
+
+TEST(HuggingFace, NamesWithoutTheirPrefixAreFound) {
+  TempDir dir;
+  ParamStore params, loaded;
+  fill(tiny(), params);
+  fs::create_directories(dir / "m");
+  HubLayout layout = hub_layout(tiny(), {.sequence_len = 16});
+  for (HubTensor& t : layout.tensors)
+    if (t.name.starts_with("model.")) t.name = t.name.substr(6);
+  const ReadParameter read = [&](const std::string& name, int64_t begin, Tensor out) {
+    for (int64_t i = 0; i < out.numel(); ++i)
+      out.as<float>()[i] = to_float(params.at(name).value.as<bf16>()[begin + i]);
   };
-  EXPECT_EQ(window(0), 5);
-  EXPECT_EQ(window(spec.layers), 0);
-  EXPECT_NE(refusal([&] { window(1); }).find("max_window_layers 1"), std::string::npos);
-  EXPECT_NE(refusal([&] { window(nullptr); }).find("max_window_layers"), std::string::npos);
+  write_hub_tensors(Queue{}, dir / "m" / "model.safetensors", layout, read, StoredType::bf16);
+  write_hub_texts(dir / "m", layout, "");
+  const HubModel hub(dir / "m");
+  make_model(hub.spec(), 16)->declare(loaded);
+  loaded.materialize({}, DType::bf16, ParamStore::Gradients::off);
+  hub.load({}, loaded);
+  for (const auto& p : params.all())
+    EXPECT_EQ(
+        0, std::memcmp(p->value.data, loaded.at(p->name).value.data, static_cast<size_t>(p->value.bytes())))
+        << p->name;
+}
+
+TEST(HuggingFace, PickledWeightsAreRefusedWithTheReasonAndTheCure) {
+  TempDir dir;
+  ParamStore params;
+  fill(tiny(), params);
+  write_hub(tiny(), params, dir / "m");
+  fs::rename(dir / "m" / "model.safetensors", dir / "m" / "pytorch_model-00001-of-00002.bin");
+  const std::string message = refusal([&] { HubModel hub(dir / "m"); });
+  EXPECT_NE(message.find("pytorch_model-00001-of-00002.bin"), std::string::npos) << message;
+  EXPECT_NE(message.find("safe_serialization=True"), std::string::npos) << message;
+}
+
+TEST(HuggingFace, EveryStopTokenIsKept) {
+  TempDir dir;
+  ParamStore params;
+  fill(tiny(), params);
+  write_hub(tiny(), params, dir / "m");
+  std::ofstream(dir / "m" / "generation_config.json") << json{{"eos_token_id", {9, 7}}};
+  const HubModel hub(dir / "m");
+  EXPECT_EQ(hub.context().stop_ids, (std::vector<int32_t>{9, 7, 3}));
+  EXPECT_EQ(hub.context().eos_id, 3);
+  const HubLayout layout = hub_layout(hub.spec(), hub.context());
+  EXPECT_EQ(json::parse(layout.generation_config_json)["eos_token_id"], json({9, 7, 3}));
+  EXPECT_EQ(json::parse(layout.config_json)["eos_token_id"], json({9, 7, 3}));
+  std::ofstream(dir / "m" / "generation_config.json") << "[]";
+  EXPECT_NE(refusal([&] { HubModel again(dir / "m"); }).find("generation_config.json"), std::string::npos);
 }
 
 TEST(HuggingFace, MutatedConfigsAreReadOrRefusedButNeverCrash) {
@@ -340,8 +426,7 @@ TEST(HuggingFace, LogitsAreThoseOfTransformers) {
   // hf_logits.py wrote the golden file from the directories that this test writes to OSPREY_GOLDEN_DIR.
   const char* keep = std::getenv("OSPREY_GOLDEN_DIR");
   json golden;
-  if (!keep)
-    golden = json::parse(read_file(test::source_dir() + "/tests/models/llama/hf_logits.json", 1 << 20));
+  if (!keep) golden = json::parse(read_file(test::source_dir() + "/tests/models/hf/hf_logits.json", 1 << 20));
   const auto ids = keep ? std::vector<int32_t>() : golden["ids"].get<std::vector<int32_t>>();
   for (const auto& [name, spec] : golden_models()) {
     TempDir dir;
@@ -364,7 +449,7 @@ TEST(HuggingFace, LogitsAreThoseOfTransformers) {
     EXPECT_LT(distance(decode_logits(*trained, ids)), 0.08 * std::sqrt(spread)) << name;
     const HubModel hub(to);
     for (const DType dtype : {DType::f32, DType::bf16}) {
-      const auto model = make_llama(hub.spec(), 16);
+      const auto model = make_model(hub.spec(), 16);
       ParamStore loaded;
       model->declare(loaded);
       loaded.materialize({}, dtype, ParamStore::Gradients::off);

@@ -1,0 +1,264 @@
+#include "models/hf/hub_model.h"
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "framework/config/dumper.h"
+#include "framework/config/reader.h"
+#include "framework/files/json.h"
+#include "framework/memory/staging.h"
+#include "kernels/core/check.h"
+#include "models/hf/family.h"
+
+namespace osprey {
+
+namespace fs = std::filesystem;
+using nlohmann::ordered_json;
+
+namespace {
+
+template <class T>
+ordered_json or_null(const std::optional<T>& v) {
+  return v ? ordered_json(*v) : ordered_json(nullptr);
+}
+
+/// Marks the tensors whose parameters a group packs.
+void pack_tensors(std::vector<HubTensor>& tensors, const QuantizationConfig& quantization) {
+  for (HubTensor& t : tensors)
+    if (const QuantGroupSpec* group = quantization.packs(t.a)) {
+      require(t.rule == HubTensor::Rule::copy && t.below.empty(), "quantize",
+              "{} holds {} transposed or with others, which packed files cannot say", t.name, t.a);
+      t.packed = {.format = group->weights->block_format(),
+                  .scale = group->weights->scale,
+                  .rotation = forward_rotation(*group, quantization.seed)};
+    }
+}
+
+/// One token by itself, several as a list, none as null.
+ordered_json stop_json(const HubContext& context) {
+  if (context.stop_ids.size() > 1) return context.stop_ids;
+  if (context.stop_ids.size() == 1) return context.stop_ids[0];
+  return or_null(context.eos_id);
+}
+
+const char* torch_name(StoredType type) {
+  return type == StoredType::f32 ? "float32" : type == StoredType::f16 ? "float16" : "bfloat16";
+}
+
+const HubFamily& family_of_type(const HubConfig& config) {
+  const std::string type = config.word("model_type", "");
+  std::string known;
+  for (const HubFamily* family : hub_families())
+    for (const std::string& t : family->types) {
+      if (t == type) return *family;
+      known += (known.empty() ? "" : ", ") + t;
+    }
+  fail(config.where(), "model_type '{}' is not one that Osprey computes ({})", shown(type), known);
+}
+
+/// The stop tokens of generation_config.json, then those of config.json that it leaves out.
+std::vector<int32_t> stop_tokens(const fs::path& directory, const HubConfig& config) {
+  std::vector<int32_t> stops;
+  const auto add = [&](const HubConfig& c) {
+    for (const int32_t token : c.tokens("eos_token_id"))
+      if (std::find(stops.begin(), stops.end(), token) == stops.end()) stops.push_back(token);
+  };
+  const fs::path generation = directory / "generation_config.json";
+  if (fs::exists(generation)) add({generation.string(), read_json(generation, int64_t{1} << 20, 16)});
+  add(config);
+  return stops;
+}
+
+std::optional<int32_t> first(const std::vector<int32_t>& tokens) {
+  return tokens.empty() ? std::nullopt : std::optional(tokens[0]);
+}
+
+/// Weights that only Python can read, by running what they say.
+void refuse_pickles(const fs::path& directory) {
+  if (fs::exists(directory / "model.safetensors") || fs::exists(directory / "model.safetensors.index.json"))
+    return;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    const std::string ending = entry.path().extension().string();
+    require(
+        ending != ".bin" && ending != ".pt" && ending != ".pth" && ending != ".ckpt", "checkpoint",
+        "the weights of {} are pickled ({}); reading them would run the code in them, which Osprey does not "
+        "do. Write them as safetensors where you trust the file: "
+        "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW, safe_serialization=True)",
+        directory.string(), shown(entry.path().filename().string()));
+  }
+}
+
+}  // namespace
+
+std::vector<const HubFamily*> hub_families() { return {&llama_hub, &gpt2_hub, &opt_hub}; }
+
+const HubFamily& hub_family(const ModelSpec& spec) {
+  if (spec.family == ModelSpec::Family::llama) return llama_hub;
+  return spec.activation == Activation::gelu ? gpt2_hub : opt_hub;
+}
+
+std::optional<std::string> beyond_transformers(const ModelSpec& spec) {
+  return hub_family(spec).beyond(spec);
+}
+
+HubLayout hub_layout(const ModelSpec& spec, const HubContext& context,
+                     const QuantizationConfig* quantization) {
+  const HubFamily& family = hub_family(spec);
+  ordered_json generation = {{"do_sample", true}, {"eos_token_id", stop_json(context)}};
+  if (context.bos_id) generation["bos_token_id"] = *context.bos_id;
+  if (context.pad_id) generation["pad_token_id"] = *context.pad_id;
+  ordered_json config = family.config(spec, context);
+  config["bos_token_id"] = or_null(context.bos_id);
+  config["eos_token_id"] = stop_json(context);
+  if (context.pad_id) config["pad_token_id"] = *context.pad_id;
+  config["torch_dtype"] = torch_name(context.file_type());
+  config["use_cache"] = true;
+  std::vector<HubTensor> tensors = family.tensors(spec);
+  if (quantization) {
+    config["quantization_config"] = to_json(*quantization);
+    pack_tensors(tensors, *quantization);
+  }
+  return {config.dump(2) + "\n", generation.dump(2) + "\n", std::move(tensors)};
+}
+
+HubModel::HubModel(const fs::path& directory) {
+  const fs::path path = directory / "config.json";
+  require(fs::is_directory(directory), "checkpoint", "{} is no directory", directory.string());
+  require(fs::exists(path), "checkpoint", "{} holds no config.json; it is no checkpoint", directory.string());
+  const HubConfig config(path.string(), read_json(path, int64_t{1} << 20, 16));
+  const HubFamily& family = family_of_type(config);
+  spec_ = family.read(config);
+  // The rules of the recipe hold for a config, too (heads divide the width, ...).
+  read_spec<ModelSpec>(dump_spec(spec_), config.where());
+  context_.sequence_len = spec_.family == ModelSpec::Family::gpt
+                              ? spec_.max_positions
+                              : config.whole("max_position_embeddings", 2048);
+  context_.bos_id = first(config.tokens("bos_token_id"));
+  context_.eos_id = first(config.tokens("eos_token_id"));
+  context_.pad_id = first(config.tokens("pad_token_id"));
+  context_.stop_ids = stop_tokens(directory, config);
+  refuse_pickles(directory);
+  tensors_ = std::make_unique<SafetensorsModel>(directory);
+  // Some exporters leave the head out without saying that it is tied.
+  if (!tensors_->has(family.head)) spec_.tie_embeddings = true;
+  if (const auto* packed = config.find("quantization_config"))
+    quantization_ = read_quantization_config(config.where(), *packed);
+  layout_.tensors = family.tensors(spec_);
+  take_prefix_of_files(family);
+  if (quantization_) pack_tensors(layout_.tensors, *quantization_);
+  check_tensors(family);
+  const StoredType type = tensors_->tensor(layout_.tensors[0].name).type;
+  context_.dtype = type == StoredType::f32 ? DType::f32 : DType::bf16;
+  if (type == StoredType::f16) context_.stored_as = type;
+  const std::vector<HubTensor> named = std::move(layout_.tensors);
+  layout_ = hub_layout(spec_, context_, quantization());
+  layout_.tensors = named;
+}
+
+/// Exporters write names with the family's prefix, with a part of it, or without.
+void HubModel::take_prefix_of_files(const HubFamily& family) {
+  const std::string ours = family.prefixes.front(), probe = layout_.tensors[0].name.substr(ours.size());
+  for (const std::string& prefix : family.prefixes) {
+    if (!tensors_->has(prefix + probe)) continue;
+    for (HubTensor& t : layout_.tensors)
+      if (t.name.starts_with(ours)) t.name = prefix + t.name.substr(ours.size());
+    return;
+  }
+}
+
+void HubModel::check_tensors(const HubFamily& family) const {
+  std::set<std::string> wanted;
+  std::map<std::string, std::string> differences;  // by tensor
+  const auto want = [&](const std::string& name, const Shape& shape, std::optional<StoredType> type) {
+    wanted.insert(name);
+    if (!tensors_->has(name)) {
+      differences[name] = "is missing";
+      return;
+    }
+    const StoredTensor& found = tensors_->tensor(name);
+    if (found.as_shape() != shape)
+      differences[name] = fmt::format("is {}, the config says {}", found.as_shape().str(), shape.str());
+    else if (type && found.type != *type)
+      differences[name] =
+          fmt::format("is {}, the config says {}", osprey::name(found.type), osprey::name(*type));
+    else if (!type && found.type != StoredType::f32 && found.type != StoredType::bf16 &&
+             found.type != StoredType::f16)
+      differences[name] = fmt::format("is {}; weights are F32, F16 or BF16", osprey::name(found.type));
+  };
+  for (const HubTensor& t : layout_.tensors) {
+    if (!t.packed) {
+      want(t.name, t.shape, {});
+      continue;
+    }
+    const PackedShapes s = packed_shapes(t.packed->format, t.shape[0], t.shape[1], t.name);
+    const PackedNames names(t.name);
+    want(names.codes, s.codes, StoredType::u8);
+    want(names.scales, s.scales, stored(s.scale_dtype));
+    if (s.has_tensor_scale) want(names.tensor_scale, {1}, StoredType::f32);
+  }
+  const auto ignored = [&](const std::string& name) {
+    if (spec_.tie_embeddings && name == family.head) return true;  // a copy of the embedding
+    return std::any_of(family.ignored.begin(), family.ignored.end(),
+                       [&](const std::string& ending) { return name.ends_with(ending); });
+  };
+  for (const std::string& name : tensors_->names())
+    if (!wanted.contains(name) && !ignored(name)) differences[name] = "is unknown";
+  std::string lines;
+  for (const auto& [name, difference] : differences)
+    lines += fmt::format("\n  {} {}", shown(name), difference);
+  require(differences.empty(), "checkpoint", "{} of the tensors of {} do not fit its config.json:{}",
+          differences.size(), tensors_->path().string(), lines);
+}
+
+void HubModel::declare_packed(ParamStore& params) const {
+  for (const HubTensor& t : layout_.tensors)
+    if (t.packed) params.at(t.a).stored_format = t.packed->format;
+}
+
+void HubModel::load_packed(const Queue& queue, const HubTensor& t, Parameter& p) const {
+  require(p.stored_format == t.packed->format, "checkpoint", "{} is not declared as a packed weight", p.name);
+  Arena memory("a packed tensor", {}, packed_bytes(p.packed.format, p.packed.rows, p.packed.cols) + 256);
+  const Packed host = make_packed(p.packed.format, p.packed.rows, p.packed.cols,
+                                  [&](const Shape& s, DType d) { return memory.alloc(s, d); });
+  const PackedNames names(t.name);
+  const auto read = [&](const std::string& name, const Tensor& to) { tensors_->read(name, to); };
+  read(names.codes, host.codes);
+  read(names.scales, host.scales);
+  if (host.tensor_scale.defined()) read(names.tensor_scale, host.tensor_scale);
+  const auto impossible = find_impossible(host);
+  require(!impossible, "checkpoint", "{}: {} is damaged: {}", tensors_->path().string(), t.name,
+          impossible.value_or(""));
+  kernels::upload(queue, p.packed.codes, host.codes.data);
+  kernels::upload(queue, p.packed.scales, host.scales.data);
+  if (host.tensor_scale.defined()) kernels::upload(queue, p.packed.tensor_scale, host.tensor_scale.data);
+  ++p.version;
+}
+
+void HubModel::load(const Queue& queue, ParamStore& params) const {
+  for (const HubTensor& t : layout_.tensors) {
+    if (t.packed) {
+      load_packed(queue, t, params.at(t.a));
+      continue;
+    }
+    for (const std::string& name : t.parameters()) {
+      Parameter& p = params.at(name);
+      require_shape("checkpoint", p.name.c_str(), p.value, t.parameter_shape());
+      write_from_host(queue, p.value,
+                      [&](const Tensor& host) { read_hub_parameter(*tensors_, t, name, 0, host); });
+      ++p.version;
+    }
+  }
+}
+
+ReadParameter read_values(const HubModel& hub) {
+  std::map<std::string, const HubTensor*> stored;  // by parameter
+  for (const HubTensor& t : hub.layout().tensors)
+    for (const std::string& name : t.parameters()) stored[name] = &t;
+  return [&hub, stored](const std::string& name, int64_t begin, Tensor out) {
+    read_hub_parameter(hub.tensors(), *stored.at(name), name, begin, out);
+  };
+}
+
+}  // namespace osprey
