@@ -19,8 +19,8 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  /// Appends the tokens of `text`, which must be valid UTF-8 unless kind is "bytes"; adds no
-  /// special token.
+  /// Appends the tokens of `text`, which must be valid UTF-8 unless kind is "bytes". Neither adds special
+  /// tokens nor takes text for one: a user's "<|im_end|>" stays text.
   virtual void encode(std::string_view text, std::vector<int32_t>& tokens) const = 0;
   /// Special tokens give no text. Errors: a token outside the vocabulary.
   virtual std::string decode(std::span<const int32_t> tokens) const = 0;
@@ -30,6 +30,21 @@ class Tokenizer {
   /// Ends every document in the shards.
   virtual int32_t eos_id() const = 0;
   virtual std::optional<int32_t> bos_id() const = 0;
+  /// Do texts for this model begin with bos_id()? As the tokenizer's own files say; encode() never adds it.
+  virtual bool adds_bos() const { return false; }
+  /// Every token that ends what a model writes: eos_id(), and the ends of a turn of a chat model.
+  virtual std::vector<int32_t> stop_ids() const { return {eos_id()}; }
+
+  /// The token that is written `content` as a whole, such as <|im_end|>; ordinary pieces are none.
+  virtual std::optional<int32_t> special_id(std::string_view) const { return {}; }
+  /// How a token that special_id() knows is written.
+  virtual std::optional<std::string> special_text(int32_t) const { return {}; }
+  /// As encode(), but special tokens that are written in `text` become themselves: for rendered chat
+  /// templates, never for text that users wrote.
+  virtual void encode_with_specials(std::string_view text, std::vector<int32_t>& tokens) const {
+    encode(text, tokens);
+  }
+
   /// Equal for two tokenizers if and only if they are the same; shards and checkpoints carry it.
   virtual std::string fingerprint() const = 0;
   /// Writes a directory that load_tokenizer reads; existing files of these names are replaced.
