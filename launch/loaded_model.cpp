@@ -2,6 +2,7 @@
 
 #include "framework/checkpoint/directory.h"
 #include "framework/files/mapped_file.h"
+#include "launch/data_source.h"
 #include "launch/memory_check.h"
 
 namespace osprey {
@@ -97,49 +98,59 @@ void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t 
           static_cast<double>(available) / (1 << 30));
 }
 
-std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,
-                                                  const std::vector<std::string>& data, int64_t sequence_len,
-                                                  int64_t max_tokens) {
-  DataSpec spec;
+void use_template_of(const fs::path& checkpoint, DataSpec& spec) {
+  spec.tokenizer = checkpoint.string();
+  if (spec.chat_template.ends_with(".jinja")) spec.chat_template = "auto";
+}
+
+std::unique_ptr<ValidationData> validation_data(const LoadedModel& loaded,
+                                                const std::vector<std::string>& data, int64_t sequence_len,
+                                                int64_t max_tokens) {
+  Recipe recipe;
   if (fs::exists(loaded.path / "recipe.yaml"))
-    spec = load_recipe((loaded.path / "recipe.yaml").string(), {}).data;
+    recipe = load_recipe((loaded.path / "recipe.yaml").string(), {});
+  DataSpec& spec = recipe.data;
   if (!data.empty()) {
     spec.validation.clear();
+    spec.validation_fraction = 0;
     for (const std::string& path : data) {
       SourceSpec source;
       source.path = path;
       spec.validation.push_back(source);
+      require(source.instructions() == spec.validation.front().instructions(), "eval",
+              "--data mixes token shards and instruction data; give one kind at a time");
     }
   }
-  require(!spec.validation.empty(), "eval", "{} names no validation data; give --data 'shards-*'",
-          loaded.path.string());
   spec.sequence_len = sequence_len;
+  use_template_of(loaded.path, spec);
+  const auto& sources = spec.validation_fraction > 0 ? spec.train : spec.validation;
+  require(!sources.empty(), "eval", "{} names no validation data; give --data 'shards-*'",
+          loaded.path.string());
   if (data.empty())
-    for (const SourceSpec& source : spec.validation)
-      require(
-          !glob_paths(source.path + ".bin").empty() || !glob_paths(source.path).empty(), "eval",
-          "no token shard matches {}, where the recipe of {} has its validation data; start in the folder "
-          "that the recipe's paths begin in, or give --data 'shards-*'",
-          source.path, loaded.path.string());
-  return std::make_unique<ValidationLoader>(spec, *loaded.tokenizer, loaded.hub.spec().vocab_size,
-                                            max_tokens);
+    for (const SourceSpec& source : sources)
+      require(!glob_paths(source.path + ".bin").empty() || !glob_paths(source.path).empty(), "eval",
+              "no file matches {}, where the recipe of {} has its validation data; start in the folder "
+              "that the recipe's paths begin in, or give --data 'shards-*'",
+              source.path, loaded.path.string());
+  return open_validation(spec, loaded.tokenizer, loaded.hub.spec().vocab_size,
+                         static_cast<uint64_t>(recipe.run.seed), loaded.queue.threads, max_tokens);
 }
 
-StagedBatch::StagedBatch(const Queue& queue, const ValidationLoader& data, int64_t rows)
+StagedBatch::StagedBatch(const Queue& queue, const ValidationData& data, int64_t rows)
     : queue_(queue),
       host_memory_("token buffers", {}, 4 * rows * (data.spec().sequence_len * 4 + 64)),
       memory_("token buffers", queue.device, 4 * rows * (data.spec().sequence_len * 4 + 64)) {
   const auto make = [&](Arena& arena) {
     const auto one = [&] { return arena.alloc({rows, data.spec().sequence_len}, DType::i32); };
     BatchView view{.tokens = one(), .targets = one(), .positions = one(), .document_start = {}};
-    if (!data.spec().attention_across_documents) view.document_start = one();
+    if (data.spec().documents_apart()) view.document_start = one();
     return view;
   };
   host_ = make(host_memory_);
   view_ = make(memory_);
 }
 
-const BatchView& StagedBatch::fill(ValidationLoader& data, int64_t first) {
+const BatchView& StagedBatch::fill(ValidationData& data, int64_t first) {
   data.batch(first, host_);
   for (Tensor BatchView::*t :
        {&BatchView::tokens, &BatchView::targets, &BatchView::positions, &BatchView::document_start})

@@ -41,24 +41,28 @@ struct LoadedModel {
   Arena activations;
   Pool pool;
   Tape tape;
-  std::unique_ptr<Tokenizer> tokenizer;
+  std::shared_ptr<const Tokenizer> tokenizer;
 };
 
 /// Throws unless a batch of this size can be evaluated in the memory that the device has to spare.
 void require_evaluation_memory(const LoadedModel& loaded, int64_t rows, int64_t sequence_len);
 
-/// The first `max_tokens` of the validation data of the checkpoint's recipe, or of the shards that `data`
-/// names instead. Errors: throws when there is neither, or when the tokenizer does not match.
-std::unique_ptr<ValidationLoader> validation_data(const LoadedModel& loaded,
-                                                  const std::vector<std::string>& data, int64_t sequence_len,
-                                                  int64_t max_tokens);
+/// The first `max_tokens` of the validation data of the checkpoint's recipe, or of the shards or instruction
+/// data that `data` names instead. Errors: throws when there is neither, or when the tokenizer does not
+/// match.
+std::unique_ptr<ValidationData> validation_data(const LoadedModel& loaded,
+                                                const std::vector<std::string>& data, int64_t sequence_len,
+                                                int64_t max_tokens);
+
+/// Points a recipe's data at the tokenizer and template that its checkpoint carries.
+void use_template_of(const std::filesystem::path& checkpoint, DataSpec& spec);
 
 /// Buffers for `rows` sequences of this data: in host memory, where loaders write, and where the model reads.
 class StagedBatch {
  public:
-  StagedBatch(const Queue& queue, const ValidationLoader& data, int64_t rows);
+  StagedBatch(const Queue& queue, const ValidationData& data, int64_t rows);
   /// Rows `first` and on of the data. Returns the batch as the model reads it.
-  const BatchView& fill(ValidationLoader& data, int64_t first);
+  const BatchView& fill(ValidationData& data, int64_t first);
   const BatchView& host() const { return host_; }
 
  private:

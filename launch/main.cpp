@@ -88,6 +88,7 @@ int main(int argc, char** argv) {
   osprey::add_check(app);
   osprey::add_plan(app);
   osprey::add_prepare(app);
+  osprey::add_data(app);
   osprey::add_eval(app);
   osprey::add_inspect(app);
   osprey::add_generate(app);

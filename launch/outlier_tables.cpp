@@ -2,7 +2,7 @@
 
 namespace osprey {
 
-std::vector<OutlierRow> measure_outliers_of(LoadedModel& m, ValidationLoader& data, StagedBatch& batch,
+std::vector<OutlierRow> measure_outliers_of(LoadedModel& m, ValidationData& data, StagedBatch& batch,
                                             int64_t rows) {
   OutlierObserver observer(TelemetrySpec{}, m.queue);
   for (int64_t first = 0; first < rows; first += batch.host().batch()) {

@@ -8,7 +8,7 @@ namespace osprey {
 
 /// Runs `rows` sequences in context, then the same tokens as sequences of length one (the OSP protocol).
 /// `batch` is overwritten.
-std::vector<OutlierRow> measure_outliers_of(LoadedModel& model, ValidationLoader& data, StagedBatch& batch,
+std::vector<OutlierRow> measure_outliers_of(LoadedModel& model, ValidationData& data, StagedBatch& batch,
                                             int64_t rows);
 
 enum class OutlierDetail { over_layers, every_layer };

@@ -12,7 +12,8 @@ namespace {
 
 /// Why warmup and decay do not fit into the run; empty when they do.
 std::string schedule_problem(const ScheduleSpec& schedule, const TrainSpec& train) {
-  if (train.tokens.has_value() == train.steps.has_value()) return "";  // reported by TrainSpec
+  // With epochs the length is known once the data are open; wrong lengths are reported by TrainSpec.
+  if (train.epochs || train.tokens.has_value() == train.steps.has_value()) return "";
   try {
     Schedule(schedule, train.total_steps(), train.global_batch_tokens);
   } catch (const Error& error) {

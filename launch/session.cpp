@@ -84,7 +84,7 @@ void Session::trace() {
   const Shape shape{recipe_.train.micro_batch_size, recipe_.data.sequence_len};
   auto tokens = [&] { return make_tensor(nullptr, shape, DType::i32, queue.device); };
   BatchView batch{.tokens = tokens(), .targets = tokens(), .positions = tokens(), .document_start = {}};
-  if (!recipe_.data.attention_across_documents) batch.document_start = tokens();
+  if (recipe_.data.documents_apart()) batch.document_start = tokens();
   tape.set_mode(Tape::Mode::train);
   tape.set_recompute(recipe_.train.recompute);
   const Tensor sums = make_tensor(nullptr, {2}, DType::f64, queue.device);
@@ -162,8 +162,8 @@ TrainerParts Session::parts() {
   p.plan = &plan;
   p.reducer = reducer.get();
   p.updater = updater.get();
-  p.documents = recipe_.data.attention_across_documents ? TrainerParts::Documents::joined
-                                                        : TrainerParts::Documents::apart;
+  p.documents =
+      recipe_.data.documents_apart() ? TrainerParts::Documents::apart : TrainerParts::Documents::joined;
   p.sequence_len = recipe_.data.sequence_len;
   p.seed = static_cast<uint64_t>(recipe_.run.seed);
   const Schedule schedule(recipe_.schedule, recipe_.train.total_steps(), recipe_.train.global_batch_tokens);

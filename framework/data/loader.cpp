@@ -1,68 +1,37 @@
 #include "framework/data/loader.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
+#include "framework/data/batch_rows.h"
 #include "kernels/core/check.h"
 #include "kernels/core/random.h"
 
 namespace osprey {
 namespace {
 
-/// The rows of a batch as plain pointers.
-struct Rows {
-  int64_t count, tokens;                       // B, T
-  int32_t *token, *target, *position, *start;  // start is null when attention crosses documents
-
-  static Rows of(const DataSpec& spec, const BatchView& batch) {
-    require(batch.tokens.shape.rank == 2, "loader", "tokens must be (B, T), got {}", batch.tokens.str());
-    const Shape shape = batch.tokens.shape;
-    require(shape[1] == spec.sequence_len, "loader",
-            "tokens must have {} columns (data.sequence_len), got {}", spec.sequence_len, batch.tokens.str());
-    const auto pointer = [&](const char* name, const Tensor& t) {
-      require_shape("loader", name, t, shape);
-      require(t.contiguous() && t.device.kind == DeviceKind::cpu, "loader",
-              "{} must be contiguous, in host memory", name);
-      return t.as<int32_t>();
-    };
-    return {
-        .count = shape[0],
-        .tokens = shape[1],
-        .token = pointer("tokens", batch.tokens),
-        .target = pointer("targets", batch.targets),
-        .position = pointer("positions", batch.positions),
-        .start = spec.attention_across_documents ? nullptr : pointer("document_start", batch.document_start)};
-  }
-  Rows row(int64_t r) const {
-    const int64_t at = r * tokens;
-    return {1, tokens, token + at, target + at, position + at, start ? start + at : nullptr};
-  }
-};
-
-/// Gives tokens [begin, end) of the row, clipped to it, the positions of one document.
-void mark_document(const Rows& row, int64_t begin, int64_t end) {
-  end = std::min(end, row.tokens);
-  if (begin >= end) return;
-  std::iota(row.position + begin, row.position + end, 0);
-  std::fill(row.start + begin, row.start + end, static_cast<int32_t>(begin));
+BatchRows rows_of(const DataSpec& spec, const BatchView& batch) {
+  return BatchRows::of(batch, spec.sequence_len,
+                       spec.documents_apart() ? BatchRows::Documents::apart : BatchRows::Documents::joined);
 }
 
 /// Fills one row from `available` <= T + 1 tokens of the order, the rest with `filler`, and returns
 /// its number of targets.
 int64_t fill_row(const TokenStream& stream, const DocumentOrder& order, int64_t begin, int64_t available,
-                 int32_t filler, std::vector<int32_t>& scratch, const Rows& row) {
+                 int32_t filler, std::vector<int32_t>& scratch, const BatchRows& row) {
   const int64_t T = row.tokens;
   int64_t at = 0, document_begin = 0;
   order.pieces(begin, available, [&](int64_t document, int64_t offset, int64_t tokens) {
     stream.read(document, offset,
                 std::span(scratch).subspan(static_cast<size_t>(at), static_cast<size_t>(tokens)));
-    if (row.start) mark_document(row, at, at + tokens);
+    if (row.start) row.mark_document(at, at + tokens);
     document_begin = at;
     at += tokens;
   });
   std::fill(scratch.begin() + at, scratch.end(), filler);
   if (row.start)
-    mark_document(row, at, T);
+    row.mark_document(at, T);
   else
     std::iota(row.position, row.position + T, 0);
   std::copy(scratch.begin(), scratch.begin() + T, row.token);
@@ -125,14 +94,9 @@ Loader::Window Loader::window(uint64_t sample) {
 }
 
 int64_t Loader::batch(int64_t step, int64_t micro_step, int64_t rank, int64_t ranks, const BatchView& into) {
-  const Rows rows = Rows::of(spec_, into);
-  require(step >= 0 && micro_step >= 0 && rank >= 0 && rank < ranks, "loader",
-          "no such batch: step {}, micro step {}, rank {} of {}", step, micro_step, rank, ranks);
-  const int64_t micro_rows = ranks * rows.count, first = micro_step * micro_rows + rank * rows.count;
-  require(setup_.global_rows % micro_rows == 0 && first + rows.count <= setup_.global_rows, "loader",
-          "{} rows a step do not divide into micro steps of {} ranks times {} rows, or micro step "
-          "{} is past the last",
-          setup_.global_rows, ranks, rows.count, micro_step);
+  const BatchRows rows = rows_of(spec_, into);
+  require(step >= 0, "loader", "no such step: {}", step);
+  const int64_t first = first_row(setup_.global_rows, micro_step, rank, ranks, rows.count);
   int64_t targets = 0;
   for (int64_t r = 0; r < rows.count; ++r) {
     const Window w = window(static_cast<uint64_t>(step * setup_.global_rows + first + r));
@@ -152,6 +116,12 @@ std::vector<DocumentUse> Loader::documents(int64_t step) {
     });
   }
   return uses;
+}
+
+int64_t Loader::rows(double epochs) {
+  uint64_t windows = 0;
+  for (const Source& source : sources_) windows += source.windows;
+  return std::max<int64_t>(1, std::llround(epochs * static_cast<double>(windows)));
 }
 
 int64_t Loader::tokens() const {
@@ -179,7 +149,7 @@ ValidationLoader::ValidationLoader(const DataSpec& spec, const Tokenizer& tokeni
 }
 
 int64_t ValidationLoader::batch(int64_t first, const BatchView& into) {
-  const Rows rows = Rows::of(spec_, into);
+  const BatchRows rows = rows_of(spec_, into);
   require(first >= 0, "loader", "no such row: {}", first);
   int64_t targets = 0;
   for (int64_t r = 0; r < rows.count; ++r) {

@@ -30,10 +30,35 @@ struct DocumentUse {
   bool operator==(const DocumentUse&) const = default;
 };
 
-/// Training batches.
+/// Where training batches come from.
+class TrainingData {
+ public:
+  virtual ~TrainingData() = default;
+  /// Fills the B rows that `rank` of `ranks` trains on in micro step `micro_step` of `step`; over
+  /// all ranks and micro steps these are the global_rows rows of the step, each once. Returns how many
+  /// targets are not -1. Allocates nothing, but at the first use of an epoch its order is worked out, in
+  /// time linear in the number of documents.
+  virtual int64_t batch(int64_t step, int64_t micro_step, int64_t rank, int64_t ranks,
+                        const BatchView& into) = 0;
+  /// How many rows so many epochs have; an epoch reads all sources once.
+  virtual int64_t rows(double epochs) = 0;
+};
+
+/// Where evaluation reads, row by row.
+class ValidationData {
+ public:
+  virtual ~ValidationData() = default;
+  virtual int64_t rows() const = 0;
+  virtual const DataSpec& spec() const = 0;
+  /// Fills B rows from row `first` on; rows past the end have no targets. Returns how many targets are
+  /// not -1. Allocates nothing.
+  virtual int64_t batch(int64_t first, const BatchView& into) = 0;
+};
+
+/// Training batches from token shards.
 /// Errors: whatever is wrong with files, tokenizer, weights or sizes is found when the loader is
 /// made, except a token beyond what the side-car promised, which is found when it is read.
-class Loader {
+class Loader final : public TrainingData {
  public:
   struct Setup {
     uint64_t seed = 0;
@@ -42,11 +67,9 @@ class Loader {
   };
   Loader(const DataSpec& spec, const Tokenizer& tokenizer, const Setup& setup);
 
-  /// Fills the B rows that `rank` of `ranks` trains on in micro step `micro_step` of `step`; over
-  /// all ranks and micro steps these are the global_rows rows of the step, each once. Returns how many
-  /// targets are not -1. Allocates nothing. At the first use of an epoch its order is worked out, in
-  /// time linear in the number of documents.
-  int64_t batch(int64_t step, int64_t micro_step, int64_t rank, int64_t ranks, const BatchView& into);
+  int64_t batch(int64_t step, int64_t micro_step, int64_t rank, int64_t ranks,
+                const BatchView& into) override;
+  int64_t rows(double epochs) override;
   /// What `step` reads, row by row.
   std::vector<DocumentUse> documents(int64_t step);
 
@@ -87,7 +110,7 @@ class Loader {
 /// The validation sources in file order, cut into rows without overlap of targets: every token but
 /// the very first is a target once (without attention across documents, the first of each document
 /// is none). The last row is filled up with tokens that are not targets.
-class ValidationLoader {
+class ValidationLoader final : public ValidationData {
  public:
   /// Reads the first `max_tokens` targets only, in whole rows.
   ValidationLoader(const DataSpec& spec, const Tokenizer& tokenizer, int64_t vocab_size,
@@ -95,11 +118,9 @@ class ValidationLoader {
   ValidationLoader(const ValidationLoader&) = delete;
   ValidationLoader& operator=(const ValidationLoader&) = delete;
 
-  int64_t rows() const { return rows_; }
-  const DataSpec& spec() const { return spec_; }
-  /// Fills B rows from row `first` on; rows past the end have no targets. Returns how many targets are
-  /// not -1. Allocates nothing.
-  int64_t batch(int64_t first, const BatchView& into);
+  int64_t rows() const override { return rows_; }
+  const DataSpec& spec() const override { return spec_; }
+  int64_t batch(int64_t first, const BatchView& into) override;
 
  private:
   DataSpec spec_;

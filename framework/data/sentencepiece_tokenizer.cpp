@@ -5,6 +5,7 @@
 #include <sentencepiece_processor.h>
 #include <sentencepiece_trainer.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
@@ -30,6 +31,7 @@ class SentencepieceTokenizer final : public Tokenizer {
             "{} has no end-of-sentence piece, which ends every document in the shards; train it with one",
             name);
     newline_ = find_newline();
+    prefixes_space_ = find_space_prefix();
   }
 
   void encode(std::string_view text, std::vector<int32_t>& tokens) const override {
@@ -42,6 +44,17 @@ class SentencepieceTokenizer final : public Tokenizer {
       place = Place::at_newline;
     }
     encode_part(text, place, tokens);
+  }
+
+  void encode_continuation(std::string_view text, std::vector<int32_t>& tokens) const override {
+    if (text.empty() || !prefixes_space_) return encode(text, tokens);
+    require(newline_.has_value(), "tokenizer",
+            "this sentencepiece model puts a space before every text and does not keep lines apart, so text "
+            "cannot go on after other tokens; train a tokenizer with osprey prepare");
+    std::vector<int32_t> after_newline;
+    encode("\n" + std::string(text), after_newline);
+    const auto newline = std::find(after_newline.begin(), after_newline.end(), *newline_);
+    tokens.insert(tokens.end(), newline + 1, after_newline.end());
   }
 
   std::string decode(std::span<const int32_t> tokens) const override {
@@ -121,9 +134,16 @@ class SentencepieceTokenizer final : public Tokenizer {
     return parts == whole ? std::optional<int32_t>(newline) : std::nullopt;
   }
 
+  /// Does the model put a space before a text?
+  bool find_space_prefix() const {
+    std::vector<std::string> pieces;
+    return processor_.Encode("a", &pieces).ok() && !pieces.empty() && pieces[0].starts_with("\xe2\x96\x81");
+  }
+
   std::string model_;
   sentencepiece::SentencePieceProcessor processor_;
   std::optional<int32_t> newline_;
+  bool prefixes_space_ = false;
 };
 
 class Lines final : public sentencepiece::SentenceIterator {

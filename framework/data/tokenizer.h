@@ -22,6 +22,11 @@ class Tokenizer {
   /// Appends the tokens of `text`, which must be valid UTF-8 unless kind is "bytes". Neither adds special
   /// tokens nor takes text for one: a user's "<|im_end|>" stays text.
   virtual void encode(std::string_view text, std::vector<int32_t>& tokens) const = 0;
+  /// As encode(), for text that goes on after other tokens: without the space that sentencepiece models put
+  /// before the beginning of a text.
+  virtual void encode_continuation(std::string_view text, std::vector<int32_t>& tokens) const {
+    encode(text, tokens);
+  }
   /// Special tokens give no text. Errors: a token outside the vocabulary.
   virtual std::string decode(std::span<const int32_t> tokens) const = 0;
 

@@ -7,6 +7,7 @@
 
 #include "framework/config/fields.h"
 #include "framework/tape/tape.h"
+#include "kernels/core/check.h"
 
 namespace osprey {
 
@@ -42,6 +43,8 @@ enum class Masters { kept, none };
 
 struct TrainSpec {
   std::optional<int64_t> tokens, steps;
+  std::optional<double> epochs;
+  int64_t steps_of_epochs = 0;  // what `epochs` come to: known once the data are open, and no key of the recipe
   int64_t global_batch_tokens = 32768;
   int64_t micro_batch_size = 8;
   DType precision = DType::bf16;
@@ -56,10 +59,13 @@ struct TrainSpec {
   int64_t eval_tokens = 65536;
 
   void fields(Fields& f) {
-    f("tokens", tokens, "length of the run in tokens; give tokens or steps", between(1, 1e18));
+    f("tokens", tokens, "length of the run in tokens; give one of tokens, steps and epochs", between(1, 1e18));
     f("steps", steps, "length of the run in optimizer steps", between(1, 1e12));
-    f.rule(tokens.has_value() != steps.has_value(), "tokens",
-           "give exactly one of tokens and steps; null takes one back");
+    f("epochs", epochs,
+      "length of the run in passes over the training data; the last step is filled up from the next pass",
+      between(1e-3, 1e5));
+    f.rule(int{tokens.has_value()} + int{steps.has_value()} + int{epochs.has_value()} == 1, "tokens",
+           "give exactly one of tokens, steps and epochs; null takes one back");
     f("global_batch_tokens", global_batch_tokens, "tokens of one optimizer step over all ranks",
       between(1, 1e12));
     f("micro_batch_size", micro_batch_size, "sequences that one rank computes at a time",
@@ -97,8 +103,12 @@ struct TrainSpec {
       at_least(1));
   }
 
+  /// Errors: throws where the length is given in epochs and the data have not been opened.
   int64_t total_steps() const {
-    return steps ? *steps : (*tokens + global_batch_tokens - 1) / global_batch_tokens;
+    if (steps) return *steps;
+    if (tokens) return (*tokens + global_batch_tokens - 1) / global_batch_tokens;
+    require(steps_of_epochs > 0, "train", "the steps of train.epochs are known once the data are open");
+    return steps_of_epochs;
   }
 };
 

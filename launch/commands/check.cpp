@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "launch/commands/command.h"
+#include "launch/data_source.h"
 #include "launch/recipe.h"
 #include "models/make_model.h"
 #include "optim/groups.h"
@@ -22,7 +23,8 @@ void add_check(CLI::App& app) {
   command->footer(
       "Example:\n  osprey check recipes/quickstart/osp.yaml --ranks 2 --set train.micro_batch_size=8");
   command->callback([options] {
-    const Recipe recipe = load_recipe(options->recipe, options->overrides, options->ranks);
+    Recipe recipe = load_recipe(options->recipe, options->overrides, options->ranks);
+    if (recipe.train.epochs) open_data(recipe, 1);  // the data say how many steps there are
     // Patterns can only be judged against the parameters of this very model.
     ParamStore params;
     make_model(recipe.model, recipe.data.sequence_len)->declare(params);

@@ -50,6 +50,7 @@ void add_train(CLI::App& app);
 void add_check(CLI::App& app);
 void add_plan(CLI::App& app);
 void add_prepare(CLI::App& app);
+void add_data(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_generate(CLI::App& app);

@@ -46,7 +46,7 @@ double entropy(const std::vector<int64_t>& counts, int64_t total) {
 }
 
 /// Mean loss over the data.
-Result evaluate(LoadedModel& m, ValidationLoader& data, StagedBatch& batch) {
+Result evaluate(LoadedModel& m, ValidationData& data, StagedBatch& batch) {
   const double start = now_s();
   Arena scalars("loss sums", m.queue.device, 64);
   const Tensor sums = scalars.alloc({2}, DType::f64);
@@ -106,7 +106,7 @@ struct Quantization {
   }
 };
 
-Result evaluate_quantized(LoadedModel& m, ValidationLoader& data, StagedBatch& batch, const Quantization& q,
+Result evaluate_quantized(LoadedModel& m, ValidationData& data, StagedBatch& batch, const Quantization& q,
                           kernels::ClipSearch clip) {
   if (q.integers) {
     const QuantizedScope quantized(m.tape, m.params, *q.integers, clip);

@@ -5,6 +5,7 @@
 
 #include "framework/parallel/communicator.h"
 #include "launch/commands/command.h"
+#include "launch/data_source.h"
 #include "launch/session.h"
 
 namespace osprey {
@@ -94,7 +95,8 @@ void add_plan(CLI::App& app) {
       ->check(CLI::IsMember({"recipe", "cpu", "cuda"}));
   command->footer("Example:\n  osprey plan recipes/pretrain/osp_1b4.yaml --ranks 8 --device cuda");
   command->callback([options] {
-    const Recipe recipe = load_recipe(options->recipe, options->overrides, options->ranks);
+    Recipe recipe = load_recipe(options->recipe, options->overrides, options->ranks);
+    if (recipe.train.epochs) open_data(recipe, options->threads);  // the data say how many steps there are
     const DeviceKind kind = options->device == "recipe" ? planned_device(recipe.run)
                             : options->device == "cuda" ? DeviceKind::cuda
                                                         : DeviceKind::cpu;

@@ -222,8 +222,8 @@ PlannedModel planned(const Recipe& recipe, const ModelScale& scale) {
 /// Keys that the grid sets, so that a variant must not.
 void check_variant(const Variant& variant) {
   for (const std::string& assignment : variant.overrides)
-    for (const char* key : {"run.name", "train.tokens", "train.steps", "model.layers", "model.heads",
-                            "model.kv_heads", "model.hidden_size", "model.ffn_size"})
+    for (const char* key : {"run.name", "train.tokens", "train.steps", "train.epochs", "model.layers",
+                            "model.heads", "model.kv_heads", "model.hidden_size", "model.ffn_size"})
       require(assignment.substr(0, assignment.find('=')) != key, "scaling",
               "--variant {} sets {}, which the grid sets itself", variant.name, key);
 }
@@ -285,6 +285,7 @@ std::map<std::string, std::string> recipes_of(const PlanCommand& command, const 
           if (key != std::string_view("model.kv_heads") || base.model.kv_heads)
             overrides.push_back(fmt::format("{}={}", key, value));
         overrides.push_back("train.steps=null");
+        overrides.push_back("train.epochs=null");
         overrides.push_back(fmt::format("run.name=\"{}\"", run));
         Recipe recipe;
         try {

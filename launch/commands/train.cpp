@@ -33,7 +33,8 @@ void stop_on_signals() {
 }
 
 /// What is allowed but worth a line before the run starts.
-void print_notes(const Recipe& recipe, const Session& session) {
+void print_notes(const Recipe& recipe, const Session& session, const RunData& data) {
+  for (const std::string& line : data.notes) fmt::print(stderr, "{}\n", line);
   for (const std::string& warning : session.optimizers->warnings()) fmt::print(stderr, "note: {}\n", warning);
   for (const std::string& line : session.schemes->timeline(recipe.train.total_steps()))
     fmt::print(stderr, "{}\n", line);
@@ -99,49 +100,37 @@ void write_decision(RunWatch& watch, int64_t step, int64_t tokens, std::span<con
 
 void train(const Options& options, Communicator& world) {
   Recipe recipe;
-  std::shared_ptr<const Tokenizer> tokenizer;
-  std::unique_ptr<Loader> loader;
-  std::unique_ptr<ValidationLoader> validation;
+  RunData data;
   together(world, [&] { recipe = load_recipe(options.recipe, options.overrides, world.size()); });
   const int threads = threads_for_rank(recipe.run, world);
   const Device device = device_for(recipe.run, world);
+  together(world, [&] { data = open_data(recipe, threads); });
   // The plan builds the same session on meta, so whatever is wrong with model or optimizers shows here.
   std::vector<MemoryCategory> planned;
   together(world, [&] { planned = plan_memory(recipe, world.rank(), world.size(), threads, device.kind); });
   require_memory(planned, device, world);
   kernels::OpenQueue open;
-  together(world, [&] {
-    open = kernels::open_queue(device, threads);
-    tokenizer = load_tokenizer(recipe.data.tokenizer);
-    const int64_t rows = recipe.train.global_batch_tokens / recipe.data.sequence_len;
-    loader = std::make_unique<Loader>(recipe.data, *tokenizer,
-                                      Loader::Setup{.seed = static_cast<uint64_t>(recipe.run.seed),
-                                                    .global_rows = rows,
-                                                    .vocab_size = recipe.model.vocab_size});
-    if (!recipe.data.validation.empty())
-      validation = std::make_unique<ValidationLoader>(recipe.data, *tokenizer, recipe.model.vocab_size,
-                                                      recipe.train.eval_tokens);
-  });
+  together(world, [&] { open = kernels::open_queue(device, threads); });
   const std::unique_ptr<RunLock> lock = lock_run(recipe, world);
   stop_on_signals();  // from here on a signal ends the run in order, be it after its first step
   // Not inside together(): it gives the reducer a communicator of its own, which is collective.
   Session session(recipe, world, open.queue, SessionMemory::of(planned));
-  if (world.rank() == 0) print_notes(recipe, session);
+  if (world.rank() == 0) print_notes(recipe, session, data);
   session.initialize();
 
-  TrainSource train_source(*loader, world);
+  TrainSource train_source(*data.train, world);
   std::unique_ptr<ValidationSource> validation_source;
   TrainerParts parts = session.parts();
   parts.train = &train_source;
-  if (validation) {
-    validation_source = std::make_unique<ValidationSource>(*validation, world);
+  if (data.validation) {
+    validation_source = std::make_unique<ValidationSource>(*data.validation, world);
     parts.validation = validation_source.get();
-    parts.validation_sequences = validation->rows();
+    parts.validation_sequences = data.validation->rows();
   }
   Trainer trainer(recipe.train, parts);
-  RecordHook record(scaling_file(recipe), record_of(recipe, session, *tokenizer), world);
+  RecordHook record(scaling_file(recipe), record_of(recipe, session, *data.tokenizer), world);
   std::unique_ptr<RunWatch> watch;
-  const auto saver = make_checkpoint_hook(recipe, tokenizer, trainer, session, [&](const SaveReport& r) {
+  const auto saver = make_checkpoint_hook(recipe, data.tokenizer, trainer, session, [&](const SaveReport& r) {
     watch->checkpoint(r.step, r.path.string(), r.failure, r.blocked_ms, r.write_ms);
   });
   const std::optional<int64_t> resumed = resume_run(*saver);

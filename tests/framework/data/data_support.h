@@ -48,7 +48,7 @@ class BatchBuffer {
                          DType::i32);
     };
     batch = {.tokens = view(0), .targets = view(1), .positions = view(2), .document_start = {}};
-    if (!spec.attention_across_documents) batch.document_start = view(3);
+    if (spec.documents_apart()) batch.document_start = view(3);
   }
   BatchView batch;
 
