@@ -33,10 +33,12 @@ std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
     context.bos_id = tokenizer->bos_id();
     context.eos_id = tokenizer->eos_id();
   }
+  HubLayout layout = hub_layout(recipe.model, context);
+  add_step_sizes(layout, *trainer.parts().params);
   return std::make_unique<CheckpointHook>(
       CheckpointHook::Setup{.spec = recipe.checkpoint,
                             .directory = run_directory(recipe) / "checkpoints",
-                            .texts = {text, hub_layout(recipe.model, context), std::move(tokenizer)},
+                            .texts = {text, std::move(layout), std::move(tokenizer)},
                             .recipe_hash = recipe_hash(recipe),
                             .on_save = std::move(on_save),
                             .schemes = &schemes},

@@ -49,6 +49,8 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const
   updater = std::make_unique<Updater>(
       queue, params, plan, sharded, world.rank(), of,
       recipe_.parallel.offload_optimizer ? Arena::Place::host : Arena::Place::device);
+  if (std::any_of(recipe_.quant.begin(), recipe_.quant.end(), [](const auto& g) { return g.freeze; }))
+    freezer = std::make_unique<WeightFreezer>(queue, params, *updater);
   require(!recipe_.parallel.offload_optimizer || queue.target() == DeviceKind::cuda,
           "parallel.offload_optimizer",
           "is for runs on GPUs, and this one is on the CPU; drop the key or set run.device: cuda");
@@ -77,6 +79,7 @@ void Session::trace() {
     schemes->activate(step);
     tape.backward(model->loss(tape, batch, {.grad_scale = {}, .sums = sums}));
     tape.reset();
+    if (freezer) freezer->hold(make_tensor(nullptr, {1}, DType::f64, queue.device));
   }
 }
 
@@ -109,6 +112,7 @@ std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
   };
   if (const auto followed = followed_weights(); !followed.empty())
     all.push_back({"oscillation", OscillationTracker::bytes(followed)});
+  if (freezer) all.push_back({"frozen weights", freezer->bytes()});
   if (trainer) all.push_back({"token buffers", trainer->batch_bytes()});
   if (queue.target() == DeviceKind::cuda)
     all.push_back({"GPU workspace", kernels::stream_workspace_bytes(DeviceKind::cuda)});
@@ -145,6 +149,7 @@ TrainerParts Session::parts() {
   p.plan = &plan;
   p.reducer = reducer.get();
   p.updater = updater.get();
+  p.freezer = freezer.get();
   p.documents = recipe_.data.attention_across_documents ? TrainerParts::Documents::joined
                                                         : TrainerParts::Documents::apart;
   p.sequence_len = recipe_.data.sequence_len;

@@ -28,6 +28,8 @@ class Updater {
   void step(const Tensor& control, uint64_t seed);
   /// Writes values from masters (after loading a checkpoint).
   void round_values();
+  /// Sets what this rank has of a parameter's master; round_values() and a gather then set its value.
+  void assign(const Parameter& parameter, std::span<const float> values);
 
   /// One optimizer's pieces on this rank.
   struct Group {

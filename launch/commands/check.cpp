@@ -26,8 +26,8 @@ void add_check(CLI::App& app) {
     // Patterns can only be judged against the parameters of this very model.
     ParamStore params;
     make_llama(recipe.model, recipe.data.sequence_len)->declare(params);
-    const OptimizerGroups groups(recipe.optim, params);
     const QuantSchemes schemes(recipe.quant, params, 0, recipe.train.global_batch_tokens);
+    const OptimizerGroups groups(recipe.optim, params);
     for (const std::string& warning : groups.warnings()) std::fprintf(stderr, "note: %s\n", warning.c_str());
     for (const std::string& line : schemes.timeline(recipe.train.total_steps()))
       std::fprintf(stderr, "%s\n", line.c_str());

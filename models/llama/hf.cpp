@@ -9,7 +9,9 @@
 
 #include "framework/config/dumper.h"
 #include "framework/config/reader.h"
+#include "framework/eval/round_to_nearest.h"
 #include "framework/files/json.h"
+#include "framework/quant/step_sizes.h"
 #include "kernels/core/check.h"
 
 namespace osprey {
@@ -342,6 +344,24 @@ HubLayout hub_layout(const ModelSpec& spec, const HubContext& context,
   return {config.dump(2) + "\n", generation.dump(2) + "\n", std::move(tensors)};
 }
 
+void add_step_sizes(HubLayout& layout, const ParamStore& params) {
+  std::vector<HubTensor> steps;
+  const auto add = [&](const std::string& name, const Parameter& step) {
+    steps.push_back({.name = name, .shape = step.shape, .a = step.name, .b = "", .b_shape = {}});
+  };
+  for (HubTensor& t : layout.tensors) {
+    const Parameter* p = params.find(t.a);
+    if (!p || !is_block_linear(p->name)) continue;
+    const StepNames names(t.name);
+    if (p->weight_step && t.packed)
+      t.packed->step = p->weight_step->name, t.packed->step_shape = p->weight_step->shape;
+    else if (p->weight_step)
+      add(names.of_weight, *p->weight_step);
+    if (p->input_step) add(names.of_input, *p->input_step);
+  }
+  layout.tensors.insert(layout.tensors.end(), steps.begin(), steps.end());
+}
+
 HubModel::HubModel(const fs::path& directory) {
   const fs::path path = directory / "config.json";
   require(fs::is_directory(directory), "checkpoint", "{} is no directory", directory.string());
@@ -359,10 +379,30 @@ HubModel::HubModel(const fs::path& directory) {
     quantization_ = read_quantization_config(config.where, *packed);
   layout_.tensors = hub_tensors(spec_);
   if (quantization_) pack_tensors(layout_.tensors, *quantization_);
+  find_step_sizes();
   check_tensors();
   context_.dtype =
       tensors_->tensor(layout_.tensors[0].name).type == StoredType::f32 ? DType::f32 : DType::bf16;
-  layout_ = hub_layout(spec_, context_, quantization());
+  HubLayout full = hub_layout(spec_, context_, quantization());
+  full.tensors = std::move(layout_.tensors);
+  layout_ = std::move(full);
+}
+
+/// Of a row each, or one: the header says. Whether a step belongs there is for load() to see.
+void HubModel::find_step_sizes() {
+  std::vector<HubTensor> steps;
+  const auto find = [&](const std::string& name, const std::string& parameter, int64_t rows) {
+    if (!tensors_->has(name)) return;
+    const bool by_row = tensors_->tensor(name).as_shape() == Shape{rows};
+    steps.push_back({.name = name, .shape = {by_row ? rows : 1}, .a = parameter, .b = "", .b_shape = {}});
+  };
+  for (const HubTensor& t : layout_.tensors) {
+    if (!is_block_linear(t.a)) continue;
+    const StepNames stored(t.name), names(t.a);
+    if (!t.packed) find(stored.of_weight, names.of_weight, t.shape[0]);
+    find(stored.of_input, names.of_input, 1);
+  }
+  layout_.tensors.insert(layout_.tensors.end(), steps.begin(), steps.end());
 }
 
 void HubModel::check_tensors() const {
@@ -426,7 +466,15 @@ void HubModel::load_packed(const Queue& queue, const HubTensor& t, Parameter& p)
 }
 
 void HubModel::load(const Queue& queue, ParamStore& params) const {
+  for (const auto& p : params.all())
+    for (const Parameter* step : {p->weight_step, p->input_step})
+      require(!step || std::any_of(layout_.tensors.begin(), layout_.tensors.end(),
+                                   [&](const HubTensor& t) { return t.a == step->name; }),
+              "checkpoint", "{} holds no {}, which its quantization_config says was learnt",
+              tensors_->path().string(), step ? step->name : "");
   for (const HubTensor& t : layout_.tensors) {
+    const bool unused = is_step_size(t.a) && !params.find(t.a);  // computed without quantization
+    if (unused) continue;
     Parameter& p = params.at(t.a);
     if (t.packed) {
       load_packed(queue, t, p);
@@ -442,7 +490,9 @@ ReadParameter read_values(const HubModel& hub) {
   std::map<std::string, std::string> stored;  // by parameter
   for (const HubTensor& t : hub.layout().tensors) stored[t.a] = t.name;
   return [&hub, stored](const std::string& name, int64_t begin, Tensor out) {
-    hub.tensors().read_range(stored.at(name), begin, out);
+    const auto at = stored.find(name);
+    require(at != stored.end(), "checkpoint", "{} holds no {}", hub.tensors().path().string(), name);
+    hub.tensors().read_range(at->second, begin, out);
   };
 }
 

@@ -30,6 +30,10 @@ struct HubContext {
 HubLayout hub_layout(const ModelSpec& spec, const HubContext& context,
                      const QuantizationConfig* quantization = nullptr);
 
+/// Adds the learnt step sizes of `params` to a layout: as tensors beside their weights (StepNames), or, of a
+/// weight that is packed here, as what it is packed by.
+void add_step_sizes(HubLayout& layout, const ParamStore& params);
+
 /// The recipe key that no architecture of transformers can express ("model.attention.kind: gated"), if any.
 std::optional<std::string> beyond_transformers(const ModelSpec& spec);
 
@@ -37,6 +41,7 @@ std::optional<std::string> beyond_transformers(const ModelSpec& spec);
 class HubModel {
  public:
   /// Reads config.json and the headers of the tensors: nothing of the size of the model is allocated.
+  /// Learnt step sizes may stand beside the weights of linear layers.
   /// Errors: an architecture or option that Osprey does not compute; tensors that are missing, unknown, or of
   /// another shape or (packed ones) type than the config says.
   explicit HubModel(const std::filesystem::path& directory);
@@ -48,14 +53,16 @@ class HubModel {
   const QuantizationConfig* quantization() const { return quantization_ ? &*quantization_ : nullptr; }
   /// Sets Parameter::stored_format where this directory holds packed weights; before materialize().
   void declare_packed(ParamStore& params) const;
-  /// Fills all values of a store in which make_llama(spec()) was declared.
-  /// Errors: packed weights that no quantization leaves (find_impossible()).
+  /// Fills all values of a store in which make_llama(spec()) was declared, and what groups learn, if they
+  /// were. Errors: packed weights that no quantization leaves (find_impossible()); a declared step size that
+  /// is not stored.
   void load(const Queue& queue, ParamStore& params) const;
   /// The names and shapes of this directory, as formulas that copy.
   const HubLayout& layout() const { return layout_; }
   const SafetensorsModel& tensors() const { return *tensors_; }
 
  private:
+  void find_step_sizes();
   void check_tensors() const;
   void load_packed(const Queue& queue, const HubTensor& t, Parameter& p) const;
   ModelSpec spec_;
