@@ -3,6 +3,7 @@
 #include "framework/memory/staging.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -465,6 +466,12 @@ void HubModel::load_packed(const Queue& queue, const HubTensor& t, Parameter& p)
   ++p.version;
 }
 
+static bool all_finite(const Tensor& t) {
+  for (int64_t i = 0; i < t.numel(); ++i)
+    if (!std::isfinite(t.dtype == DType::bf16 ? to_float(t.as<bf16>()[i]) : t.as<float>()[i])) return false;
+  return true;
+}
+
 void HubModel::load(const Queue& queue, ParamStore& params) const {
   for (const auto& p : params.all())
     for (const Parameter* step : {p->weight_step, p->input_step})
@@ -481,7 +488,11 @@ void HubModel::load(const Queue& queue, ParamStore& params) const {
       continue;
     }
     require_shape("checkpoint", p.name.c_str(), p.value, t.shape);
-    write_from_host(queue, p.value, [&](const Tensor& host) { tensors_->read(t.name, host); });
+    write_from_host(queue, p.value, [&](const Tensor& host) {
+      tensors_->read(t.name, host);
+      require(!is_step_size(t.a) || all_finite(host), "checkpoint",
+              "{}: {} is damaged: it is NaN or infinite", tensors_->path().string(), t.name);
+    });
     ++p.version;
   }
 }

@@ -53,9 +53,9 @@ class HubModel {
   const QuantizationConfig* quantization() const { return quantization_ ? &*quantization_ : nullptr; }
   /// Sets Parameter::stored_format where this directory holds packed weights; before materialize().
   void declare_packed(ParamStore& params) const;
-  /// Fills all values of a store in which make_llama(spec()) was declared, and what groups learn, if they
-  /// were. Errors: packed weights that no quantization leaves (find_impossible()); a declared step size that
-  /// is not stored.
+  /// Fills all values of a store in which make_llama(spec()) was declared, and step sizes that were too.
+  /// Errors: packed weights that no quantization leaves (find_impossible()); a declared step size that is not
+  /// stored, or is no number.
   void load(const Queue& queue, ParamStore& params) const;
   /// The names and shapes of this directory, as formulas that copy.
   const HubLayout& layout() const { return layout_; }
