@@ -17,6 +17,7 @@ Accum Parameter::accumulate() {
 
 Parameter& ParamStore::add(std::string name, int layer, const Shape& shape, Init init) {
   require(!by_name_.contains(name), "parameters", "{} is declared twice", name);
+  require(!values_, "parameters", "{} is declared after memory was taken", name);
   auto p = std::make_unique<Parameter>();
   p->name = std::move(name);
   p->layer = layer;
@@ -27,8 +28,13 @@ Parameter& ParamStore::add(std::string name, int layer, const Shape& shape, Init
   return *params_.back();
 }
 
+Parameter* ParamStore::find(const std::string& name) const {
+  const auto found = by_name_.find(name);
+  return found == by_name_.end() ? nullptr : found->second;
+}
+
 Parameter& ParamStore::at(const std::string& name) {
-  if (const auto found = by_name_.find(name); found != by_name_.end()) return *found->second;
+  if (Parameter* p = find(name)) return *p;
   std::string known;
   for (const auto& p : params_) known += " " + p->name;
   fail("parameters", "no parameter {}; there are{}", name, known);

@@ -57,6 +57,7 @@ struct Subspace {
     return side == Side::left ? Shape{rank, shape[1]} : Shape{shape[0], rank};
   }
 };
+struct Freezing;
 
 struct Parameter {
   std::string name;  // "layers.3.attn.q.weight"
@@ -74,6 +75,12 @@ struct Parameter {
 
   const QuantScheme* scheme =
       nullptr;  // how linear layers quantize it now (framework/quant); null: not at all
+  const Freezing* freezing = nullptr;  // which of its elements no update may move now; null: it may move all
+
+  // Of weights that read one input the first, which models say where they declare them; null for the first.
+  Parameter* first_of_input = nullptr;
+  // Learnt step sizes of this weight and of its input (framework/quant/step_sizes.h); null where none is.
+  Parameter *weight_step = nullptr, *input_step = nullptr;
 
   // A weight that a checkpoint holds packed is used as it is: set stored_format before materialize(), which
   // then allocates `packed` and gives `value` a dtype, but neither shape nor memory. Its scheme must say how
@@ -104,9 +111,10 @@ struct Bucket {
 
 class ParamStore {
  public:
-  /// Errors: throws if the name exists already.
+  /// Errors: throws if the name exists already, or if memory was taken.
   Parameter& add(std::string name, int layer, const Shape& shape, Init init);
-  Parameter& at(const std::string& name);  // Errors: throws, listing near names
+  Parameter* find(const std::string& name) const;  // null where there is none
+  Parameter& at(const std::string& name);          // Errors: throws, listing near names
   const std::vector<std::unique_ptr<Parameter>>& all() const { return params_; }
   std::vector<Bucket>& buckets() { return buckets_; }
   Bucket& bucket(int layer);

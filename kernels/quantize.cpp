@@ -58,6 +58,15 @@ void quantize(const Queue& queue, const Quantize& a) {
           where, "rule four_over_six is for e2m1 elements with e4m3 scales, not for {}", name(f));
   require(a.rule != ScaleRule::stats || f.scale == ScaleType::f32, where,
           "rule stats is for f32 scales, not for {}", name(f));
+  require((a.rule == ScaleRule::lsq) == a.step.defined(), where,
+          "rule lsq needs a step, and other rules have none");
+  if (a.rule == ScaleRule::lsq) {
+    require(f.scale == ScaleType::f32 && f.granularity != Granularity::block, where,
+            "rule lsq is for one f32 scale of a row or of the matrix, not for {}", name(f));
+    require(a.step.dtype == DType::f32 || a.step.dtype == DType::bf16, where,
+            "step must be f32 or bf16, got {}", a.step);
+    require_shape(where, "step", a.step, {f.granularity == Granularity::row ? a.y.rows : 1});
+  }
   require_rotation(where, a.rotation, a.y.cols);
   require_step(where, a.rotation.step, queue.device);
   require_step(where, a.rounding.step, queue.device);

@@ -34,7 +34,7 @@ struct Rounding {
 /// Shapes: x (N, K) bf16 or f32, or packed_x (N, K); y (N, K), or (K, N) when transposed: blocks always run
 /// along y's rows. rotation.size divides y.cols. mask (y.rows, y.cols / 8) u8, out, or undefined: bit i % 8
 /// of byte i / 8 is 1 where element i was not clipped: |x'| <= largest element * scale; with f32 scales that
-/// is all but by rule stats, and so it is in a block whose e4m3 scale underflowed to 0.
+/// is all but by rules stats and lsq, and so it is in a block whose e4m3 scale underflowed to 0.
 /// Numerics: fp32. Scale rules: see ScaleRule. A block with a NaN or Inf, and with an f32 scale its whole row
 /// or matrix, becomes NaN: its scale is, its codes and mask are 0. A block of zeros, or whose scale
 /// underflows, has scale code 0 (e8m0: 2^-127) and codes 0. With e4m3 scales y.tensor_scale follows from the
@@ -49,6 +49,7 @@ struct Quantize {
   Rotation rotation = {};
   float prescale = 1;
   Tensor mask = {};
+  Tensor step = {};  // (1), or (y.rows) where rows have scales; bf16 or f32: of rule lsq, and of no other
 };
 void quantize(const Queue& queue, const Quantize& args);
 

@@ -36,10 +36,12 @@ std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
   std::function<ReadParameter(ReadParameter)> through;
   if (const auto& adapters = session.finetuning->adapters(); !adapters.empty())
     through = [adapters](ReadParameter read) { return merged(Queue{}, std::move(read), adapters); };
+  HubLayout layout = hub_layout(recipe.model, context);
+  add_step_sizes(layout, session.params);
   return std::make_unique<CheckpointHook>(
       CheckpointHook::Setup{.spec = recipe.checkpoint,
                             .directory = run_directory(recipe) / "checkpoints",
-                            .texts = {text, hub_layout(recipe.model, context), std::move(tokenizer), through},
+                            .texts = {text, std::move(layout), std::move(tokenizer), through},
                             .recipe_hash = recipe_hash(recipe),
                             .on_save = std::move(on_save),
                             .schemes = session.schemes.get(),

@@ -38,13 +38,13 @@ static std::unique_ptr<QuantSchemes> declare(const HubModel& hub, LanguageModel&
   model.declare(params);
   std::unique_ptr<QuantSchemes> schemes;
   if (const QuantizationConfig* config = hub.quantization()) {
+    hub.declare_packed(params);
     try {
       schemes = std::make_unique<QuantSchemes>(config->groups, params, config->seed);
     } catch (const Error& e) {
       fail((hub.tensors().path() / "config.json").string(), "quantization_config does not fit the model: {}",
            e.what());
     }
-    hub.declare_packed(params);
   }
   params.materialize(device, hub.context().dtype, ParamStore::Gradients::off);
   if (schemes) schemes->activate(0);

@@ -54,6 +54,8 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const
   updater = std::make_unique<Updater>(
       queue, params, plan, sharded, world.rank(), of,
       recipe_.parallel.offload_optimizer ? Arena::Place::host : Arena::Place::device, recipe_.train.masters);
+  if (std::any_of(recipe_.quant.begin(), recipe_.quant.end(), [](const auto& g) { return g.freeze; }))
+    freezer = std::make_unique<WeightFreezer>(queue, params, *updater);
   require(!recipe_.parallel.offload_optimizer || queue.target() == DeviceKind::cuda,
           "parallel.offload_optimizer",
           "is for runs on GPUs, and this one is on the CPU; drop the key or set run.device: cuda");
@@ -93,6 +95,7 @@ void Session::trace() {
     schemes->activate(step);
     tape.backward(model->loss(tape, batch, {.grad_scale = {}, .sums = sums}));
     tape.reset();
+    if (freezer) freezer->hold(make_tensor(nullptr, {1}, DType::f64, queue.device));
   }
 }
 
@@ -126,6 +129,7 @@ std::vector<MemoryCategory> Session::memory(const Trainer* trainer) const {
   };
   if (const auto followed = followed_weights(); !followed.empty())
     all.push_back({"oscillation", OscillationTracker::bytes(followed)});
+  if (freezer) all.push_back({"frozen weights", freezer->bytes()});
   if (trainer) all.push_back({"token buffers", trainer->batch_bytes()});
   if (queue.target() == DeviceKind::cuda)
     all.push_back({"GPU workspace", kernels::stream_workspace_bytes(DeviceKind::cuda)});
@@ -164,6 +168,7 @@ TrainerParts Session::parts() {
   p.updater = updater.get();
   p.documents =
       recipe_.data.documents_apart() ? TrainerParts::Documents::apart : TrainerParts::Documents::joined;
+  p.freezer = freezer.get();
   p.sequence_len = recipe_.data.sequence_len;
   p.seed = static_cast<uint64_t>(recipe_.run.seed);
   const Schedule schedule(recipe_.schedule, recipe_.train.total_steps(), recipe_.train.global_batch_tokens);

@@ -8,6 +8,7 @@
 #include "framework/finetune/finetuning.h"
 #include "framework/model.h"
 #include "framework/parallel/reducer.h"
+#include "framework/quant/freezer.h"
 #include "framework/train/trainer.h"
 #include "launch/recipe.h"
 #include "optim/groups.h"
@@ -60,6 +61,7 @@ class Session {
   ShardPlan plan;
   std::unique_ptr<Reducer> reducer;
   std::unique_ptr<Updater> updater;
+  std::unique_ptr<WeightFreezer> freezer;  // of a group that freezes weights, else null
 
  private:
   bool several_gpus() const { return queue.target() == DeviceKind::cuda && world.size() > 1; }

@@ -2,6 +2,7 @@
 
 #include "framework/config/glob.h"
 #include "framework/config/reader.h"
+#include "framework/quant/step_sizes.h"
 #include "optim/registry.h"
 
 namespace osprey {
@@ -101,7 +102,7 @@ GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups,
   for (size_t g = 0; g < groups.size(); ++g) {
     const OptimizerGroupSpec& spec = groups[g];
     size_t matched = 0, taken = 0;
-    std::vector<std::string> vectors;
+    std::vector<std::string> vectors, decayed_steps;
     try {
       const Glob glob(spec.match);
       for (size_t i = 0; i < parameters.size(); ++i) {
@@ -110,6 +111,7 @@ GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups,
         if (result.group[i] >= 0) continue;
         result.group[i] = static_cast<int>(g);
         ++taken;
+        if (is_step_size(names[i]) && spec.weight_decay > 0) decayed_steps.push_back(names[i]);
         if (spec.kind != OptimizerGroupSpec::Kind::muon) continue;
         if (parameters[i].shape.rank != 2)
           vectors.push_back(names[i] + " " + parameters[i].shape.str());
@@ -132,6 +134,11 @@ GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups,
       problems.add("optim.{}: all {} parameters that \"{}\" matches are taken by earlier entries; move it up",
                    g, matched, spec.match);
     }
+    if (!decayed_steps.empty())
+      result.warnings.push_back(fmt::format(
+          "optim.{} takes weight_decay from learnt step sizes, {}; an entry with match: \"*_step\", weight_decay: 0 "
+          "and a learning_rate far below the size of a step belongs before it",
+          g, name_list(decayed_steps)));
     if (!vectors.empty())
       problems.add(
           "optim.{}: muon orthogonalises matrices and cannot train {}; add an adamw entry for them before "

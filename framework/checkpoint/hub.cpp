@@ -178,7 +178,14 @@ struct PackedTensor {
     });
     packed = make_packed(t.packed->format, t.shape[0], t.shape[1],
                          [&](const Shape& shape, DType dtype) { return memory.alloc(shape, dtype); });
-    kernels::quantize(queue, {.y = packed, .x = x, .rule = t.packed->scale, .rotation = t.packed->rotation});
+    std::vector<float> steps;
+    Tensor step;
+    if (!t.packed->step.empty()) {
+      step = sized(steps, t.packed->step_shape);
+      read(t.packed->step, 0, step);
+    }
+    kernels::quantize(
+        queue, {.y = packed, .x = x, .rule = t.packed->scale, .rotation = t.packed->rotation, .step = step});
     const auto impossible = find_impossible(packed);
     require(!impossible, "quantize", "{} holds NaN or Inf: {}", t.name, impossible.value_or(""));
   }

@@ -19,6 +19,8 @@ struct HubPacking {
   BlockFormat format;
   ScaleRule scale = ScaleRule::even;
   kernels::Rotation rotation = {};
+  std::string step = {};  // the parameter that holds its learnt step sizes; empty: none
+  Shape step_shape = {};
 };
 
 /// Names of the tensors that a packed weight is stored as; framework/quant/packed_checkpoint.h.

@@ -129,7 +129,7 @@ void Finetuning::hand_over(int place, int from, int to, int64_t step) {
     std::swap(parts_.plan->buckets[bucket_index(from)], parts_.plan->buckets[bucket_index(to)]);
 }
 
-void Finetuning::set_turns(const std::vector<Turn>& turns) {
+void Finetuning::set_turns(const std::vector<ActiveLayer>& turns) {
   bool changed = false;
   for (size_t i = 0; i < turns.size(); ++i) {
     if (active_[i].layer != turns[i].layer) {
@@ -148,7 +148,7 @@ void Finetuning::prepare(int64_t step) {
   for (Parameter* p : projected_) {
     if (!p->trainable) continue;
     int64_t since = 0;
-    for (const Turn& t : active_)
+    for (const ActiveLayer& t : active_)
       if (t.layer == p->layer) since = t.since;
     // Matrices take turns, so that no step pays for all of them but the first of a layer.
     const int64_t count = static_cast<int64_t>(projected_.size());
@@ -178,7 +178,7 @@ void Finetuning::refresh(const Queue& queue, Parameter& p, const Tensor& gradien
                                                         .stream = stream_of(p.name),
                                                         .draw = static_cast<uint64_t>(step_)});
     const auto since =
-        std::find_if(active_.begin(), active_.end(), [&](const Turn& t) { return t.layer == p.layer; });
+        std::find_if(active_.begin(), active_.end(), [&](const ActiveLayer& t) { return t.layer == p.layer; });
     const bool first = step_ == (since == active_.end() ? 0 : since->since);
     if (basis.empty() && first) basis = random_subspace(s.rank, s.basis.shape[1], seed_, stream_of(p.name));
     if (!basis.empty()) {

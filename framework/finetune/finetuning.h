@@ -49,7 +49,7 @@ class Finetuning final : public StepHook, private BasisSource {
   /// Do the names of what is saved change in the run? And do frozen parameters change before they freeze?
   bool takes_turns() const { return turns_ != nullptr; }
   /// Who is active now, by place; empty where all are.
-  const std::vector<Turn>& active() const { return active_; }
+  const std::vector<ActiveLayer>& active() const { return active_; }
   int64_t basis_bytes() const { return bases_ ? bases_->used_bytes() : 0; }
 
  private:
@@ -57,7 +57,7 @@ class Finetuning final : public StepHook, private BasisSource {
   void refresh(const Queue& queue, Parameter& p, const Tensor& gradient) override;
   void mark_frozen();
   void mark_subspaces();
-  void set_turns(const std::vector<Turn>& turns);
+  void set_turns(const std::vector<ActiveLayer>& turns);
   void hand_over(int place, int from, int to, int64_t step);
   size_t bucket_index(int layer) const;
 
@@ -67,7 +67,7 @@ class Finetuning final : public StepHook, private BasisSource {
   Queue queue_;
   Parts parts_;
   std::unique_ptr<LayerTurns> turns_;
-  std::vector<Turn> active_;
+  std::vector<ActiveLayer> active_;
   std::unique_ptr<Arena> bases_;
   std::vector<AdapterNames> adapters_;
   std::vector<Parameter*> projected_;  // that have a subspace, of all layers

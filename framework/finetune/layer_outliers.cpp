@@ -49,19 +49,17 @@ Tensor LayerOutliers::linear_input(Tape& t, const std::string& weight, const Ten
 
 std::vector<double> LayerOutliers::scores(const ParamStore& params, double threshold) const {
   std::vector<Block> blocks;
-  const std::vector<double>* last = nullptr;  // what the first weight of the running product read
   for (const auto& p : params.all()) {
     if (p->layer < 0 || !p->matrix()) continue;
     require(!p->stored_format, "layer scores", "{} is packed; score the checkpoint that it was made of",
             p->name);
-    if (const auto found = squares_.find(p->name); found != squares_.end()) last = &found->second;
-    require(last && static_cast<int64_t>(last->size()) == p->shape[1], "layer scores",
-            "nothing was read by {}", p->name);
+    const auto seen = squares_.find((p->first_of_input ? p->first_of_input : p.get())->name);
+    require(seen != squares_.end(), "layer scores", "nothing was read by {}", p->name);
     blocks.resize(std::max(blocks.size(), static_cast<size_t>(p->layer) + 1));
     Block& block = blocks[static_cast<size_t>(p->layer)];
     block.weights.push_back(p.get());
     block.norms.emplace_back();
-    for (const double s : *last) block.norms.back().push_back(std::sqrt(s));
+    for (const double s : seen->second) block.norms.back().push_back(std::sqrt(s));
   }
   std::vector<double> all;
   for (const Block& block : blocks) {

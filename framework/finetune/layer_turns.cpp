@@ -90,7 +90,7 @@ std::vector<int> LayerTurns::draw(int64_t k) const {
   return chosen;
 }
 
-const std::vector<Turn>& LayerTurns::at(int64_t step) {
+const std::vector<ActiveLayer>& LayerTurns::at(int64_t step) {
   const int64_t wanted = step / setup_.interval + 1;
   if (wanted < draws_) {
     draws_ = 0;
@@ -102,8 +102,8 @@ const std::vector<Turn>& LayerTurns::at(int64_t step) {
       for (const int layer : entering) turns_.push_back({layer, 0});
       continue;
     }
-    std::vector<Turn*> leaving;
-    for (Turn& t : turns_)
+    std::vector<ActiveLayer*> leaving;
+    for (ActiveLayer& t : turns_)
       if (std::erase(entering, t.layer) == 0) leaving.push_back(&t);
     for (size_t i = 0; i < leaving.size(); ++i) *leaving[i] = {entering[i], draws_ * setup_.interval};
   }

@@ -16,10 +16,10 @@ std::vector<double> read_layer_scores(const std::string& path, int64_t layers);
 
 /// A layer in its place. Places are what optimizer state belongs to: a layer that stays active keeps its
 /// place.
-struct Turn {
+struct ActiveLayer {
   int layer = 0;
   int64_t since = 0;  // the step at which it became active
-  bool operator==(const Turn&) const = default;
+  bool operator==(const ActiveLayer&) const = default;
 };
 
 class LayerTurns {
@@ -34,7 +34,7 @@ class LayerTurns {
   explicit LayerTurns(const Setup& setup);
 
   /// Who is active in `step`, by place. Steps may be asked for in any order; ascending ones cost least.
-  const std::vector<Turn>& at(int64_t step);
+  const std::vector<ActiveLayer>& at(int64_t step);
   /// The layers of draw k, ascending.
   /// drawn: successive sampling without replacement, each draw in proportion to the scores of those left; the
   /// chance of a layer to be among them is therefore not active * score / sum (see OwLore's published code).
@@ -45,7 +45,7 @@ class LayerTurns {
   std::vector<int> shuffled(int64_t cycle) const;
   Setup setup_;
   int64_t draws_ = 0;  // that `turns_` has seen
-  std::vector<Turn> turns_;
+  std::vector<ActiveLayer> turns_;
 };
 
 }  // namespace osprey

@@ -1,11 +1,14 @@
 #include "framework/ops/quantized_linear.h"
 
 #include "framework/ops/quantized_weights.h"
+#include "framework/quant/step_sizes.h"
 #include "kernels/block_matmul.h"
 #include "kernels/core/random.h"
 #include "kernels/linear.h"
+#include "kernels/numerics/step_size.h"
 #include "kernels/packed_linear.h"
 #include "kernels/quantize.h"
+#include "kernels/step_size.h"
 
 namespace osprey {
 
@@ -18,9 +21,9 @@ using Mask = QuantGroupSpec::GradientMask;
 struct Layer {
   const QuantScheme* scheme = nullptr;
   std::array<Parameter*, most_stacked_weights> params{};
-  std::array<Var, most_stacked_weights> leaves{};
+  std::array<Var, most_stacked_weights> leaves{}, steps{};  // steps: where they are learnt
   size_t count = 0;
-  Var x;
+  Var x, input_step;
   Packed packed_x;  // where activations have a format
   Tensor mask_x;
 
@@ -74,7 +77,8 @@ Tensor forward(Tape& t, Layer& l) {
                                   .x = x,
                                   .rule = spec.activations->scale,
                                   .rotation = forward_rotation(*l.scheme),
-                                  .mask = l.mask_x});
+                                  .mask = l.mask_x,
+                                  .step = t.value_or_none(l.input_step)});
   }
   report(t, l, w);
   if (multiplies_packed(spec)) {
@@ -124,13 +128,41 @@ struct LinearBackward {
     kernels::unrotate(t.queue(),
                       {.y = to, .x = product, .mask = mask, .rotation = forward_rotation(*l.scheme)});
   }
-  /// Calls product(where) and lands it.
+  /// A learnt step, or none, and what was quantized with it; `shared` numbers have it, or those of a token.
+  struct Stepped {
+    Var step;
+    Tensor x;
+    const std::optional<QuantOperandSpec>& how;
+    int64_t shared;
+    bool wanted(const Tape& t) const { return t.needs_grad(step); }
+  };
+  Stepped stepped_weight(size_t i) const {
+    const Shape& shape = l.params[i]->shape;
+    const bool by_row = l.steps[i].valid() && t.value(l.steps[i]).numel() == shape[0];
+    return {l.steps[i], l.params[i]->value, spec.weights, by_row ? shape[1] : shape.numel()};
+  }
+  Stepped stepped_input() const { return {l.input_step, t.value(l.x), spec.activations, l.in()}; }
+
+  /// Calls product(where), the gradient of what was quantized, and lands it, if anybody wants it: at `to`,
+  /// and in the gradient of a step.
   template <class Product>
-  void landed(const Accum& to, DType dtype, const Tensor& mask, const Product& product) const {
-    if (lands_directly(mask)) return product(to);
-    const Tensor in_basis = t.temp(to.tensor.shape, dtype);
+  void landed(const Accum& to, DType dtype, const Tensor& mask, const Stepped& stepped,
+              const Product& product) const {
+    const bool learns = stepped.wanted(t);
+    if (!to && !learns) return;
+    if (!learns && lands_directly(mask)) return product(to);
+    const Tensor in_basis = t.temp(stepped.x.shape, dtype);
     product(Accum{in_basis});
-    land(to, in_basis, mask);
+    if (learns) {
+      const Element e = stepped.how->block_format().element;
+      kernels::step_gradient(t.queue(), {.dstep = t.grad(stepped.step),
+                                         .dy = in_basis,
+                                         .x = stepped.x,
+                                         .step = t.value(stepped.step),
+                                         .element = e,
+                                         .factor = step_gradient_scale(e, stepped.shared)});
+    }
+    if (to) land(to, in_basis, mask);
   }
 
   Tensor dense_x() const {
@@ -142,7 +174,7 @@ struct LinearBackward {
 
   bool any_weight_wanted() const {
     for (size_t i = 0; i < l.count; ++i)
-      if (t.needs_grad(l.leaves[i])) return true;
+      if (t.needs_grad(l.leaves[i]) || stepped_weight(i).wanted(t)) return true;
     return false;
   }
   /// f(i, the part of dy that belongs to weight i).
@@ -159,8 +191,8 @@ struct LinearBackward {
   template <class Product>
   void each_weight_gradient(const Product& product) const {
     each_weight([&](size_t i, const Tensor& part) {
-      if (const Accum to = t.grad(l.leaves[i]))
-        landed(to, DType::f32, w.masks[i], [&](const Accum& at) { product(i, part, at); });
+      landed(t.grad(l.leaves[i]), DType::f32, w.masks[i], stepped_weight(i),
+             [&](const Accum& at) { product(i, part, at); });
     });
   }
 
@@ -179,7 +211,7 @@ struct LinearBackward {
       images[i] = t.temp(l.params[i]->shape, dy.dtype);
       kernels::dequantize(t.queue(), {.y = images[i], .x = w.packed[i]});
     }
-    landed(t.grad(l.x), dy.dtype, l.mask_x, [&](const Accum& at) {
+    landed(t.grad(l.x), dy.dtype, l.mask_x, stepped_input(), [&](const Accum& at) {
       kernels::linear_dgrad(t.queue(), {.dx = at, .dy = dy, .weights = {images.data(), l.count}, .pack = {}});
     });
   }
@@ -217,7 +249,7 @@ struct LinearBackward {
   /// dx = sum over i of dy_i W_i: one product for each weight, each summed over its outputs.
   void input_packed() const {
     const Rotation draw = draws(" dx", l.scheme->rotated.dx);
-    landed(t.grad(l.x), DType::f32, l.mask_x, [&](const Accum& at) {
+    landed(t.grad(l.x), DType::f32, l.mask_x, stepped_input(), [&](const Accum& at) {
       each_weight([&](size_t i, const Tensor& part) {
         const Packed g = operand(part, Packed{}, false, draw, l.params[i]->name.c_str());
         if (QuantizationWatch* watch = t.backward_watch())
@@ -233,7 +265,7 @@ struct LinearBackward {
   void run() const {
     const bool packed = spec.gradients.has_value();
     if (any_weight_wanted()) packed ? weights_packed() : weights_dense();
-    if (t.needs_grad(l.x)) packed ? input_packed() : input_dense();
+    if (t.needs_grad(l.x) || stepped_input().wanted(t)) packed ? input_packed() : input_dense();
   }
 };
 
@@ -248,12 +280,17 @@ Var quantized_linear(Tape& t, Var x, std::span<Parameter* const> weights, const 
           weights[0]->name);
   for (Parameter* p : weights) {
     l.params[l.count] = p;
+    if (p->weight_step) l.steps[l.count] = t.leaf(*p->weight_step);
     l.leaves[l.count++] = t.leaf(*p);
   }
+  if (weights[0]->input_step) l.input_step = t.leaf(*weights[0]->input_step);
   const Tensor y = forward(t, l);
-  return t.record("linear", y, {x, l.leaves[0], l.leaves[1], l.leaves[2], l.leaves[3]}, [=, &t](Tensor dy) {
-    LinearBackward{t, l, dy}.run();
-  });
+  return t.record("linear", y,
+                  {x, l.leaves[0], l.leaves[1], l.leaves[2], l.leaves[3], l.steps[0], l.steps[1], l.steps[2],
+                   l.steps[3], l.input_step},
+                  [=, &t](Tensor dy) {
+                    LinearBackward{t, l, dy}.run();
+                  });
 }
 
 }  // namespace osprey

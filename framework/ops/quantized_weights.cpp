@@ -2,6 +2,7 @@
 
 #include <list>
 
+#include "framework/quant/step_sizes.h"
 #include "kernels/block_matmul.h"
 #include "kernels/core/random.h"
 
@@ -34,6 +35,12 @@ class QuantCache {
     e.result.count = count;
     allocate(queue, e);
     return e;
+  }
+  const Packed* packed(const Parameter& weight) const {
+    for (const Entry& e : entries_)
+      for (size_t i = 0; i < e.result.count; ++i)
+        if (e.weights[i] == &weight && e.scheme == weight.scheme) return &e.result.packed[i];
+    return nullptr;
   }
   int64_t bytes() const {
     int64_t sum = 0;
@@ -96,6 +103,7 @@ const QuantizedWeights& quantized_weights(const Queue& queue, std::span<Paramete
   for (size_t i = 0; i < weights.size(); ++i) {
     stack[i] = weights[i];
     versions[i] = weights[i]->version;
+    if (const Parameter* step = weights[i]->weight_step) versions[i] += step->version;  // both only grow
   }
   std::shared_ptr<QuantCache>& cache = weights[0]->quantized;
   if (!cache) cache = std::make_shared<QuantCache>();
@@ -114,11 +122,19 @@ const QuantizedWeights& quantized_weights(const Queue& queue, std::span<Paramete
                                 .x = weights[i]->value,
                                 .rule = spec->scale,
                                 .rotation = forward_rotation(scheme),
-                                .mask = r.masks[i]});
+                                .mask = r.masks[i],
+                                .step = learns_step(spec) ? weights[i]->weight_step->value : Tensor{}});
     if (r.images[i].defined()) kernels::dequantize(queue, {.y = r.images[i], .x = r.packed[i]});
   }
   if (r.block_pack.defined()) kernels::block_pack(queue, {.pack = r.block_pack, .b = r.all_packed()});
   return r;
+}
+
+const Packed& packed_now(const Parameter& weight) {
+  const Parameter& first = weight.first_of_input ? *weight.first_of_input : weight;
+  const Packed* packed = first.quantized ? first.quantized->packed(weight) : nullptr;
+  require(packed, "quant", "{} was quantized by no forward pass", weight.name);
+  return *packed;
 }
 
 int64_t quantized_bytes(const ParamStore& params) {

@@ -31,6 +31,9 @@ bool multiplies_packed(const QuantGroupSpec& spec);
 const QuantizedWeights& quantized_weights(const Queue& queue, std::span<Parameter* const> weights,
                                           const QuantScheme& scheme);
 
+/// A weight as the last forward quantized it by its scheme. Errors: throws where none has.
+const Packed& packed_now(const Parameter& weight);
+
 /// The rotation of forward's operands.
 kernels::Rotation forward_rotation(const QuantScheme& scheme);
 

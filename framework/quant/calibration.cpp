@@ -42,7 +42,7 @@ std::vector<LayerPatterns> QuantSchemes::patterns(const Queue& queue, Communicat
     LayerPatterns p{.weight = m.parameter->name, .decided = m.scheme->decided, .rotated = m.scheme->rotated};
     for (PatternVotes* votes : {&p.x, &p.w, &p.dy})
       for (int64_t& v : *votes) v = static_cast<int64_t>(*at++);
-    if (p.votes() > 0) found.push_back(p);
+    if (!m.parameter->first_of_input) found.push_back(p);  // also without votes, where nothing is trained
   }
   return found;
 }
@@ -58,7 +58,7 @@ void QuantSchemes::decide(const Queue& queue, Communicator& world, int64_t step)
     const auto p = std::find_if(all.begin(), all.end(),
                                 [&](const LayerPatterns& l) { return l.weight == m.parameter->name; });
     m.scheme->decided = true;
-    // Without a vote: a weight that is not the first of its input, or a layer that is not trained.
+    // The first of the weights that read an input decides; the others have no say.
     m.scheme->rotated = p == all.end() ? RotatedProducts{false, false, false} : p->wanted();
     if (p == all.end()) continue;
     p->decided = true;
@@ -116,6 +116,7 @@ void QuantSchemes::restore(const Queue& queue, int rank, std::span<const LayerPa
 
 void QuantSchemes::before_step(Trainer& trainer, int64_t step) {
   decide(trainer.parts().queue, *trainer.parts().world, step);
+  begin_steps(trainer, step);
   activate(step);
 }
 

@@ -5,6 +5,7 @@
 
 #include "framework/config/glob.h"
 #include "framework/eval/round_to_nearest.h"
+#include "framework/quant/step_sizes.h"
 #include "kernels/core/random.h"
 
 namespace osprey {
@@ -36,7 +37,7 @@ std::span<const std::pair<const char*, ScaleRule>> scale_rules() {
   static constexpr std::pair<const char*, ScaleRule> rules[] = {
       {"floor", ScaleRule::floor}, {"even", ScaleRule::even}, {"ceil", ScaleRule::ceil},
       {"rceil", ScaleRule::rceil}, {"mse", ScaleRule::mse},   {"four_over_six", ScaleRule::four_over_six},
-      {"stats", ScaleRule::stats}};
+      {"stats", ScaleRule::stats}, {"lsq", ScaleRule::lsq}};
   return rules;
 }
 
@@ -48,7 +49,8 @@ void QuantOperandSpec::fields(Fields& f) {
       "how a block's scale follows from its values. Powers of two: floor (OCP, clips), even (floor of the "
       "largest value rounded to the element's digits), ceil and rceil (never clip), mse (from the standard "
       "deviation, least error for normal values; clips). four_over_six: nvfp4 only, the better of two scales. "
-      "stats: int8_* and int4_* only, twice the mean of |x| becomes the largest element (StatsQ; clips)");
+      "stats: int8_* and int4_* only, twice the mean of |x| becomes the largest element (StatsQ; clips). lsq: "
+      "int8 and int4 of tensor or row only, the step between two codes is a parameter (LSQ; clips)");
   f.choice("rounding", rounding, {{"nearest_even", Kind::nearest_even}, {"stochastic", Kind::stochastic}},
            "forward rounds to nearest. For gradients: stochastic is unbiased where the scale does not clip, "
            "with ceil and rceil");
@@ -56,6 +58,25 @@ void QuantOperandSpec::fields(Fields& f) {
   f.rule(scale != ScaleRule::mse || format == "mxfp4", "scale", "mse is for mxfp4");
   f.rule(scale != ScaleRule::stats || format.starts_with("int8_") || format.starts_with("int4_"), "scale",
          "stats is for formats with fp32 scales, int8_* and int4_*");
+  const bool shared =
+      format == "int8_tensor" || format == "int8_row" || format == "int4_tensor" || format == "int4_row";
+  f.rule(
+      scale != ScaleRule::lsq || shared, "scale",
+      "lsq learns one step of a row or of the whole matrix: int8_tensor, int8_row, int4_tensor or int4_row");
+}
+
+void QuantFreezeSpec::fields(Fields& f) {
+  f("first_step", first_step, "the first step in which weights may stand still", between(0, 1e12));
+  f("first_tokens", first_tokens, "the same in tokens: the first step that begins at or after so many",
+    between(0, 1e15));
+  f("boundary", boundary,
+    "a weight moves where it is at most this far from rounding to another code, in units of the distance of "
+    "two codes; all others stand still. OFQ has 0.005",
+    between(0, 0.5));
+  f("anneal_steps", anneal_steps, "over so many steps the boundary goes down in a line from 0.5; 0: at once",
+    between(0, 1e12));
+  f.rule(!first_tokens || first_step == 0, "first_tokens",
+         "freezing begins at a step or at a token; give one");
 }
 
 void QuantGroupSpec::apply(Preset p) {
@@ -92,6 +113,10 @@ void QuantGroupSpec::apply(Preset p) {
     case Preset::weight_only:
       weights = operand("mxfp4");
       return;
+    case Preset::lsq:
+      weights = activations = operand("int4_tensor", ScaleRule::lsq);
+      gradient_mask = GradientMask::unclipped;
+      return;
     case Preset::adahop:
       weights = activations = operand("mxfp4");
       gradients = operand("mxfp4", ScaleRule::rceil, Kind::stochastic);
@@ -112,11 +137,13 @@ void QuantGroupSpec::fields(Fields& f) {
        {"nvfp4", Preset::nvfp4},
        {"mxint8", Preset::mxint8},
        {"weight_only", Preset::weight_only},
+       {"lsq", Preset::lsq},
        {"adahop", Preset::adahop}},
       "what the keys below default to. qat_mxfp4_w4a4: forward in mxfp4, rotated, backward in full; quartet: "
       "forward and backward in mxfp4 (Castro et al. 2505.14669); nvfp4: both in nvfp4, 4/6 scales (Quartet II, "
       "2601.22813, forward; NVIDIA 2509.25149, stochastic gradients); mxint8: all in mxint8 (2510.25602); "
-      "weight_only: weights in mxfp4; adahop: forward and backward in mxfp4, rotated where a calibration finds "
+      "weight_only: weights in mxfp4; lsq: forward in int4 with one learnt step for each weight and input "
+      "(1902.08153); adahop: forward and backward in mxfp4, rotated where a calibration finds "
       "outliers that this helps against (after AdaHOP, 2604.02525)");
   if (preset != applied_) apply(preset);
   f.section("weights", weights, "weights in the forward product; null: as they are");
@@ -159,6 +186,10 @@ void QuantGroupSpec::fields(Fields& f) {
   f.choice("anneal_order", anneal_order,
            {{"first_layers", AnnealOrder::first_layers}, {"last_layers", AnnealOrder::last_layers}},
            "which layers join first: those nearest the embedding, or those nearest the head");
+  f.section(
+      "freeze", freeze,
+      "weights that are far from rounding to another code stand still (confidence-guided annealing of OFQ, "
+      "2302.02210), for the end of a run; null: all move");
 
   const auto is_size = [](int64_t n) { return n == 0 || n == 16 || n == 32 || n == 64 || n == 128; };
   f.rule(is_size(rotation), "rotation", "must be 0, 16, 32, 64 or 128");
@@ -170,6 +201,20 @@ void QuantGroupSpec::fields(Fields& f) {
   };
   forward_rule("weights.rounding", weights);
   forward_rule("activations.rounding", activations);
+  const auto learnt = [](const std::optional<QuantOperandSpec>& o) {
+    return o && o->scale == ScaleRule::lsq;
+  };
+  f.rule(
+      !learnt(activations) || activations->format.ends_with("_tensor"), "activations.format",
+      "rows of activations are tokens, which come and go; lsq learns one step for all: int8_tensor or int4_tensor");
+  f.rule(!learnt(gradients), "gradients.scale", "lsq learns from gradients, and theirs have none; take even");
+  f.rule(!(learnt(weights) || learnt(activations)) || rotation == 0, "rotation",
+         "must be 0 beside the scale lsq, which learns the step of numbers as they are");
+  f.rule(!freeze || weights, "freeze", "is for weights, which have no format here");
+  f.rule(
+      !freeze || rotation == 0, "freeze",
+      "needs rotation 0: a weight stands still where its own code is certain, and codes of rotated weights "
+      "belong to sums of many; drop one of the two");
   f.rule(rotation == 0 || (weights && activations), "rotation",
          "turns both operands of a product, so weights and activations need a format");
   f.rule(backward_rotation == 0 || gradients, "backward_rotation", "is for gradients, which have no format");
@@ -185,18 +230,25 @@ void QuantGroupSpec::fields(Fields& f) {
       "one kind");
 }
 
+/// The first step that begins at or after so many tokens of the run.
+static int64_t step_at_tokens(int64_t tokens, int64_t step_tokens, const std::string& match) {
+  require(step_tokens > 0, "quant", "'{}' begins or ends at a token, and the tokens of a step are not known",
+          match);
+  return tokens / step_tokens + (tokens % step_tokens != 0);
+}
+
+static int64_t freezes_from(const QuantGroupSpec& g, int64_t step_tokens) {
+  return g.freeze->first_tokens ? step_at_tokens(*g.freeze->first_tokens, step_tokens, g.match)
+                                : g.freeze->first_step;
+}
+
 QuantSpan span_of(const QuantGroupSpec& g, int64_t step_tokens) {
   QuantSpan span{.begin = g.first_step,
                  .end = g.end_step.value_or(INT64_MAX),
                  .calibration = g.measured() ? g.calibration_steps : 0,
                  .anneal = g.anneal_steps};
-  const auto step_of = [&](int64_t tokens) {
-    require(step_tokens > 0, "quant",
-            "'{}' begins or ends at a token, and the tokens of a step are not known", g.match);
-    return tokens / step_tokens + (tokens % step_tokens != 0);
-  };
-  if (g.first_tokens) span.begin = step_of(*g.first_tokens);
-  if (g.end_tokens) span.end = step_of(*g.end_tokens);
+  if (g.first_tokens) span.begin = step_at_tokens(*g.first_tokens, step_tokens, g.match);
+  if (g.end_tokens) span.end = step_at_tokens(*g.end_tokens, step_tokens, g.match);
   return span;
 }
 
@@ -236,7 +288,7 @@ kernels::Rotation forward_rotation(const QuantGroupSpec& group, uint64_t seed) {
           .stream = stream_of("quantization, rotation of forward")};
 }
 
-QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamStore& params, uint64_t seed,
+QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, ParamStore& params, uint64_t seed,
                            int64_t step_tokens)
     : specs_(groups.begin(), groups.end()), step_tokens_(step_tokens) {
   std::string problems;
@@ -275,7 +327,7 @@ QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamSt
     if (!scheme) continue;
     const std::string why = misfit(*scheme->spec, *p);
     if (!why.empty()) problem(fmt::format("{} {}", p->name, why));
-    members_.push_back({p.get(), scheme, nullptr, 0});
+    members_.push_back({.parameter = p.get(), .scheme = scheme, .calibrating = nullptr, .begin = 0});
   }
   for (size_t g = 0; g < specs_.size(); ++g) {
     if (matched[g] == 0) problem(fmt::format("'{}' matches no parameter", specs_[g].match));
@@ -295,12 +347,19 @@ QuantSchemes::QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamSt
     const std::vector<int> order = layers_in_order(m.scheme->group);
     const auto place = std::find(order.begin(), order.end(), m.parameter->layer) - order.begin();
     m.begin = spans_[m.scheme->group].joins(place, static_cast<int64_t>(order.size()));
+    const QuantGroupSpec& spec = *m.scheme->spec;
+    if (const auto& freeze = spec.freeze)
+      m.freezing = Freezing{{.begin = static_cast<double>(std::max(m.begin, freezes_from(spec, step_tokens))),
+                             .anneal = static_cast<double>(freeze->anneal_steps),
+                             .last = freeze->boundary}};
+    declare_steps(params, *m.parameter, spec);
   }
 }
 
 QuantSchemes::~QuantSchemes() {
   for (const Member& m : members_) {
     m.parameter->scheme = nullptr;
+    m.parameter->freezing = nullptr;
     m.parameter->quantized.reset();  // kept by scheme
   }
 }
@@ -321,6 +380,9 @@ void QuantSchemes::activate(int64_t step) const {
     m.parameter->scheme = step >= m.begin && step < span.end              ? m.scheme
                           : step >= span.begin && step < span.quantizes() ? m.calibrating
                                                                           : nullptr;
+    const bool freezes = m.parameter->scheme == m.scheme && m.freezing &&
+                         static_cast<double>(step) >= m.freezing->schedule.begin;
+    m.parameter->freezing = freezes ? &*m.freezing : nullptr;
   }
 }
 
@@ -335,6 +397,8 @@ std::vector<WeightInFormat> QuantSchemes::weights_of(int bits) const {
 std::vector<int64_t> QuantSchemes::changes() const {
   std::set<int64_t> steps = {0};
   for (const Member& m : members_) steps.insert(m.begin);
+  for (const Member& m : members_)
+    if (m.freezing) steps.insert(static_cast<int64_t>(m.freezing->schedule.begin));
   for (const QuantSpan& span : spans_) {
     if (span.calibration > 0) steps.insert({span.begin, span.quantizes()});
     if (span.end < INT64_MAX) steps.insert(span.end);
@@ -365,6 +429,9 @@ std::vector<std::string> QuantSchemes::timeline(int64_t total_steps) const {
         line += fmt::format("{} layer {} from step {}", i == 0 ? "" : ",", order[static_cast<size_t>(i)],
                             span.joins(i, layers));
     }
+    if (specs_[g].freeze)
+      line += fmt::format(", and weights far from another code stand still from {} on",
+                          at(freezes_from(specs_[g], step_tokens_)));
     const int64_t last = span.joins(layers - 1, layers);
     if (span.quantizes() >= total_steps)
       line += fmt::format("; the run ends before that, after step {}", total_steps - 1);

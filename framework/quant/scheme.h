@@ -17,6 +17,7 @@
 #include "framework/parameter.h"
 #include "framework/quant/patterns.h"
 #include "framework/train/trainer.h"
+#include "kernels/numerics/freezing.h"
 #include "kernels/quantize.h"
 
 namespace osprey {
@@ -35,10 +36,26 @@ struct QuantOperandSpec {
   bool operator==(const QuantOperandSpec&) const = default;
 };
 
+/// Confidence-guided freezing, of a group.
+struct QuantFreezeSpec {
+  int64_t first_step = 0;
+  std::optional<int64_t> first_tokens;
+  double boundary = 0.005;
+  int64_t anneal_steps = 0;
+
+  void fields(Fields& f);
+  bool operator==(const QuantFreezeSpec&) const = default;
+};
+
+/// Which elements of a weight an update leaves alone: numerics/freezing.h.
+struct Freezing {
+  FreezeSchedule schedule;
+};
+
 /// One entry of the list. The first entry whose pattern matches a linear layer's weight takes it; layers that
 /// none matches stay as they are.
 struct QuantGroupSpec {
-  enum class Preset { none, qat_mxfp4_w4a4, quartet, nvfp4, mxint8, weight_only, adahop };
+  enum class Preset { none, qat_mxfp4_w4a4, quartet, nvfp4, mxint8, weight_only, lsq, adahop };
   enum class GradientMask { straight_through, unclipped };
   enum class Rotate { always, measured };
   enum class AnnealOrder { first_layers, last_layers };
@@ -56,6 +73,7 @@ struct QuantGroupSpec {
   std::optional<int64_t> end_step, first_tokens, end_tokens;
   int64_t anneal_steps = 0;
   AnnealOrder anneal_order = AnnealOrder::first_layers;
+  std::optional<QuantFreezeSpec> freeze;
 
   void fields(Fields& f);
   bool measured() const { return rotate == Rotate::measured; }
@@ -112,15 +130,16 @@ struct WeightInFormat {
 };
 
 /// The schemes of a run: one for each entry, or each matrix of an entry that measures, and which parameter
-/// has which. As a hook of the trainer it switches them on and off, as a function of the step alone, and
-/// decides when a calibration is over.
+/// has which. As a hook of the trainer it switches them on and off, as a function of the step alone, decides
+/// when a calibration is over, and gives learnt step sizes their first values.
 class QuantSchemes final : public StepHook {
  public:
+  /// Declares the step sizes that groups learn, so `params` has no memory yet where one does.
   /// `step_tokens`: tokens of a step, for groups that begin or end at a token; see span_of().
   /// Errors: one Error that lists every pattern that is malformed, matches nothing or comes too late, every
   /// parameter that is no linear layer of a block, every width that a format's blocks do not divide, and
   /// every group that ends before it has begun.
-  QuantSchemes(std::span<const QuantGroupSpec> groups, const ParamStore& params, uint64_t seed,
+  QuantSchemes(std::span<const QuantGroupSpec> groups, ParamStore& params, uint64_t seed,
                int64_t step_tokens = 0);
   /// Leaves the parameters unquantized, without what was kept of them.
   ~QuantSchemes() override;
@@ -131,7 +150,7 @@ class QuantSchemes final : public StepHook {
   void materialize(const Queue& queue);
   int64_t votes_bytes() const { return memory_ ? memory_->used_bytes() : 0; }
 
-  /// Sets Parameter::scheme to what holds in 0-based step `step`.
+  /// Sets Parameter::scheme and Parameter::freezing to what holds in 0-based step `step`.
   void activate(int64_t step) const;
   /// 0 and every step in which a layer begins or ends to be calibrated or quantized, in order.
   std::vector<int64_t> changes() const;
@@ -140,7 +159,7 @@ class QuantSchemes final : public StepHook {
   /// All weights whose format has so many bits, whenever their group is active.
   std::vector<WeightInFormat> weights_of(int bits) const;
 
-  /// Of every matrix that was voted on, summed over ranks. Collective.
+  /// Of every input that is measured, by the first weight that reads it, summed over ranks. Collective.
   std::vector<LayerPatterns> patterns(const Queue& queue, Communicator& world) const;
   /// As if the run had come to 0-based step `step` by itself: what patterns() gave goes to rank 0, or, where
   /// a calibration is over, becomes its decision. Errors: a group has begun before this step, and `state`
@@ -154,7 +173,7 @@ class QuantSchemes final : public StepHook {
   std::function<void(int64_t step, std::span<const LayerPatterns>)> on_decision;
 
   void before_step(Trainer& trainer, int64_t step) override;
-  bool reads_state(int64_t) const override { return false; }
+  bool reads_state(int64_t finished) const override;
 
  private:
   std::vector<QuantGroupSpec> specs_;
@@ -166,12 +185,16 @@ class QuantSchemes final : public StepHook {
     QuantScheme* scheme;
     QuantScheme* calibrating;  // null where nothing is measured
     int64_t begin;             // step in which it joins
+    std::optional<Freezing> freezing = {};
   };
   std::vector<Member> members_;
   std::unique_ptr<Arena> memory_;
   Tensor votes_;  // (matrices that are measured, 3 * outlier_patterns) f64
 
   bool measures() const;
+  /// Gives the steps of layers that join now their first values, which follow from the weights and from what
+  /// the layers read, unquantized, of the batch of this very step.
+  void begin_steps(Trainer& trainer, int64_t step);
   void decide(const Queue& queue, Communicator& world, int64_t step);
   /// Of the group's matrices, each layer once, in the order in which they join.
   std::vector<int> layers_in_order(size_t group) const;

@@ -43,8 +43,8 @@ const char* name(Role role) {
 }
 
 QuantizationObserver::QuantizationObserver(const Queue& queue, const ParamStore& params,
-                                           OscillationTracker* oscillation)
-    : queue_(queue), oscillation_(oscillation) {
+                                           OscillationTracker* oscillation, const WeightFreezer* freezer)
+    : queue_(queue), oscillation_(oscillation), freezer_(freezer) {
   for (const auto& p : params.all()) {
     if (p->layer < 0 || !p->matrix()) continue;
     places_[p->name] = weights_.size();
@@ -93,20 +93,28 @@ std::vector<QuantizationRow> QuantizationObserver::result(Communicator& world) {
     const bool counts = role != Role::weights || world.rank() == 0;
     for (size_t i = 0; i < width; ++i) sums.push_back(counts ? all[slot(w, role) * width + i] : 0.0);
   });
-  // Of each weight: is its oscillation followed, and how much is there? Rank 0 knows.
+  // Of each weight: is its oscillation followed, and how much is there? Rank 0 knows. Then what stands still
+  // of the elements that ranks update.
+  constexpr size_t figures = 5;
   const size_t shares = sums.size();
-  sums.resize(shares + 3 * weights_.size());
+  sums.resize(shares + figures * weights_.size());
   if (oscillation_ && world.rank() == 0)
     for (const auto& [name, s] : oscillation_->result()) {
-      const size_t at = shares + 3 * places_.at(name);
+      const size_t at = shares + figures * places_.at(name);
       sums[at] = 1, sums[at + 1] = s.oscillated, sums[at + 2] = s.oscillating;
+    }
+  if (freezer_)
+    for (const WeightFreezer::Count& c : freezer_->counts()) {
+      const size_t at = shares + figures * places_.at(c.weight);
+      sums[at + 3] += c.frozen, sums[at + 4] += c.elements;
     }
   world.sum(sums);
   std::vector<QuantizationRow> rows;
   each([&](size_t w, Role role) {
     QuantizationRow r = row_of(*weights_[w], role, &sums[rows.size() * width]);
-    const size_t at = shares + 3 * w;
+    const size_t at = shares + figures * w;
     if (role == Role::weights && sums[at] > 0) r.oscillated = sums[at + 1], r.oscillating = sums[at + 2];
+    if (role == Role::weights && sums[at + 4] > 0) r.frozen = sums[at + 3] / sums[at + 4];
     rows.push_back(std::move(r));
   });
   return rows;
@@ -117,7 +125,7 @@ MetricsEntry quantization_entry(const QuantizationRow& r, int64_t step, int64_t 
   e.add("role", name(r.role)).add("layer", r.layer).add("weight", r.weight);
   e.add("relative_error", r.relative_error).add("clipped", r.clipped).add("underflow", r.underflow);
   e.add("wide_rows_3", r.wide_rows_3).add("wide_rows_14", r.wide_rows_14);
-  e.add("oscillated", r.oscillated).add("oscillating", r.oscillating);
+  e.add("oscillated", r.oscillated).add("oscillating", r.oscillating).add("frozen", r.frozen);
   return e.add("elements_measured", r.elements);
 }
 
@@ -142,6 +150,7 @@ void write_quantization(TfEventsWriter& writer, int64_t step, const std::vector<
     mean("wide_rows_14", &QuantizationRow::wide_rows_14);
     mean("oscillated", &QuantizationRow::oscillated);
     mean("oscillating", &QuantizationRow::oscillating);
+    mean("frozen", &QuantizationRow::frozen);
   }
   std::vector<TfScalar> scalars;
   for (const auto& [tag, value] : points) scalars.push_back({tag, value});

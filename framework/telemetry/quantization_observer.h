@@ -17,6 +17,7 @@
 #include "framework/memory/arena.h"
 #include "framework/parallel/communicator.h"
 #include "framework/parameter.h"
+#include "framework/quant/freezer.h"
 #include "framework/tape/hooks.h"
 #include "framework/telemetry/metrics_log.h"
 #include "framework/telemetry/oscillation.h"
@@ -41,14 +42,15 @@ struct QuantizationRow {
   double wide_rows_14 = 0;               // the same with 2^14
   std::optional<double> oscillated;      // of weights that are followed: see OscillationTracker
   std::optional<double> oscillating;
+  std::optional<double> frozen;  // share of weights that stand still, where they may
 };
 
 class QuantizationObserver final : public QuantizationWatch {
  public:
   /// Memory: 192 bytes for each matrix of the layers, taken here, and what following `oscillation` takes.
-  /// `params` and `oscillation`, which may be null, outlive it.
+  /// `params`, and `oscillation` and `freezer`, which may be null, outlive it.
   QuantizationObserver(const Queue& queue, const ParamStore& params,
-                       OscillationTracker* oscillation = nullptr);
+                       OscillationTracker* oscillation = nullptr, const WeightFreezer* freezer = nullptr);
 
   /// Comes before every step that it watches. Of a step that is not `measured` it keeps nothing.
   void begin_step(bool measured);
@@ -72,6 +74,7 @@ class QuantizationObserver final : public QuantizationWatch {
   std::unique_ptr<Arena> memory_;
   Tensor sums_;  // (slots, quantization_sums) f64
   OscillationTracker* oscillation_;
+  const WeightFreezer* freezer_;
   std::vector<char> seen_;  // of the slots, in the step that was measured last
   bool measured_ = false;
 };

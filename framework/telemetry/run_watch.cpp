@@ -161,7 +161,8 @@ void RunWatch::before_step(Trainer& trainer, int64_t step) {
   if (!t.quantization || !quantizes) return;
   const bool first = quantization_ == nullptr && !options_.resumed_step;
   if (!quantization_)
-    quantization_ = std::make_unique<QuantizationObserver>(queue_, params, oscillation_.get());
+    quantization_ =
+        std::make_unique<QuantizationObserver>(queue_, params, oscillation_.get(), trainer.parts().freezer);
   const int64_t finished = step + 1;
   const bool due =
       finished % t.quantization_every_steps == 0 || finished == trainer.spec().total_steps() || first;

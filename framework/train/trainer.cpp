@@ -4,6 +4,7 @@
 
 #include "framework/clock.h"
 #include "framework/parallel/agree.h"
+#include "framework/quant/freezer.h"
 #include "kernels/pointwise.h"
 #include "kernels/sum_of_squares.h"
 
@@ -160,6 +161,7 @@ void Trainer::compute() {
   }
   tape.set_quantization_watch(nullptr);
   parts_.reducer->wait_all();
+  if (parts_.freezer) parts_.freezer->hold(scalars(step_number, step_number + 1));
   sum_of_squares(parts_.queue,
                  {.xs = owned_gradients_, .sum = scalars(step_sum_of_squares, step_sum_of_squares + 1)});
   tape.lap("gradient norm");
@@ -168,6 +170,7 @@ void Trainer::compute() {
   parts_.device_world->finish_before(parts_.queue);
   decide_step(parts_.queue, {.control = inputs_.scalars, .max_grad_norm = spec_.max_grad_norm});
   parts_.updater->step(inputs_.scalars, parts_.seed);
+  if (parts_.freezer) parts_.freezer->restore();
   tape.lap("optimizer");
   parts_.reducer->gather_all();
   parts_.reducer->wait_all();
@@ -190,7 +193,7 @@ void Trainer::compute_or_replay() {
   bool changed = false;
   uses_.resize(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
-    const Use now{params[i]->trainable, params[i]->scheme};
+    const Use now{params[i]->trainable, params[i]->scheme, params[i]->freezing};
     changed = changed || !(uses_[i] == now);
     uses_[i] = now;
   }
@@ -313,6 +316,21 @@ static EvalResult evaluated(const std::vector<double>& rounds, Communicator& wor
   const double residual = nats_nats - 2 * r.loss * nats_targets + r.loss * r.loss * targets_targets;
   r.standard_error = std::sqrt(std::max(0.0, residual) * units / (units - 1)) / targets;
   return r;
+}
+
+void Trainer::look_at_batch(int64_t step) {
+  Flight& flight = flights_.front();
+  flight.done->wait();
+  for (int64_t i = 0; i < micro_steps_; ++i)
+    parts_.train->fill(step, i, micro_steps_, flight.inputs.batches[static_cast<size_t>(i)]);
+  send(flight, micro_steps_);
+  flight.done->record(parts_.queue);
+  parts_.tape->set_mode(Tape::Mode::evaluate);
+  for (const BatchView& batch : inputs_.batches) {
+    parts_.model->loss(*parts_.tape, batch,
+                       {.grad_scale = {}, .sums = evaluation_.row_range(0, 1).view({2})});
+    parts_.tape->reset();
+  }
 }
 
 EvalResult Trainer::evaluate(int64_t step) {

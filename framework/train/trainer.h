@@ -18,6 +18,8 @@
 
 namespace osprey {
 
+class WeightFreezer;
+
 /// Where batches come from: a pure function of its arguments.
 class BatchSource {
  public:
@@ -79,6 +81,7 @@ struct TrainerParts {
   const ShardPlan* plan = nullptr;
   Reducer* reducer = nullptr;
   Updater* updater = nullptr;
+  WeightFreezer* freezer = nullptr;  // may be null
   BatchSource* train = nullptr;
   BatchSource* validation = nullptr;        // may be null
   int64_t validation_sequences = 0;         // of one evaluation
@@ -104,6 +107,9 @@ class Trainer {
   void run(int64_t first);
   /// One optimizer step, without hooks, waited for. Collective.
   StepResult step(int64_t step);
+  /// Runs the model forward, as evaluation does, on what this rank trains on in a step: for those who look at
+  /// activations through the tape. Between steps.
+  void look_at_batch(int64_t step);
   /// Mean loss on the validation data. Collective.
   EvalResult evaluate(int64_t step);
 
@@ -185,6 +191,7 @@ class Trainer {
   struct Use {
     bool trainable = false;
     const QuantScheme* scheme = nullptr;
+    const Freezing* freezing = nullptr;
     bool operator==(const Use&) const = default;
   };
   std::vector<Use> uses_;  // of the parameters in the last step

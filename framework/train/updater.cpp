@@ -100,6 +100,14 @@ void Updater::step(const Tensor& control, uint64_t seed) {
     g.optimizer->step(queue_, g.pieces, {.control = control, .seed = seed, .workspace = scratch_});
 }
 
+void Updater::assign(const Parameter& parameter, std::span<const float> values) {
+  require(static_cast<int64_t>(values.size()) == parameter.shape.numel(), "updater",
+          "{} has {} elements, got {}", parameter.name, parameter.shape.numel(), values.size());
+  for (const Group& g : groups_)
+    for (const ParamPiece& p : g.pieces)
+      if (p.name == parameter.name) kernels::upload(queue_, p.master, values.data() + p.begin);
+}
+
 void Updater::round_values() {
   for (const Group& g : groups_)
     for (const ParamPiece& p : g.pieces)

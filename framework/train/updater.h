@@ -35,6 +35,8 @@ class Updater {
   /// What was the state of `from` is that of `to` from now on, a parameter of the same shape: zero, and its
   /// masters are the values of `to`. `step` is the first one that it is for.
   void pass_on(const Parameter& from, const Parameter& to, int64_t step);
+  /// Sets what this rank has of a parameter's master; round_values() and a gather then set its value.
+  void assign(const Parameter& parameter, std::span<const float> values);
 
   /// One optimizer's pieces on this rank.
   struct Group {

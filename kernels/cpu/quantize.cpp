@@ -8,6 +8,7 @@
 #include "kernels/cpu/packed_rows.h"
 #include "kernels/cpu/quantize_lanes.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/numerics/step_size.h"
 
 namespace osprey::cpu {
 
@@ -204,6 +205,25 @@ void find_magnitudes(const Queue& queue, const Numbers& numbers, const Patches& 
   });
 }
 
+/// The learnt step of a row, or of all.
+float step_at(const Tensor& step, int64_t row) {
+  return step.dtype == DType::bf16 ? to_float(step.as<bf16>()[row]) : step.as<float>()[row];
+}
+
+/// Of a row, or of all, from what the passes before this one found.
+BlockScale shared_scale(const kernels::Quantize& a, int64_t row, uint32_t largest, int64_t magnitudes) {
+  const Element e = a.y.format.element;
+  const int64_t sharing = a.y.format.granularity == Granularity::row ? a.y.cols : a.y.rows * a.y.cols;
+  switch (a.rule) {
+    case ScaleRule::stats:
+      return block_scale_stats(e, largest, sharing, magnitudes);
+    case ScaleRule::lsq:
+      return block_scale_lsq(e, largest, step_at(a.step, row));
+    default:
+      return block_scale_f32(e, largest);
+  }
+}
+
 /// Of the block of a run.
 BlockScale f32_scale(ScaleRule rule, Element e, uint32_t largest, const float* v, int64_t n) {
   if (rule != ScaleRule::stats || largest >= float_infinity) return block_scale_f32(e, largest);
@@ -307,10 +327,7 @@ void quantize(const Queue& queue, const kernels::Quantize& a) {
                              : at<uint8_t>(a.y.scales, place.row, place.col);
           scale_blocks(inverse, scales, row, p.cols, a, tensor);
         } else {
-          const int64_t sharing = f.granularity == Granularity::row ? a.y.cols : a.y.rows * a.y.cols;
-          const BlockScale scale = a.rule == ScaleRule::stats
-                                       ? block_scale_stats(e, largest[place.row], sharing, sums[place.row])
-                                       : block_scale_f32(e, largest[place.row]);
+          const BlockScale scale = shared_scale(a, place.row, largest[place.row], sums[place.row]);
           if (p.col == 0 && place.row == y_row)
             *at<float>(a.y.scales, place.row, 0) = bits_float(scale.stored);
           inverse[0] = scale.inverse;

@@ -6,6 +6,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/row.h"
 #include "kernels/numerics/block_codec.h"
+#include "kernels/numerics/step_size.h"
 
 namespace osprey::cuda {
 
@@ -252,9 +253,19 @@ struct FindMagnitudes {
   }
 };
 
+/// Learnt step sizes, bf16 or f32.
+struct StepSizes {
+  const void* data;
+  int64_t half;
+  __device__ float at(int64_t i) const {
+    return half ? to_float(static_cast<const bf16*>(data)[i]) : static_cast<const float*>(data)[i];
+  }
+};
+
 struct Encode {
   Blocks y;
   Bits mask;
+  StepSizes sizes;                 // of rule lsq
   const unsigned* largest;         // as FindLargest left it, or null
   const unsigned long long* sums;  // as FindMagnitudes left them, or null
   int64_t rule, stochastic;
@@ -307,7 +318,9 @@ struct Encode {
       }
       default:
         return scale_rule() == ScaleRule::stats ? stats(v, most, row, lanes)
-                                                : block_scale_f32(element(), most);
+               : scale_rule() == ScaleRule::lsq
+                   ? block_scale_lsq(element(), most, sizes.at(y.by_row ? row : 0))
+                   : block_scale_f32(element(), most);
     }
   }
   __device__ BlockScale stats(const float (&v)[per_lane], uint32_t most, int64_t row, int lanes) const {
@@ -496,6 +509,7 @@ void quantize(const Queue& queue, const kernels::Quantize& a) {
     each("quantize", queue, extent, a.transpose, source, turned,
          Encode{.y = blocks(a.y),
                 .mask = bits_of(a.mask),
+                .sizes = {a.step.data, a.step.dtype == DType::bf16},
                 .largest = largest,
                 .sums = sums,
                 .rule = static_cast<int64_t>(a.rule),

@@ -31,6 +31,7 @@ enum class ScaleRule : uint8_t {
   four_over_six,  // e4m3 scales of e2m1 only: the better of the largest element at 6 and at 4, by squared
                   // error
   stats,          // f32 scales only: the largest element at twice the mean of |x|; clips
+  lsq,            // f32 scales of rows and matrices only: from a learnt step size, numerics/step_size.h; clips
 };
 
 /// What codes are made of: exponent and mantissa of a float. An integer is one with a single exponent bit,
@@ -308,9 +309,10 @@ OSPREY_HD int64_t error_in_units(Element e, float x, BlockScale scale, float ten
 }
 
 /// From which |x * inverse| on an element was clipped: the largest element. With an f32 scale none is but by
-/// rule stats, though rounding may put the largest a little above.
+/// rules stats and lsq, though rounding may put the largest a little above.
 OSPREY_HD float clip_limit(Element e, ScaleType type, ScaleRule rule) {
-  return type == ScaleType::f32 && rule != ScaleRule::stats ? float_largest : element_layout(e).largest;
+  const bool clips = type != ScaleType::f32 || rule == ScaleRule::stats || rule == ScaleRule::lsq;
+  return clips ? element_layout(e).largest : float_largest;
 }
 
 }  // namespace osprey

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "launch/commands/command.h"
+#include "framework/finetune/finetuning.h"
 #include "launch/data_source.h"
 #include "launch/recipe.h"
 #include "models/make_model.h"
@@ -28,8 +29,9 @@ void add_check(CLI::App& app) {
     // Patterns can only be judged against the parameters of this very model.
     ParamStore params;
     make_model(recipe.model, recipe.data.sequence_len)->declare(params);
-    const OptimizerGroups groups(recipe.optim, params);
+    const Finetuning finetuning(recipe.finetune, params, static_cast<uint64_t>(recipe.run.seed));
     const QuantSchemes schemes(recipe.quant, params, 0, recipe.train.global_batch_tokens);
+    const OptimizerGroups groups(recipe.optim, params);
     for (const std::string& warning : groups.warnings()) std::fprintf(stderr, "note: %s\n", warning.c_str());
     for (const std::string& line : schemes.timeline(recipe.train.total_steps()))
       std::fprintf(stderr, "%s\n", line.c_str());

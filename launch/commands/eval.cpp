@@ -8,6 +8,7 @@
 #include "framework/config/reader.h"
 #include "framework/eval/round_to_nearest.h"
 #include "framework/quant/scheme.h"
+#include "framework/quant/step_sizes.h"
 #include "framework/telemetry/metrics_log.h"
 #include "framework/telemetry/outlier_observer.h"
 #include "kernels/device.h"
@@ -103,6 +104,11 @@ struct Quantization {
       integers = parse_integer_format(text);
     else
       group = read_spec<QuantGroupSpec>("preset: " + text, "--quantize");
+    require(
+        !learns_step(group.weights) && !learns_step(group.activations), "--quantize",
+        "the steps of {} are learnt in training; pack a run that learnt them (osprey quantize RUN packed) and "
+        "evaluate that",
+        text);
   }
 };
 

@@ -39,24 +39,16 @@ QuantGroupSpec given_group(const Options& o) {
   return read_spec<QuantGroupSpec>(group.dump(), "quantize");
 }
 
-/// The parameter that a calibration names for weights that share this one's input.
-std::string measured_name(std::string parameter) {
-  for (const auto& [other, first] :
-       {std::pair{".attn.k.", ".attn.q."}, {".attn.v.", ".attn.q."}, {".mlp.up.", ".mlp.gate."}})
-    if (const size_t at = parameter.find(other); at != std::string::npos)
-      parameter.replace(at, std::string(other).size(), first);
-  return parameter;
-}
-
 /// A group whose rotations were measured, as two: layers that forward rotates, and layers that it does not.
 std::vector<QuantGroupSpec> as_measured(const QuantGroupSpec& group, const ParamStore& params,
                                         const std::vector<LayerPatterns>& patterns) {
   std::string rotated, others;
   for (const auto& p : params.all()) {
     if (!Glob(group.match).matches(p->name)) continue;
-    const auto found = std::find_if(patterns.begin(), patterns.end(), [&](const LayerPatterns& l) {
-      return l.weight == measured_name(p->name);
-    });
+    // A calibration names the first of the weights that share an input.
+    const std::string& first = p->first_of_input ? p->first_of_input->name : p->name;
+    const auto found = std::find_if(patterns.begin(), patterns.end(),
+                                    [&](const LayerPatterns& l) { return l.weight == first; });
     std::string& names =
         found != patterns.end() && found->decided && found->rotated.forward ? rotated : others;
     names += (names.empty() ? "" : ",") + p->name;
@@ -119,6 +111,9 @@ void run(const Options& o) {
                                     {"--rotation", o.rotation.has_value()}})
     require(!there || o.given(), "quantize", "{} needs --format or --preset", word);
   require(!o.scale || o.format, "quantize", "--scale needs --format");
+  require(
+      o.scale != "lsq" && o.preset != "lsq", "quantize",
+      "the steps of lsq are learnt in training; pack a run that learnt them, without --scale or --preset");
   const fs::path from = checkpoint_of(o.checkpoint), to = o.directory;
   const HubModel hub(from);
   require(!hub.quantization(), "quantize",
@@ -137,7 +132,8 @@ void run(const Options& o) {
   if (fs::exists(from / "manifest.json")) verify_files(from, read_manifest(from));
 
   PartialDirectory partial(to);
-  const HubLayout layout = hub_layout(hub.spec(), hub.context(), &config);
+  HubLayout layout = hub_layout(hub.spec(), hub.context(), &config);
+  add_step_sizes(layout, params);
   int64_t packed = 0;
   for (const HubTensor& t : layout.tensors) packed += t.packed ? 1 : 0;
   require(packed > 0, "quantize", "no group quantizes weights, so nothing would be packed");

@@ -85,7 +85,7 @@ std::string table_row(const RunData& run, int layer, const std::string& role) {
   });
   std::string out = fmt::format("<tr><th scope=\"row\">{}</th><td>{}</td>", layer, role);
   out += cell(mean("relative_error")) + cell(worst);
-  for (const char* figure : {"clipped", "underflow", "wide_rows_3", "wide_rows_14", "oscillating"})
+  for (const char* figure : {"clipped", "underflow", "wide_rows_3", "wide_rows_14", "oscillating", "frozen"})
     out += cell(mean(figure));
   return out + "</tr>\n";
 }
@@ -101,7 +101,7 @@ std::string table_of(const RunData& run, size_t index) {
       "<div class=\"scroll\"><table><thead><tr>",
       rows.size() <= 60 ? " open" : "", index % 8, escape_html(run.name));
   for (const char* title : {"Layer", "Operand", "Relative error", "Worst weight", "Clipped", "Underflow",
-                            "Rows over 2^3", "Rows over 2^14", "Oscillating"})
+                            "Rows over 2^3", "Rows over 2^14", "Oscillating", "Frozen"})
     out += fmt::format("<th scope=\"col\">{}</th>", title);
   out += "</tr></thead><tbody>\n";
   for (const auto& [key, used] : rows) out += table_row(run, key.first, roles[key.second]);
@@ -141,7 +141,7 @@ std::string quantization_section(const std::vector<RunData>& runs) {
          "x&sup2;. Clipped: share of elements beyond the largest number of their block. Underflow: share that was "
          "not 0 and became 0. Rows over 2^3, 2^14: share of rows whose largest scale is more than that many times "
          "the smallest. Oscillating: share of weights whose code jumps back and forth (one jump counts for 69 "
-         "steps).</p>\n<div id=\"quantization-charts\"></div>\n" +
+         "steps). Frozen: share of weights that stand still.</p>\n<div id=\"quantization-charts\"></div>\n" +
          tables + "</section>\n";
 }
 

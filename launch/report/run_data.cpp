@@ -84,7 +84,7 @@ std::string add_entry(RunData& run, const json& entry) {
       return "a quantization entry without role, layer or weight";
     auto& figures = run.quantization[{role, static_cast<int>(*layer), weight}];
     for (const char* key : {"relative_error", "clipped", "underflow", "wide_rows_3", "wide_rows_14",
-                            "oscillating", "oscillated"})
+                            "oscillating", "oscillated", "frozen"})
       if (const auto value = number(entry, key)) figures[key].add(*step, *tokens, *value);
   } else if (event == "skipped_update") {
     run.skipped.emplace_back(*step, text(entry, "reason", "unknown"));

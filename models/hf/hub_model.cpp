@@ -1,14 +1,17 @@
 #include "models/hf/hub_model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "framework/config/dumper.h"
 #include "framework/config/reader.h"
+#include "framework/eval/round_to_nearest.h"
 #include "framework/files/json.h"
 #include "framework/memory/staging.h"
+#include "framework/quant/step_sizes.h"
 #include "kernels/core/check.h"
 #include "models/hf/family.h"
 
@@ -123,6 +126,24 @@ HubLayout hub_layout(const ModelSpec& spec, const HubContext& context,
   return {config.dump(2) + "\n", generation.dump(2) + "\n", std::move(tensors)};
 }
 
+void add_step_sizes(HubLayout& layout, const ParamStore& params) {
+  std::vector<HubTensor> steps;
+  const auto add = [&](const std::string& name, const Parameter& step) {
+    steps.push_back({.name = name, .shape = step.shape, .a = step.name, .b = "", .b_shape = {}});
+  };
+  for (HubTensor& t : layout.tensors) {
+    const Parameter* p = params.find(t.a);
+    if (!p || !is_block_linear(p->name)) continue;
+    const StepNames names(t.name);
+    if (p->weight_step && t.packed)
+      t.packed->step = p->weight_step->name, t.packed->step_shape = p->weight_step->shape;
+    else if (p->weight_step)
+      add(names.of_weight, *p->weight_step);
+    if (p->input_step) add(names.of_input, *p->input_step);
+  }
+  layout.tensors.insert(layout.tensors.end(), steps.begin(), steps.end());
+}
+
 HubModel::HubModel(const fs::path& directory) {
   const fs::path path = directory / "config.json";
   require(fs::is_directory(directory), "checkpoint", "{} is no directory", directory.string());
@@ -148,6 +169,7 @@ HubModel::HubModel(const fs::path& directory) {
   layout_.tensors = family.tensors(spec_);
   take_prefix_of_files(family);
   if (quantization_) pack_tensors(layout_.tensors, *quantization_);
+  find_step_sizes();
   check_tensors(family);
   const StoredType type = tensors_->tensor(layout_.tensors[0].name).type;
   context_.dtype = type == StoredType::f32 ? DType::f32 : DType::bf16;
@@ -155,6 +177,23 @@ HubModel::HubModel(const fs::path& directory) {
   const std::vector<HubTensor> named = std::move(layout_.tensors);
   layout_ = hub_layout(spec_, context_, quantization());
   layout_.tensors = named;
+}
+
+/// Of a row each, or one: the header says. Whether a step belongs there is for load() to see.
+void HubModel::find_step_sizes() {
+  std::vector<HubTensor> steps;
+  const auto find = [&](const std::string& name, const std::string& parameter, int64_t rows) {
+    if (!tensors_->has(name)) return;
+    const bool by_row = tensors_->tensor(name).as_shape() == Shape{rows};
+    steps.push_back({.name = name, .shape = {by_row ? rows : 1}, .a = parameter, .b = "", .b_shape = {}});
+  };
+  for (const HubTensor& t : layout_.tensors) {
+    if (!is_block_linear(t.a)) continue;
+    const StepNames stored(t.name), names(t.a);
+    if (!t.packed) find(stored.of_weight, names.of_weight, t.shape[0]);
+    find(stored.of_input, names.of_input, 1);
+  }
+  layout_.tensors.insert(layout_.tensors.end(), steps.begin(), steps.end());
 }
 
 /// Exporters write names with the family's prefix, with a part of it, or without.
@@ -236,17 +275,35 @@ void HubModel::load_packed(const Queue& queue, const HubTensor& t, Parameter& p)
   ++p.version;
 }
 
+static bool all_finite(const Tensor& t) {
+  for (int64_t i = 0; i < t.numel(); ++i)
+    if (!std::isfinite(t.dtype == DType::bf16 ? to_float(t.as<bf16>()[i]) : t.as<float>()[i])) return false;
+  return true;
+}
+
 void HubModel::load(const Queue& queue, ParamStore& params) const {
+  for (const auto& p : params.all())
+    for (const Parameter* step : {p->weight_step, p->input_step})
+      require(!step || std::any_of(layout_.tensors.begin(), layout_.tensors.end(),
+                                   [&](const HubTensor& t) { return t.a == step->name; }),
+              "checkpoint", "{} holds no {}, which its quantization_config says was learnt",
+              tensors_->path().string(), step ? step->name : "");
   for (const HubTensor& t : layout_.tensors) {
     if (t.packed) {
       load_packed(queue, t, params.at(t.a));
       continue;
     }
     for (const std::string& name : t.parameters()) {
+      const bool unused = is_step_size(name) && !params.find(name);  // computed without quantization
+      if (unused) continue;
       Parameter& p = params.at(name);
       require_shape("checkpoint", p.name.c_str(), p.value, t.parameter_shape());
       write_from_host(queue, p.value,
-                      [&](const Tensor& host) { read_hub_parameter(*tensors_, t, name, 0, host); });
+                      [&](const Tensor& host) {
+                        read_hub_parameter(*tensors_, t, name, 0, host);
+                        require(!is_step_size(name) || all_finite(host), "checkpoint",
+                                "{}: {} is damaged: it is NaN or infinite", tensors_->path().string(), t.name);
+                      });
       ++p.version;
     }
   }
@@ -257,7 +314,9 @@ ReadParameter read_values(const HubModel& hub) {
   for (const HubTensor& t : hub.layout().tensors)
     for (const std::string& name : t.parameters()) stored[name] = &t;
   return [&hub, stored](const std::string& name, int64_t begin, Tensor out) {
-    read_hub_parameter(hub.tensors(), *stored.at(name), name, begin, out);
+    const auto at = stored.find(name);
+    require(at != stored.end(), "checkpoint", "{} holds no {}", hub.tensors().path().string(), name);
+    read_hub_parameter(hub.tensors(), *at->second, name, begin, out);
   };
 }
 

@@ -24,6 +24,10 @@ namespace osprey {
 HubLayout hub_layout(const ModelSpec& spec, const HubContext& context,
                      const QuantizationConfig* quantization = nullptr);
 
+/// Adds the learnt step sizes of `params` to a layout: as tensors beside their weights (StepNames), or, of a
+/// weight that is packed here, as what it is packed by.
+void add_step_sizes(HubLayout& layout, const ParamStore& params);
+
 /// The recipe key that no architecture of transformers can express ("model.attention.kind: gated"), if any.
 std::optional<std::string> beyond_transformers(const ModelSpec& spec);
 
@@ -34,6 +38,7 @@ class HubModel {
  public:
   /// Reads config.json, generation_config.json where there is one, and the headers of the tensors: nothing of
   /// the size of the model is allocated.
+  /// Learnt step sizes may stand beside the weights of linear layers.
   /// Errors: an architecture or option that Osprey does not compute; weights that are pickled; all tensors
   /// that are missing, unknown, or of another shape or (packed ones) type than the config says, in one
   /// message.
@@ -46,8 +51,9 @@ class HubModel {
   const QuantizationConfig* quantization() const { return quantization_ ? &*quantization_ : nullptr; }
   /// Sets Parameter::stored_format where this directory holds packed weights; before materialize().
   void declare_packed(ParamStore& params) const;
-  /// Fills all values of a store in which make_model(spec(), ...) was declared.
-  /// Errors: packed weights that no quantization leaves (find_impossible()).
+  /// Fills all values of a store in which make_model(spec(), ...) was declared, and step sizes that were too.
+  /// Errors: packed weights that no quantization leaves (find_impossible()); a declared step size that is not
+  /// stored, or is no number.
   void load(const Queue& queue, ParamStore& params) const;
   /// The names, shapes and formulas of this directory.
   const HubLayout& layout() const { return layout_; }
@@ -55,6 +61,7 @@ class HubModel {
 
  private:
   void take_prefix_of_files(const HubFamily& family);
+  void find_step_sizes();
   void check_tensors(const HubFamily& family) const;
   void load_packed(const Queue& queue, const HubTensor& t, Parameter& p) const;
   ModelSpec spec_;

@@ -200,6 +200,7 @@ void Llama::declare_block(ParamStore& params, int layer) {
     a.k_bias = bias("attn.k", groups);
     a.v_bias = bias("attn.v", groups);
   }
+  a.k->first_of_input = a.v->first_of_input = a.q;
   if (spec_.qk_norm) {
     a.q_norm = &params.add(at + "attn.q_norm.weight", layer, {dim}, {Init::Kind::constant, 1.0});
     a.k_norm = &params.add(at + "attn.k_norm.weight", layer, {dim}, {Init::Kind::constant, 1.0});
@@ -222,6 +223,7 @@ void Llama::declare_block(ParamStore& params, int layer) {
   b.norm2 = Norm::declare(params, at + "norm2", layer, spec_.norm, width, spec_.norm_eps);
   b.mlp.gate = &params.add(at + "mlp.gate.weight", layer, {spec_.ffn_size, width}, normal);
   b.mlp.up = &params.add(at + "mlp.up.weight", layer, {spec_.ffn_size, width}, normal);
+  b.mlp.up->first_of_input = b.mlp.gate;
   b.mlp.down = &params.add(at + "mlp.down.weight", layer, {width, spec_.ffn_size}, residual);
   if (!spec_.mlp_bias) return;
   b.mlp.gate_bias = bias("mlp.gate", spec_.ffn_size);

@@ -110,6 +110,10 @@ everywhere 'lasts 3 steps, not more than its calibration_steps 30' --set model.f
   --set 'quant=[{preset: adahop, end_step: 3}]'
 everywhere 'lasts 3 steps, fewer than its anneal_steps 4' --set model.ffn_size=192 \
   --set 'quant=[{preset: weight_only, end_step: 3, anneal_steps: 4}]'
+everywhere 'quant.0.weights.scale: lsq learns one step of a row or of the whole matrix' --set 'quant=[{weights: {format: int4_g32, scale: lsq}}]'
+everywhere 'quant.0.rotation: must be 0 beside the scale lsq' --set 'quant=[{preset: lsq, rotation: 16}]'
+everywhere 'quant.0.freeze: needs rotation 0: a weight stands still where its own code is certain' \
+  --set 'quant=[{preset: qat_mxfp4_w4a4, freeze: {first_step: 9}}]'
 everywhere "'zzz' matches no parameter" --set 'quant=[{preset: quartet, match: zzz}]'
 everywhere 'embed.weight is no linear layer of a block' --set 'quant=[{preset: quartet, match: "*"}]'
 everywhere 'gradients in mxfp4 are quantized in blocks of 32 tokens' --set model.ffn_size=192 --set 'quant=[{preset: quartet}]' \
@@ -196,6 +200,8 @@ refused 'tokens: Value -5 not in range' "$osprey" eval "$run" --tokens -5
 refused "'w9a9' is no format" "$osprey" eval "$run" --quantize w9a9
 refused 'preset must be one of .*did you mean nvfp4' "$osprey" eval "$run" --quantize nvfp5
 refused 'mlp.down.weight its inputs is 176 wide' "$osprey" eval "$run" --quantize nvfp4,quartet
+refused 'the steps of lsq are learnt in training; pack a run' "$osprey" eval "$run" --quantize lsq
+refused 'the steps of lsq are learnt in training; pack a run' "$osprey" quantize "$run" "$folder/nothing" --preset lsq
 refused "'w4294967300a8' is no format" "$osprey" eval "$run" --quantize w4294967300a8
 refused 'no token shard matches nix-' "$osprey" eval "$run" --data 'nix-*'
 refused 'at a time take .* of activations' "$osprey" eval "$run" --sequence-len 1000000000

@@ -66,6 +66,30 @@ if "$osprey" eval "$folder/runs/smoke_quartet" --tokens 500 --quantize adahop >"
   cat "$folder/log"
   failed=1
 fi
+# Learnt steps are in the checkpoint: packed with them, the model has the loss that training last measured.
+if ! "$osprey" quantize "$folder/runs/smoke_lsq" "$folder/packed_lsq" >"$folder/log" 2>&1 ||
+  ! "$osprey" eval "$folder/packed_lsq" --tokens 1024 --batch 4 >>"$folder/log" 2>&1 ||
+  ! measured=$(grep '"event":"eval"' "$folder/runs/smoke_lsq/metrics.jsonl" | tail -n 1 |
+    sed -n 's/.*"loss":\([0-9.e+-]*\)[,}].*/\1/p') ||
+  ! awk -v want="$measured" '/^packed, as stored / { rows += $4 > want - 2e-4 && $4 < want + 2e-4 } END { exit rows != 1 }' "$folder/log"; then
+  echo "FAILED smoke_lsq: packed, it has not the loss $measured of its training"
+  cat "$folder/log"
+  failed=1
+fi
+if "$osprey" eval "$folder/runs/smoke_lsq" --tokens 500 --quantize lsq >"$folder/log" 2>&1 ||
+  ! grep -q 'the steps of lsq are learnt in training' "$folder/log"; then
+  echo "FAILED smoke_lsq: osprey eval invents step sizes"
+  cat "$folder/log"
+  failed=1
+fi
+# The share of weights that stand still is measured where they may.
+if ! grep '"event":"quantization"' "$folder/runs/smoke_freeze/metrics.jsonl" | grep '"role":"weights"' |
+  sed -n 's/.*"step":\([0-9]*\),.*"frozen":\([0-9.e+-]*\)[,}].*/\1 \2/p' |
+  awk '$1 < 13 { ++early } $1 == 20 && $2 > 0.8 && $2 < 0.99 { ++last } END { exit early > 0 || last != 14 }'; then
+  echo "FAILED smoke_freeze: fourteen weights do not stand still for the most part in step 20, or too early"
+  grep '"event":"quantization"' "$folder/runs/smoke_freeze/metrics.jsonl" | head -n 3
+  failed=1
+fi
 say_with_seed() { "$osprey" generate "$run" --prompt "the" --max-tokens 24 --seed "$1" 2>/dev/null; }
 one=$(say_with_seed 1) again=$(say_with_seed 1) other=$(say_with_seed 2)
 if [[ $one != the* || $one != "$again" || $one == "$other" ]]; then

@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/isa/transpose.h"
 #include "kernels/cpu/isa/vec.h"
+#include "kernels/numerics/step_size.h"
 
 namespace osprey::cpu::OSPREY_ISA {
 namespace {
@@ -145,6 +146,24 @@ int64_t magnitudes(const float* v, int64_t n, int unit) {
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) sum += static_cast<int32_t>(bits_float(magnitude_bits(v[i])) * up);
   return sum;
+}
+
+/// In sixteen sums, whatever the registers hold: every instruction set finds the same.
+template <Element e>
+OSPREY_INLINE double slope_sum_of(const float* dy, const float* x, int64_t n, float inverse) {
+  double sums[16] = {};
+  for (int64_t at = 0; at < n; at += 16) {
+    const int64_t here = n - at < 16 ? n - at : 16;
+    for (int64_t i = 0; i < here; ++i)
+      sums[i] += static_cast<double>(dy[at + i]) * static_cast<double>(slope_by_step(e, x[at + i] * inverse));
+  }
+  double sum = 0;
+  for (const double s : sums) sum += s;
+  return sum;
+}
+double slope_sum(const float* dy, const float* x, int64_t n, float inverse, Element e) {
+  return e == Element::int4 ? slope_sum_of<Element::int4>(dy, x, n, inverse)
+                            : slope_sum_of<Element::int8>(dy, x, n, inverse);
 }
 
 template <Element e, ScaleRule rule>
@@ -411,6 +430,7 @@ const QuantizeTable quantize_table = {
     rotate,
     largest_of_blocks,
     magnitudes,
+    slope_sum,
     mxfp4_of_bf16,
     deviation_scales,
     error_difference,

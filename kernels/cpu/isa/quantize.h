@@ -50,6 +50,8 @@ struct QuantizeTable {
   void (*largest)(uint32_t* largest, const float* v, int64_t n, int64_t block);
   /// Sum of magnitudes in units of 2^unit, see unit_exponent(); n <= quantize_run.
   int64_t (*magnitudes)(const float* v, int64_t n, int unit);
+  /// Sum of dy times slope_by_step() of x times `inverse`, of int4 or int8; n <= quantize_run.
+  double (*slope_sum)(const float* dy, const float* x, int64_t n, float inverse, Element e);
   /// From a run of bf16 numbers to mxfp4 at once, by the rules floor to rceil, rounded to nearest: what the
   /// functions above and below do, in 16-bit arithmetic.
   void (*mxfp4_of_bf16)(uint8_t* codes, uint8_t* scales, const bf16* x, int64_t n, ScaleRule rule);

@@ -73,13 +73,13 @@ TEST(LayerTurns, DrawsAreDistinctAndEveryLayerIsActiveWhenAllAre) {
 
 TEST(LayerTurns, ALayerThatStaysKeepsItsPlace) {
   LayerTurns turns(setup(8));
-  std::vector<Turn> before = turns.at(0);
+  std::vector<ActiveLayer> before = turns.at(0);
   int kept = 0;
   for (int64_t step = 50; step < 5000; step += 50) {
-    const std::vector<Turn> now = turns.at(step);
+    const std::vector<ActiveLayer> now = turns.at(step);
     for (size_t place = 0; place < now.size(); ++place) {
       const bool was = std::any_of(before.begin(), before.end(),
-                                   [&](const Turn& t) { return t.layer == now[place].layer; });
+                                   [&](const ActiveLayer& t) { return t.layer == now[place].layer; });
       EXPECT_EQ(was, now[place] == before[place]) << step;
       EXPECT_TRUE(was || now[place].since == step);
       kept += was;
@@ -91,7 +91,7 @@ TEST(LayerTurns, ALayerThatStaysKeepsItsPlace) {
 
 TEST(LayerTurns, WhoIsActiveIsAFunctionOfTheStepAlone) {
   LayerTurns forward(setup(5)), back(setup(5));
-  std::vector<std::vector<Turn>> seen;
+  std::vector<std::vector<ActiveLayer>> seen;
   for (int64_t step = 0; step < 1000; step += 10) seen.push_back(forward.at(step));
   for (int64_t step = 990; step >= 0; step -= 10)
     EXPECT_EQ(back.at(step), seen[static_cast<size_t>(step / 10)]);

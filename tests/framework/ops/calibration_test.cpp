@@ -44,6 +44,7 @@ struct Layer {
   explicit Layer(const std::vector<QuantGroupSpec>& groups) {
     const char* names[] = {"layers.0.attn.q.weight", "layers.0.attn.k.weight"};
     for (size_t i = 0; i < 2; ++i) weights[i] = &bed.params.add(names[i], 0, {outs[i], in}, {});
+    weights[1]->first_of_input = weights[0];
     bed.params.materialize(bed.queue.device, DType::f32, ParamStore::Gradients::on);
     for (size_t i = 0; i < 2; ++i) {
       Values w = random_values(names[i], outs[i] * in, DType::f32, 0.1);

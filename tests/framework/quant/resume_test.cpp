@@ -151,6 +151,37 @@ TEST(QuantResume, WhatIsRecomputedVotesOnce) {
   expect_same(train_in_stages(adahop, {{1, 6}}), train_in_stages(again, {{1, 6}}));
 }
 
+/// Layer 0 learns steps from step 1 on, layer 1 from step 3 on.
+const std::vector<std::string> lsq = {"quant=[{preset: lsq, first_step: 1, anneal_steps: 4}]"};
+
+TEST(QuantResume, LearntStepsGoOnWhereTheyWereOnAnyNumberOfRanks) {
+  for (const char* zero : {"parallel.zero=0", "parallel.zero=1"}) {
+    std::vector<std::string> recipe = lsq;
+    recipe.push_back(zero);
+    const Outcome straight = train_in_stages(recipe, {{1, 6}});
+    // Before they begin, in the very step, and afterwards.
+    expect_same(straight, train_in_stages(recipe, {{1, 1}, {1, 2}, {1, 3}, {1, 6}}));
+    const Outcome two = train_in_stages(recipe, {{2, 6}});
+    expect_same(two, train_in_stages(recipe, {{2, 3}, {2, 4}, {2, 6}}));
+    const Outcome four = train_in_stages(recipe, {{4, 3}, {1, 4}, {4, 6}});
+    for (size_t i = 0; i < straight.losses.size(); ++i) {
+      EXPECT_NEAR(two.losses[i], straight.losses[i], 2e-3) << i;
+      EXPECT_NEAR(four.losses[i], straight.losses[i], 2e-3) << i;
+    }
+  }
+}
+
+TEST(QuantResume, FrozenWeightsStandStillOnBothSidesOfAStop) {
+  const std::vector<std::string> freeze = {
+      "quant=[{weights: {format: int4_row, scale: stats}, freeze: {first_step: 2, anneal_steps: 3, boundary: 0.05}}]"};
+  const Outcome straight = train_in_stages(freeze, {{1, 7}});
+  expect_same(straight, train_in_stages(freeze, {{1, 2}, {1, 4}, {1, 7}}));
+  expect_same(train_in_stages(freeze, {{2, 7}}), train_in_stages(freeze, {{2, 3}, {2, 6}, {2, 7}}));
+  const Outcome moving = train_in_stages({"quant=[{weights: {format: int4_row, scale: stats}}]"}, {{1, 7}});
+  EXPECT_EQ(moving.losses[2], straight.losses[2]);
+  EXPECT_NE(moving.losses[4], straight.losses[4]) << "nothing was frozen; the test tests nothing";
+}
+
 TEST(QuantResume, ARunThatDidNotCalibrateCannotGoOnAsIfItHad) {
   const TempDir folder;
   const std::string place = "run.output_dir=" + folder.path().string();

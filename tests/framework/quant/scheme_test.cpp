@@ -4,6 +4,7 @@
 
 #include "framework/config/dumper.h"
 #include "framework/config/reader.h"
+#include "framework/parallel/communicator.h"
 #include "tests/support/refusal.h"
 
 using namespace osprey;
@@ -244,4 +245,53 @@ TEST(QuantScheme, MeasuredGroupsCalibrateBeforeTheirLayersJoin) {
       schemes.timeline(20)[0],
       "quant.0: 4 matrices of 2 layers are quantized from step 5 on, calibrated from step 2 on, until step 12, "
       "one layer after another: layer 0 from step 5, layer 1 from step 7");
+}
+
+TEST(QuantScheme, LearntStepsAndFreezingAreRefusedWhereTheyMeanNothing) {
+  const auto words = [](const std::string& yaml) { return refusal([&] { read(yaml); }); };
+  EXPECT_NE(
+      words("weights: {format: mxfp4, scale: lsq}").find("lsq learns one step of a row or of the whole"),
+      std::string::npos);
+  EXPECT_NE(words("weights: {format: int4_g32, scale: lsq}").find("lsq learns one step of a row"),
+            std::string::npos);
+  EXPECT_NE(words("activations: {format: int8_row, scale: lsq}").find("rows of activations are tokens"),
+            std::string::npos);
+  EXPECT_NE(words("{preset: lsq, gradients: {format: int8_tensor, scale: lsq}}").find("gradients.scale"),
+            std::string::npos);
+  EXPECT_NE(words("{preset: lsq, rotation: 32}").find("must be 0 beside the scale lsq"), std::string::npos);
+  EXPECT_NE(words("{preset: quartet, freeze: {first_step: 9}}").find("needs rotation 0"), std::string::npos);
+  EXPECT_NE(words("{activations: {format: int8_row}, freeze: {}}").find("freeze"), std::string::npos);
+  EXPECT_NE(words("{preset: mxint8, freeze: {boundary: 0.6}}").find("boundary"), std::string::npos);
+  EXPECT_NE(words("{preset: mxint8, freeze: {first_step: 3, first_tokens: 9}}").find("give one"),
+            std::string::npos);
+  const std::string dumped = dump_spec(read("{preset: lsq, freeze: {first_tokens: 9, anneal_steps: 4}}"));
+  EXPECT_EQ(dump_spec(read(dumped)), dumped);
+}
+
+TEST(QuantScheme, ALayerThatIsNeverTrainedIsMeasuredAllTheSame) {
+  const Queue queue;
+  const auto world = make_self_comm();
+  const std::vector<QuantGroupSpec> groups{read("{preset: adahop, first_step: 2, calibration_steps: 4}")};
+  ParamStore params, again;
+  QuantSchemes schemes(groups, add_layers(params, 64, 64), 1), resumed(groups, add_layers(again, 64, 64), 1);
+  schemes.materialize(queue);
+  resumed.materialize(queue);
+  const std::vector<LayerPatterns> state = schemes.patterns(queue, *world);
+  ASSERT_EQ(state.size(), 4u);
+  EXPECT_EQ(state[0].votes(), 0);
+  resumed.restore(queue, 0, state, 4);
+  EXPECT_EQ(resumed.patterns(queue, *world), state);
+}
+
+TEST(QuantScheme, FreezingHoldsFromItsStepToTheEndOfTheGroup) {
+  ParamStore params;
+  const std::vector<QuantGroupSpec> groups{
+      read("{preset: mxint8, first_step: 2, end_step: 9, freeze: {first_tokens: 450, anneal_steps: 2}}")};
+  const QuantSchemes schemes(groups, add_layers(params, 64, 64), 1, 100);
+  const Parameter& p = params.at("layers.0.attn.q.weight");
+  for (int64_t step = 0; step < 12; ++step) {
+    schemes.activate(step);
+    EXPECT_EQ(p.freezing != nullptr, step >= 5 && step < 9) << step;
+  }
+  EXPECT_EQ(schemes.changes(), (std::vector<int64_t>{0, 2, 5, 9}));
 }

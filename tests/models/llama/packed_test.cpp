@@ -142,6 +142,54 @@ TEST(PackedCheckpoint, ComputesBitForBitWhatQuantizingTheLoadedWeightsDoes) {
   }
 }
 
+/// A directory with the initial values of small() and what the group learns of it, and the same packed.
+void write_with_steps(const fs::path& dir, const QuantGroupSpec& learns, float step_of_input) {
+  ParamStore params;
+  make_model(small(), tokens)->declare(params);
+  const QuantSchemes schemes(std::span(&learns, 1), params, 11);
+  params.materialize({}, DType::bf16, ParamStore::Gradients::off);
+  params.initialize(Queue{}, 3);
+  fs::create_directories(dir / "plain");
+  HubLayout layout =
+      hub_layout(small(), {.sequence_len = tokens, .dtype = DType::bf16, .bos_id = {}, .eos_id = 3});
+  add_step_sizes(layout, params);
+  const ReadParameter read = [&](const std::string& name, int64_t begin, Tensor out) {
+    for (int64_t i = 0; i < out.numel(); ++i)
+      out.as<float>()[i] = name.ends_with("weight_step") ? 0.07f * static_cast<float>(1 + i % 3)
+                           : name.ends_with("input_step")
+                               ? step_of_input
+                               : to_float(params.at(name).value.as<bf16>()[begin + i]);
+  };
+  write_hub_tensors(Queue{}, dir / "plain" / "model.safetensors", layout, read, StoredType::bf16);
+  write_hub_texts(dir / "plain", layout, "");
+
+  fs::create_directories(dir / "packed");
+  const HubModel hub(dir / "plain");
+  const QuantizationConfig config = for_inference({&learns, 1}, 11);
+  HubLayout packed = hub_layout(hub.spec(), hub.context(), &config);
+  add_step_sizes(packed, params);
+  write_hub_tensors(Queue{}, dir / "packed" / "model.safetensors", packed, read_values(hub),
+                    StoredType::bf16);
+  write_hub_texts(dir / "packed", packed, "");
+}
+
+TEST(PackedCheckpoint, LearntStepsArePackedWithTheirWeights) {
+  for (const char* yaml :
+       {"preset: lsq", "{weights: {format: int4_row, scale: lsq}}",
+        "{weights: {format: int8_row, scale: lsq}, activations: {format: int4_tensor, scale: lsq}}",
+        "{weights: {format: mxfp4}, activations: {format: int8_tensor, scale: lsq}}"}) {
+    SCOPED_TRACE(yaml);
+    TempDir dir;
+    write_with_steps(dir.path(), group(yaml), 0.2f);
+    const std::vector<QuantGroupSpec> groups{group(yaml)}, none;
+    Loaded packed(dir / "packed", none), plain(dir / "plain", none);
+    EXPECT_EQ(packed.bed.params.find("layers.0.attn.q.weight_step"), nullptr) << "its scales are packed";
+    const std::vector<double> got = packed.numbers();
+    EXPECT_NE(got, plain.numbers());
+    EXPECT_EQ(got, Loaded(dir / "plain", groups).numbers());
+  }
+}
+
 TEST(PackedCheckpoint, ItsWeightsTakeTheBytesOfTheirFormat) {
   TempDir dir;
   write_plain(dir / "plain");
@@ -179,6 +227,17 @@ std::string refused(const std::string& yaml, const std::function<void(json&)>& c
     std::ofstream(model, std::ios::binary) << image;
   }
   return refusal([&] { Loaded loaded(dir / "packed", {}); });
+}
+
+TEST(PackedCheckpoint, StepsThatAreMissingOrNoNumbersAreRefused) {
+  TempDir dir;
+  write_with_steps(dir.path(), group("preset: lsq"), NAN);
+  EXPECT_NE(refusal([&] { Loaded loaded(dir / "packed", {}); }).find("input_step is damaged: it is NaN"),
+            std::string::npos);
+  const std::string text =
+      refused("{weights: {format: int4_tensor}, activations: {format: int4_tensor}}",
+              [](json& c) { c["quantization_config"]["groups"][0]["activations"]["scale"] = "lsq"; });
+  EXPECT_NE(text.find("holds no layers.0.attn.q.input_step"), std::string::npos) << text;
 }
 
 TEST(PackedCheckpoint, ImpossibleCodesAndScalesAreRefused) {
