@@ -66,6 +66,11 @@ LoadedModel::LoadedModel(const fs::path& given, int threads, Device device)
   hub.load(queue, params);
   tape.set_mode(Tape::Mode::evaluate);
   tokenizer = load_tokenizer(path.string());
+  require(
+      tokenizer->vocab_size() <= hub.spec().vocab_size, path.string(),
+      "the tokenizer has {} tokens, but the model only {}; put the tokenizer that the model was trained with "
+      "beside it",
+      tokenizer->vocab_size(), hub.spec().vocab_size);
 }
 
 void LoadedModel::require_unpacked(const char* what) const {

@@ -21,7 +21,8 @@ constexpr size_t kCutBytes = 64 * 1024;
 
 class SentencepieceTokenizer final : public Tokenizer {
  public:
-  SentencepieceTokenizer(std::string model, const std::string& name) : model_(std::move(model)) {
+  SentencepieceTokenizer(std::string model, const std::string& name, TokenizerFiles beside)
+      : model_(std::move(model)), beside_(std::move(beside)), adds_bos_(says_add_bos(beside_)) {
     const auto status = processor_.LoadFromSerializedProto(model_);
     require(status.ok() && processor_.GetPieceSize() > 0, "tokenizer",
             "{} is not a sentencepiece model; give the tokenizer.model of a Llama-style tokenizer, or train "
@@ -32,6 +33,8 @@ class SentencepieceTokenizer final : public Tokenizer {
             name);
     newline_ = find_newline();
     prefixes_space_ = find_space_prefix();
+    for (int id = 0; id < processor_.GetPieceSize(); ++id)
+      if (processor_.IsControl(id)) controls_.emplace_back(processor_.IdToPiece(id), id);
   }
 
   void encode(std::string_view text, std::vector<int32_t>& tokens) const override {
@@ -77,7 +80,47 @@ class SentencepieceTokenizer final : public Tokenizer {
     return fmt::format("sentencepiece-{}-{:016x}", vocab_size(), stream_of(model_));
   }
 
+  bool adds_bos() const override { return adds_bos_ && bos_id(); }
+  std::optional<int32_t> special_id(std::string_view content) const override {
+    const int id = processor_.PieceToId(content);
+    return processor_.IsControl(id) ? std::optional<int32_t>(id) : std::nullopt;
+  }
+  std::optional<std::string> special_text(int32_t token) const override {
+    const bool control = token >= 0 && token < vocab_size() && processor_.IsControl(token);
+    return control ? std::optional<std::string>(processor_.IdToPiece(token)) : std::nullopt;
+  }
+  /// What stands between special tokens is encoded as a text of its own, with the space that begins one.
+  void encode_with_specials(std::string_view text, std::vector<int32_t>& tokens) const override {
+    while (!text.empty()) {
+      size_t at = text.size();
+      const std::pair<std::string, int32_t>* found = nullptr;
+      for (const auto& control : controls_)
+        if (const size_t place = text.find(control.first); place < at) {
+          at = place;
+          found = &control;
+        }
+      if (at > 0) encode(text.substr(0, at), tokens);
+      if (!found) return;
+      tokens.push_back(found->second);
+      text.remove_prefix(at + found->first.size());
+    }
+  }
+
   void save(const std::string& directory) const override {
+    write_file(directory + "/tokenizer.model", model_);
+    if (beside_.contains("tokenizer_config.json")) {
+      for (const auto& [name, content] : beside_)
+        if (name != "tokenizer.model") write_file(directory + "/" + name, content);
+    } else {
+      write_hub_files(directory);
+    }
+    save_tokenizer_label(*this, directory);
+  }
+
+ private:
+  enum class Place { start, at_newline };
+
+  void write_hub_files(const std::string& directory) const {
     const auto piece = [&](int id) { return id >= 0 ? processor_.IdToPiece(id) : std::string(); };
     nlohmann::ordered_json config = {
         {"tokenizer_class", "LlamaTokenizer"},
@@ -92,14 +135,9 @@ class SentencepieceTokenizer final : public Tokenizer {
     nlohmann::ordered_json special = {{"unk_token", piece(processor_.unk_id())},
                                       {"eos_token", piece(eos_id())}};
     if (bos_id()) config["bos_token"] = special["bos_token"] = piece(*bos_id());
-    write_file(directory + "/tokenizer.model", model_);
     write_file(directory + "/tokenizer_config.json", config.dump(2) + "\n");
     write_file(directory + "/special_tokens_map.json", special.dump(2) + "\n");
-    save_tokenizer_label(*this, directory);
   }
-
- private:
-  enum class Place { start, at_newline };
 
   /// Encodes a part as if the library saw the whole document: the space that it puts before every
   /// text it is given is dropped before a newline that continues one.
@@ -141,6 +179,9 @@ class SentencepieceTokenizer final : public Tokenizer {
   }
 
   std::string model_;
+  TokenizerFiles beside_;
+  bool adds_bos_;
+  std::vector<std::pair<std::string, int32_t>> controls_;
   sentencepiece::SentencePieceProcessor processor_;
   std::optional<int32_t> newline_;
   bool prefixes_space_ = false;
@@ -181,8 +222,9 @@ std::optional<int64_t> number_after(const std::string& text, std::string_view ma
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const std::string& name) {
-  return std::make_unique<SentencepieceTokenizer>(std::move(model), name);
+std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const std::string& name,
+                                                        TokenizerFiles beside) {
+  return std::make_unique<SentencepieceTokenizer>(std::move(model), name, std::move(beside));
 }
 
 std::unique_ptr<Tokenizer> train_sentencepiece(const SentencepieceTraining& options,

@@ -84,6 +84,13 @@ TokenizerFiles read_tokenizer_files(const fs::path& directory) {
   return files;
 }
 
+bool says_add_bos(const TokenizerFiles& files) {
+  const auto file = files.find("tokenizer_config.json");
+  if (file == files.end()) return false;
+  const json config = parse_json("tokenizer_config.json", file->second, /*most_depth=*/64);
+  return config.is_object() && config.contains("add_bos_token") && config["add_bos_token"] == true;
+}
+
 SpecialIds read_special_ids(const fs::path& directory, const VocabularyView& vocabulary) {
   const ConfigFile words(directory, "tokenizer_config.json"), map(directory, "special_tokens_map.json"),
       generation(directory, "generation_config.json"), model(directory, "config.json");

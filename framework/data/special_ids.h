@@ -26,6 +26,9 @@ using TokenizerFiles = std::map<std::string, std::string>;
 /// chat_template.jinja, ...
 TokenizerFiles read_tokenizer_files(const std::filesystem::path& directory);
 
+/// Does tokenizer_config.json say that texts begin with the token for that? Errors: it is damaged.
+bool says_add_bos(const TokenizerFiles& files);
+
 /// What a tokenizer knows of its own vocabulary.
 struct VocabularyView {
   std::function<std::optional<int32_t>(const std::string&)> find;

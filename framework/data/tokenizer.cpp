@@ -71,6 +71,10 @@ TokenizerLabel read_label(const std::string& path) {
   return label;
 }
 
+std::unique_ptr<Tokenizer> load_sentencepiece(const std::string& path, const std::string& directory) {
+  return make_sentencepiece_tokenizer(read_file(path, kMaxModelBytes), path, read_tokenizer_files(directory));
+}
+
 /// A tokenizer.json and what stands beside it.
 std::unique_ptr<Tokenizer> load_bpe(const std::filesystem::path& path, std::optional<SpecialIds> ids) {
   const std::filesystem::path directory = path.parent_path().empty() ? "." : path.parent_path();
@@ -114,16 +118,15 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& where) {
     if (fs::exists(json_path, ignored)) return load_bpe(json_path, {});
     require(fs::exists(model_path, ignored), "tokenizer",
             "{} holds neither osprey_tokenizer.json, tokenizer.json nor tokenizer.model; {}", where, kCure);
-    return make_sentencepiece_tokenizer(read_file(model_path, kMaxModelBytes), model_path);
+    return load_sentencepiece(model_path, where);
   }
 
   const TokenizerLabel label = read_label(label_path);
   require(label.kind == "bytes" || label.kind == "sentencepiece" || label.kind == "bpe", "tokenizer",
           "{} names kind `{}`, expected bytes, sentencepiece or bpe", label_path, label.kind);
   auto tokenizer = label.kind == "bytes" ? make_bytes_tokenizer()
-                   : label.kind == "bpe"
-                       ? load_bpe(json_path, label.ids)
-                       : make_sentencepiece_tokenizer(read_file(model_path, kMaxModelBytes), model_path);
+                   : label.kind == "bpe" ? load_bpe(json_path, label.ids)
+                                         : load_sentencepiece(model_path, where);
   require(tokenizer->fingerprint() == label.fingerprint, "tokenizer",
           "{} has fingerprint {}, but {} says {}: the model was replaced or damaged; restore it",
           label.kind == "bpe" ? json_path : model_path, tokenizer->fingerprint(), label_path,

@@ -1,8 +1,8 @@
 #pragma once
 // Text to tokens and back. A tokenizer directory holds `osprey_tokenizer.json` (kind, fingerprint,
-// sizes) and, for sentencepiece, `tokenizer.model` plus the two files a Hugging Face directory
-// wants beside it (tokenizer_config.json, special_tokens_map.json). A checkpoint directory is also
-// a tokenizer directory.
+// sizes) and, for bpe, `tokenizer.json`, for sentencepiece, `tokenizer.model`, with the files that a
+// Hugging Face directory has beside them (tokenizer_config.json, special_tokens_map.json, ...). A
+// directory from Hugging Face, which lacks the first, is a tokenizer directory too, and so is a checkpoint.
 
 #include <cstdint>
 #include <memory>
@@ -30,7 +30,7 @@ class Tokenizer {
   /// Special tokens give no text. Errors: a token outside the vocabulary.
   virtual std::string decode(std::span<const int32_t> tokens) const = 0;
 
-  virtual std::string kind() const = 0;  // "bytes", "sentencepiece"
+  virtual std::string kind() const = 0;  // "bytes", "sentencepiece", "bpe"
   virtual int64_t vocab_size() const = 0;
   /// Ends every document in the shards.
   virtual int32_t eos_id() const = 0;
@@ -62,15 +62,13 @@ class Tokenizer {
   }
 };
 
-/// `where` is the word `bytes`, a tokenizer directory, or a sentencepiece .model file.
+/// `where` is the word `bytes`, a tokenizer directory, a tokenizer.json, or a sentencepiece .model file. Of a
+/// directory from Hugging Face tokenizer.json is read, and tokenizer.model where there is no such file.
 /// Errors: what is missing, damaged or not a tokenizer is named with the cure.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& where);
 
 /// 256 bytes and an end of text: 257 tokens.
 std::unique_ptr<Tokenizer> make_bytes_tokenizer();
-
-/// From the bytes of a sentencepiece model; `name` is for messages.
-std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const std::string& name);
 
 struct SentencepieceTraining {
   enum class Kind { bpe, unigram };

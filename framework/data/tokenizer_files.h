@@ -14,6 +14,10 @@ namespace osprey {
 /// Writes osprey_tokenizer.json.
 void save_tokenizer_label(const Tokenizer& tokenizer, const std::string& directory);
 
+/// From the bytes of a sentencepiece model; `name` is for messages, `beside` is carried along.
+std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string model, const std::string& name,
+                                                        TokenizerFiles beside = {});
+
 /// Where a tokenizer.json stands, and what stands beside it.
 struct BpeFiles {
   std::string path;  // of the tokenizer.json, for messages

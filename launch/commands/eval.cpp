@@ -14,6 +14,7 @@
 #include "kernels/device.h"
 #include "kernels/pointwise.h"
 #include "launch/commands/command.h"
+#include "launch/likelihood_eval.h"
 #include "launch/loaded_model.h"
 #include "launch/outlier_tables.h"
 
@@ -30,6 +31,11 @@ struct Options : CheckpointOptions {
   int64_t batch = 8;
   int64_t sequence_len = 0;
   bool clip_search = false;
+  TaskEvalOptions task;
+  std::optional<int64_t> stride;
+  bool json = false;
+
+  ReportAs report() const { return json ? ReportAs::json : ReportAs::text; }
 };
 
 struct Result {
@@ -127,7 +133,24 @@ Result evaluate_quantized(LoadedModel& m, ValidationData& data, StagedBatch& bat
   return evaluate(m, data, batch);
 }
 
+void run_likelihoods(const Options& options) {
+  LoadedModel m(options.checkpoint, options.threads, options.on_device());
+  if (!options.stride) {
+    TaskEvalOptions task = options.task;
+    task.batch = options.batch;
+    task.sequence_len = options.sequence_len;
+    task.report = options.report();
+    return evaluate_task(m, task);
+  }
+  const int64_t length = options.sequence_len ? options.sequence_len : m.hub.context().sequence_len;
+  const auto data = validation_data(m, options.data, length, options.tokens);
+  evaluate_windows(m, *data, options.batch, *options.stride, options.report());
+}
+
 void run(const Options& options) {
+  if (options.stride || !options.task.task.empty()) return run_likelihoods(options);
+  require(!options.json, "eval",
+          "--json needs --task or --stride; figures of a run are in its metrics.jsonl");
   std::vector<Quantization> quantizations;
   if (options.formats)
     for (const std::string& f : *options.formats) quantizations.emplace_back(f);
@@ -165,6 +188,37 @@ void run(const Options& options) {
   if (!home.empty()) fmt::print("\nadded to {}\n", (home / "metrics.jsonl").string());
 }
 
+void add_likelihood_options(CLI::App& command, Options& o) {
+  CLI::Option* task = command.add_option(
+      "--task", o.task.task,
+      "JSON lines of questions instead: {\"query\", \"choices\", \"gold\": index or letter} gives acc and acc_norm, "
+      "{\"query\", \"completion\"} the loss of the completion");
+  CLI::Option* shots =
+      command.add_option("--shots", o.task.shots.shots, "answered rows before each question")
+          ->check(CLI::Range(int64_t{0}, int64_t{1} << 20))
+          ->capture_default_str()
+          ->needs(task);
+  command
+      .add_option("--shots-file", o.task.shots_file,
+                  "where answered rows come from; else the other rows of the task")
+      ->needs(shots);
+  command.add_option("--shots-seed", o.task.shots.seed, "of drawing them")
+      ->capture_default_str()
+      ->needs(shots);
+  CLI::Option* stride =
+      command
+          .add_option("--stride", o.stride,
+                      "perplexity by windows of a sequence's length that go on by so many tokens, instead")
+          ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
+  command.add_flag("--json", o.json, "one line of JSON; with --task or --stride");
+  for (const char* other : {"--quantize", "--clip-search"}) {
+    task->excludes(command.get_option(other));
+    stride->excludes(command.get_option(other));
+  }
+  for (const char* other : {"--data", "--tokens"}) task->excludes(command.get_option(other));
+  task->excludes(stride);
+}
+
 }  // namespace
 
 void add_eval(CLI::App& app) {
@@ -190,8 +244,11 @@ void add_eval(CLI::App& app) {
   command->add_option("--batch", o->batch, "sequences at a time")
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
+  add_likelihood_options(*command, *o);
   command->footer(
-      "Example:\n  osprey eval runs/quickstart_osp --tokens 100000 --quantize w8a8,w4a4 --clip-search");
+      "Examples:\n  osprey eval runs/quickstart_osp --tokens 100000 --quantize w8a8,w4a4 --clip-search\n"
+      "  osprey eval runs/quickstart_osp --stride 128\n"
+      "  osprey eval runs/quickstart_osp --task questions.jsonl --shots 5");
   command->callback([o] { run(*o); });
 }
 

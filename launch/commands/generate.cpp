@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 
@@ -58,6 +59,7 @@ void generate(LoadedModel& m, const Options& o, uint64_t sample, const std::vect
   DecodeCache cache = m.model->make_cache(memory, 1, capacity);
   const Tensor token = memory.alloc({1}, DType::i32), position = memory.alloc({1}, DType::i32);
   Sampler sampler(o.sampler);
+  const std::vector<int32_t> stops = m.tokenizer->stop_ids();
   Printer printer;
   std::vector<int32_t> text = prompt;
   const double start = now_s();
@@ -72,7 +74,7 @@ void generate(LoadedModel& m, const Options& o, uint64_t sample, const std::vect
       const std::span<const float> row(host.tensor().as<float>(),
                                        static_cast<size_t>(m.tokenizer->vocab_size()));
       const int32_t next = sampler.sample(row, sample, static_cast<uint64_t>(i));
-      if (next == m.tokenizer->eos_id()) break;
+      if (std::find(stops.begin(), stops.end(), next) != stops.end()) break;
       text.push_back(next);
       printer.show(m.tokenizer->decode(text));
     }
@@ -94,12 +96,10 @@ void run(const Options& o) {
           malformed.value_or(0));
   LoadedModel m(o.checkpoint, o.threads, o.on_device());
   std::vector<int32_t> prompt;
-  // Documents are separated by the end token, so a text begins after one.
-  prompt.push_back(m.tokenizer->bos_id().value_or(m.tokenizer->eos_id()));
+  // Documents are separated by the end token, so a text begins after one, unless the model has a token for
+  // it.
+  prompt.push_back(m.tokenizer->adds_bos() ? *m.tokenizer->bos_id() : m.tokenizer->eos_id());
   m.tokenizer->encode(o.prompt, prompt);
-  require(m.tokenizer->vocab_size() <= m.hub.spec().vocab_size, "generate",
-          "the tokenizer has {} tokens but the model only {}", m.tokenizer->vocab_size(),
-          m.hub.spec().vocab_size);
   const int64_t trained = m.hub.context().sequence_len;
   if (static_cast<int64_t>(prompt.size()) + o.max_tokens > trained)
     fmt::print(stderr, "note: the model was trained on {} tokens; text beyond that degrades\n", trained);

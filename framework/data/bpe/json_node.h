@@ -20,6 +20,8 @@ class JsonNode {
       : value_(&value), file_(std::move(file)), path_(std::move(path)) {}
 
   const nlohmann::json& value() const { return *value_; }
+  /// File and path.
+  std::string place() const { return path_.empty() ? file_ : file_ + " " + path_; }
   bool is_null() const { return value_->is_null(); }
 
   /// A member; null where it is missing. Errors: this is not an object.

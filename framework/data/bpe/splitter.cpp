@@ -24,7 +24,6 @@ Splitter::Splitter(const JsonNode& json) { add(json); }
 void Splitter::add(const JsonNode& json) {
   if (json.is_null()) return;
   const std::string& type = json["type"].text();
-  const auto where = [&] { return "tokenizer"; };
   json.check(!byte_level_ || type == "Sequence", "stands behind ByteLevel, where text is spelled in bytes");
   if (type == "Sequence") {
     json["pretokenizers"].each([&](const JsonNode& one) { add(one); });
@@ -34,7 +33,7 @@ void Splitter::add(const JsonNode& json) {
       step.prefix = Step::Prefix::always;
       step.prefix_text = " ";
     }
-    if (json["use_regex"].flag_or(true)) step.pattern.emplace(kGpt2, where());
+    if (json["use_regex"].flag_or(true)) step.pattern.emplace(kGpt2, "GPT-2");
     steps_.push_back(std::move(step));
     byte_level_ = true;
   } else if (type == "Split") {
@@ -45,11 +44,11 @@ void Splitter::add(const JsonNode& json) {
     const JsonNode pattern = json["pattern"]["Regex"];
     pattern.check(!pattern.is_null(), "is not given; Osprey splits by regular expressions");
     Step step;
-    step.pattern.emplace(pattern.text(), where());
+    step.pattern.emplace(pattern.text(), pattern.place());
     steps_.push_back(std::move(step));
   } else if (type == "Digits") {
     Step step;
-    step.pattern.emplace(json["individual_digits"].flag_or(false) ? R"(\p{N})" : R"(\p{N}+)", where());
+    step.pattern.emplace(json["individual_digits"].flag_or(false) ? R"(\p{N})" : R"(\p{N}+)", "Digits");
     steps_.push_back(std::move(step));
   } else if (type == "Metaspace") {
     add_metaspace(json);

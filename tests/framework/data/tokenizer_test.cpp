@@ -116,6 +116,36 @@ TEST(Tokenizer, SavedDirectoriesLoadAndCarryTheHuggingFaceFiles) {
   EXPECT_EQ(load_tokenizer(bytes.path().string())->kind(), "bytes");
 }
 
+TEST(Tokenizer, ControlPiecesAreTheSpecialTokensOfASentencepieceModel) {
+  const auto tokenizer = small_bpe();
+  EXPECT_EQ(tokenizer->special_id("</s>"), tokenizer->eos_id());
+  EXPECT_EQ(tokenizer->special_text(tokenizer->eos_id()), "</s>");
+  EXPECT_EQ(tokenizer->special_id("the"), std::nullopt);
+  EXPECT_EQ(tokenizer->special_text(tokenizer->encode("the")[0]), std::nullopt);
+  std::vector<int32_t> found;
+  tokenizer->encode_with_specials("<s>fish</s><s> hawk", found);
+  std::vector<int32_t> expected = {*tokenizer->bos_id()};
+  tokenizer->encode("fish", expected);
+  expected.insert(expected.end(), {tokenizer->eos_id(), *tokenizer->bos_id()});
+  tokenizer->encode(" hawk", expected);
+  EXPECT_EQ(found, expected);
+  EXPECT_EQ(tokenizer->decode(tokenizer->encode("<s>fish</s>")), "<s>fish</s>");
+}
+
+TEST(Tokenizer, WhatStandsBesideASentencepieceModelIsCarriedAlong) {
+  test::TempDir dir, copy;
+  small_bpe()->save(dir.path().string());
+  EXPECT_FALSE(load_tokenizer(dir.path().string())->adds_bos());
+  std::filesystem::remove(dir / "osprey_tokenizer.json");  // as in a directory from elsewhere
+  const std::string config = R"({"add_bos_token": true, "chat_template": "{{ x }}"})";
+  spill((dir / "tokenizer_config.json").string(), config);
+  const auto tokenizer = load_tokenizer(dir.path().string());
+  EXPECT_TRUE(tokenizer->adds_bos());
+  tokenizer->save(copy.path().string());
+  EXPECT_EQ(slurp((copy / "tokenizer_config.json").string()), config);
+  EXPECT_TRUE(load_tokenizer(copy.path().string())->adds_bos());
+}
+
 TEST(Tokenizer, WhatCannotBeLoadedIsNamedWithTheCure) {
   test::TempDir dir;
   EXPECT_TRUE(contains(error_of([&] { load_tokenizer("/nowhere/tok"); }), "/nowhere/tok does not exist"));
