@@ -123,13 +123,19 @@ void Recipe::rank_rules(Fields& f, int64_t ranks) const {
              batch, micro_steps, micro, length, ranks, ranks == 1 ? "" : "s", most_micro_steps));
 }
 
-Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides,
+Recipe read_recipe(const std::string& path, const std::vector<std::string>& overrides,
                    std::optional<int64_t> ranks) {
   Recipe recipe;
   read_yaml(load_yaml_text(path), path, overrides, [&](Fields& f) {
     recipe.fields(f);
     recipe.rank_rules(f, ranks.value_or(1));  // what one rank cannot divide, no number of ranks can
   });
+  return recipe;
+}
+
+Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides,
+                   std::optional<int64_t> ranks) {
+  Recipe recipe = read_recipe(path, overrides, ranks);
   if (!recipe.model_path.empty()) {
     recipe.model = HubModel(recipe.model_path).spec();
     if (recipe.data.tokenizer.empty()) recipe.data.tokenizer = recipe.model_path;

@@ -45,6 +45,10 @@ struct Recipe {
 Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides,
                    std::optional<int64_t> ranks = {});
 
+/// The same without a look at the model directory that the recipe may name: `model` is then not filled in.
+Recipe read_recipe(const std::string& path, const std::vector<std::string>& overrides = {},
+                   std::optional<int64_t> ranks = {});
+
 /// The recipe with every default written out, as YAML that load_recipe reads back to the same.
 std::string dump_recipe(const Recipe& recipe);
 

@@ -291,8 +291,6 @@ std::vector<FileRecord> write_hub_model(const Queue& queue, const fs::path& dire
   if (shards.size() == 1)
     return {write_hub_tensors(queue, directory / "model.safetensors", layout, read, type)};
   std::vector<FileRecord> records;
-  nlohmann::ordered_json index = {{"metadata", {{"total_size", total}}},
-                                  {"weight_map", nlohmann::ordered_json::object()}};
   std::map<std::string, std::string> shard_of;  // by tensor
   for (size_t i = 0; i < shards.size(); ++i) {
     const std::string file = fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
@@ -300,7 +298,7 @@ std::vector<FileRecord> write_hub_model(const Queue& queue, const fs::path& dire
     std::map<std::string, Part> parts;
     for (const StoredTensor& t : stored_tensors(shards[i], type, parts)) shard_of[t.name] = file;
   }
-  index["weight_map"] = shard_of;
+  const nlohmann::ordered_json index = {{"metadata", {{"total_size", total}}}, {"weight_map", shard_of}};
   records.push_back(write_file(directory / "model.safetensors.index.json", index.dump(2) + "\n"));
   return records;
 }

@@ -80,8 +80,8 @@ FileRecord write_hub_tensors(const Queue& queue, const std::filesystem::path& pa
                              const ReadParameter& read, StoredType type);
 
 /// As above, into `model.safetensors`, or into shards of at most `shard_bytes` each (a larger tensor has one
-/// to itself) with `model.safetensors.index.json`, as Hugging Face names them. Tensors keep the order of the
-/// layout.
+/// to itself) with `model.safetensors.index.json`, as Hugging Face names them. They are filled in the order
+/// of the layout.
 std::vector<FileRecord> write_hub_model(const Queue& queue, const std::filesystem::path& directory,
                                         const HubLayout& layout, const ReadParameter& read, StoredType type,
                                         int64_t shard_bytes);

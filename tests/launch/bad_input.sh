@@ -91,6 +91,13 @@ everywhere 'model.layrs is not a key; did you mean layers' --set model.layrs=3
 everywhere 'model.layers must be a whole number, got "three"' --set model.layers=three
 everywhere 'model.layers must be between 1 and 4096, got -2' --set model.layers=-2
 everywhere '5 heads do not divide hidden_size 64; choose' --set model.heads=5
+check() { refused "$1" "$osprey" check "${@:2}"; }
+check 'needs|only|family is llama' $recipe --set model.family=gpt
+check 'model.rope_scaling.factor' $recipe --set model.rope_scaling.kind=llama3
+check "'x' is neither a layer such as 3" $recipe --set model.attention.window=8 --set 'model.attention.window_layers=[x]'
+check 'names layer 2, the model has layers 0 to 1' recipes/smoke/qwen2.yaml --set 'model.attention.window_layers=[1-2]'
+check '64 positions are fewer than data.sequence_len 128' recipes/smoke/gpt.yaml --set data.sequence_len=128
+check 'norm_eps: must be 1e-5 with activation relu' recipes/smoke/gpt.yaml --set model.activation=relu --set model.norm_eps=1e-6
 everywhere 'schedule.kind must be one of .*did you mean wsd' --set schedule.kind=wsdd
 everywhere 'optim.0: "zzz" matches no parameter; there are .*layers\.\*\.attn\.q\.weight' --set optim.0.match=zzz
 everywhere 'no entry matches embed.weight' --set "optim=[{match: 'layers.*', kind: adamw, learning_rate: 1e-3}]"
@@ -213,8 +220,27 @@ refused 'temperature must be at least 0, got nan' "$osprey" generate "$run" --te
 refused 'top-k must be at least 1, got 0' "$osprey" generate "$run" --top-k 0
 refused 'top-p must be in \(0, 1\], got 1.5' "$osprey" generate "$run" --top-p 1.5
 refused 'seed: Value -1 not in range' "$osprey" generate "$run" --seed -1
-refused 'gguf not in' "$osprey" export "$run" "$folder/out" --to gguf
+refused 'onnx not in' "$osprey" export "$run" "$folder/out" --to onnx
 refused 'exists and is not an empty directory|no architecture' "$osprey" export "$run" recipes
+
+# Directories of others. `hub` is a fresh copy of one.
+golden=tests/models/hf/golden
+hub() { rm -rf "$folder/hub"; cp -r "$golden/$1" "$folder/hub"; }
+on_hub() { refused "$1" "$osprey" export "$folder/hub" "$folder/out"; }
+hub llama3; mv "$folder/hub/model.safetensors" "$folder/hub/pytorch_model.bin"; on_hub 'are pickled .pytorch_model.bin.'
+hub llama3; sed -i 's/"rope_type": "llama3"/"rope_type": "dynamic"/' "$folder/hub/config.json"; on_hub "rope scaling 'dynamic' is not computed"
+hub llama3; sed -i 's/"num_hidden_layers": 2/"num_hidden_layers": 3/' "$folder/hub/config.json"
+on_hub '9 of the tensors of .* do not fit'; on_hub '^  model.layers.2.self_attn.v_proj.weight is missing'
+hub qwen2; sed -i 's#"model-00002-of#"../model-00002-of#' "$folder/hub/model.safetensors.index.json"; on_hub 'must be a plain name inside the directory'
+hub qwen2; rm "$folder/hub/model-00003-of-00004.safetensors"; on_hub 'model-00003-of-00004.safetensors'
+hub opt; sed -i 's/"do_layer_norm_before": true/"do_layer_norm_before": false/' "$folder/hub/config.json"; on_hub 'do_layer_norm_before'
+refused 'type is for --to gguf' "$osprey" export "$golden/llama3" "$folder/out" --type q8_0
+refused 'dtype is for --to hf' "$osprey" export "$golden/llama3" "$folder/out" --to gguf --dtype f16
+refused 'must be a number of MB or GB' "$osprey" export "$golden/llama3" "$folder/out" --shard-size 5
+refused 'neither tokenizer.model nor tokenizer.json' "$osprey" export "$golden/llama3" "$folder/out" --to gguf
+refused 'are written of the llama family' "$osprey" export "$golden/gpt2" "$folder/out" --to gguf
+refused 'exists; give the name of a new file' "$osprey" export "$golden/llama3" README.md --to gguf
+[[ ! -e $folder/out ]] || { echo "FAILED: an export that was refused left something behind"; failed=$((failed + 1)); }
 
 # Reports.
 refused 'nowhere is no directory' "$osprey" report nowhere
