@@ -28,6 +28,8 @@ class ChatTemplate {
   virtual ~ChatTemplate() = default;
 
   virtual std::string name() const = 0;
+  /// Its Jinja; empty for named templates.
+  virtual std::string source() const { return {}; }
   /// Neighbours that are both text and both trained, or both not, are one text to the tokenizer.
   /// Errors: throws for a conversation that the template cannot write, with its reason.
   virtual std::vector<ChatPiece> render(std::span<const Message> conversation, Ask ask) const = 0;

@@ -2,11 +2,17 @@
 // The template that a recipe or a directory names.
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "framework/data/chat_template.h"
 
 namespace osprey {
+
+/// The Jinja that a model or tokenizer directory carries: chat_template.jinja, or `chat_template` in
+/// tokenizer_config.json; nullopt where it carries none.
+/// Errors: throws for damaged files.
+std::optional<std::string> directory_template(const std::string& directory);
 
 /// `choice` is a name of make_named_template(), a file in .jinja, or auto: the template that the tokenizer's
 /// `directory` carries (chat_template.jinja, or `chat_template` in tokenizer_config.json), and alpaca where

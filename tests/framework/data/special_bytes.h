@@ -40,6 +40,15 @@ class SpecialBytes final : public Tokenizer {
     if (token < 256 || token >= vocab_size()) return {};
     return specials_[static_cast<size_t>(token - 256)];
   }
+  void encode_with_specials(std::string_view text, std::vector<int32_t>& tokens) const override {
+    while (!text.empty()) {
+      const auto at = std::find_if(specials_.begin(), specials_.end(),
+                                   [&](const std::string& s) { return text.starts_with(s); });
+      tokens.push_back(at == specials_.end() ? static_cast<unsigned char>(text[0])
+                                             : static_cast<int32_t>(256 + (at - specials_.begin())));
+      text.remove_prefix(at == specials_.end() ? 1 : at->size());
+    }
+  }
   std::string fingerprint() const override { return "special-bytes"; }
   void save(const std::string&) const override {}
 
