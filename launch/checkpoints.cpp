@@ -29,7 +29,12 @@ std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
   const std::string text = dump_recipe(recipe);
   HubContext context{
       .sequence_len = recipe.data.sequence_len, .dtype = recipe.train.precision, .bos_id = {}, .eos_id = {}};
-  if (tokenizer) {
+  if (!recipe.model_path.empty()) {
+    context = HubModel(recipe.model_path).context();  // what it says of tokens and lengths stays true
+    context.sequence_len = std::max(context.sequence_len, recipe.data.sequence_len);
+    context.dtype = recipe.train.precision;
+    context.stored_as.reset();
+  } else if (tokenizer) {
     context.bos_id = tokenizer->bos_id();
     context.eos_id = tokenizer->eos_id();
   }

@@ -68,7 +68,7 @@ void print(const Task& task, const TaskScores& s) {
 }
 
 /// The tokens that the loader's rows hold, in order.
-std::vector<int32_t> tokens_of(ValidationLoader& data) {
+std::vector<int32_t> tokens_of(ValidationData& data) {
   const int64_t length = data.spec().sequence_len;
   Arena memory("token buffers", {}, 4 * (length * 4 + 64));
   const auto one = [&] { return memory.alloc({1, length}, DType::i32); };
@@ -133,7 +133,7 @@ void evaluate_task(LoadedModel& m, const TaskEvalOptions& given) {
   print(task, scores);
 }
 
-void evaluate_windows(LoadedModel& m, ValidationLoader& data, int64_t batch, int64_t stride,
+void evaluate_windows(LoadedModel& m, ValidationData& data, int64_t batch, int64_t stride,
                       ReportAs report) {
   const int64_t length = data.spec().sequence_len;
   require(stride <= length, "eval", "--stride {} is longer than a sequence of {} tokens", stride, length);

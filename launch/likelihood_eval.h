@@ -26,7 +26,7 @@ void evaluate_task(LoadedModel& loaded, const TaskEvalOptions& options);
 
 /// Prints the perplexity of the validation data where each token is predicted from at least
 /// sequence_len - stride tokens before it, if there are so many.
-void evaluate_windows(LoadedModel& loaded, ValidationLoader& data, int64_t batch, int64_t stride,
+void evaluate_windows(LoadedModel& loaded, ValidationData& data, int64_t batch, int64_t stride,
                       ReportAs report);
 
 }  // namespace osprey

@@ -113,7 +113,7 @@ std::unique_ptr<ValidationData> validation_data(const LoadedModel& loaded,
                                                 int64_t max_tokens) {
   Recipe recipe;
   if (fs::exists(loaded.path / "recipe.yaml"))
-    recipe = load_recipe((loaded.path / "recipe.yaml").string(), {});
+    recipe = read_recipe((loaded.path / "recipe.yaml").string(), {});
   DataSpec& spec = recipe.data;
   if (!data.empty()) {
     spec.validation.clear();

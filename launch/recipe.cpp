@@ -90,7 +90,8 @@ void Recipe::fields(Fields& f) {
          "has no gradients in subspaces yet; fine-tune with lora, lisa or badam, or without quant");
   f.rule(finetune.method == FinetuneSpec::Method::full ||
              std::none_of(quant.begin(), quant.end(), [](const QuantGroupSpec& g) { return g.freeze; }),
-         "quant", "freezes elements of weights, which only finetune.method: full trains throughout; drop freeze");
+         "quant",
+         "freezes elements of weights, which only finetune.method: full trains throughout; drop freeze");
   f.rule(!finetune.adapts() || !model_path.empty(), "finetune.method",
          "lora adapts a model that is there; name its directory in model.path");
   f.rule(!data.tokenizer.empty() || !model_path.empty(), "data.tokenizer",

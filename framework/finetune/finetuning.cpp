@@ -30,6 +30,11 @@ void set_floats(const Queue& queue, const Tensor& t, const std::vector<float>& v
   kernels::upload(queue, t, rounded.data());
 }
 
+/// The table of tokens, or that of positions.
+bool of_embedding(const std::string& name) {
+  return name.starts_with("embed") || name.starts_with("positions");
+}
+
 }  // namespace
 
 Finetuning::Finetuning(const FinetuneSpec& spec, ParamStore& params, uint64_t seed)
@@ -54,7 +59,7 @@ void Finetuning::mark_frozen() {
   if (!spec_.takes_turns() && !spec_.in_subspaces()) return;
   for (const auto& p : params_.all()) {
     if (p->layer >= 0) continue;
-    p->trainable = spec_.trains(p->name.starts_with("embed")  ? spec_.train_embedding
+    p->trainable = spec_.trains(of_embedding(p->name)         ? spec_.train_embedding
                                 : p->name.starts_with("head") ? spec_.train_head
                                                               : spec_.train_final_norm);
   }
@@ -177,8 +182,8 @@ void Finetuning::refresh(const Queue& queue, Parameter& p, const Tensor& gradien
                                                         .seed = seed_,
                                                         .stream = stream_of(p.name),
                                                         .draw = static_cast<uint64_t>(step_)});
-    const auto since =
-        std::find_if(active_.begin(), active_.end(), [&](const ActiveLayer& t) { return t.layer == p.layer; });
+    const auto since = std::find_if(active_.begin(), active_.end(),
+                                    [&](const ActiveLayer& t) { return t.layer == p.layer; });
     const bool first = step_ == (since == active_.end() ? 0 : since->since);
     if (basis.empty() && first) basis = random_subspace(s.rank, s.basis.shape[1], seed_, stream_of(p.name));
     if (!basis.empty()) {

@@ -2,8 +2,8 @@
 #include <memory>
 #include <optional>
 
-#include "launch/commands/command.h"
 #include "framework/finetune/finetuning.h"
+#include "launch/commands/command.h"
 #include "launch/data_source.h"
 #include "launch/recipe.h"
 #include "models/make_model.h"

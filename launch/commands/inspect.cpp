@@ -63,7 +63,7 @@ void print_weights(const Queue& queue, const ParamStore& params) {
 
 /// Scores every layer by its outliers on `rows` sequences, prints the scores and writes them to a file that
 /// finetune.scores reads.
-void write_layer_scores(LoadedModel& m, ValidationLoader& data, StagedBatch& batch, int64_t rows,
+void write_layer_scores(LoadedModel& m, ValidationData& data, StagedBatch& batch, int64_t rows,
                         const Options& o) {
   LayerOutliers outliers(m.tape);
   Arena scalars("loss sums", m.queue.device, 64);

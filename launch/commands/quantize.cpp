@@ -71,7 +71,7 @@ std::vector<QuantGroupSpec> trained_groups(const fs::path& checkpoint, const Par
   const char* cure = "give --format or --preset";
   require(fs::exists(path), "quantize", "{} has no recipe.yaml that says how it was trained; {}",
           checkpoint.string(), cure);
-  const Recipe recipe = load_recipe(path.string(), {});
+  const Recipe recipe = read_recipe(path.string());
   require(!recipe.quant.empty(), "quantize", "{} was trained without a quant section; {}",
           checkpoint.string(), cure);
   const CheckpointState state = read_checkpoint_state(checkpoint);
