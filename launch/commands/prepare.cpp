@@ -190,7 +190,8 @@ void add_prepare(CLI::App& app) {
       ->group(tokens);
   command
       ->add_option("--tokenizer", o.tokenizer,
-                   "use this one: a directory, a sentencepiece .model, or the word bytes")
+                   "use this one: a directory (of Hugging Face, too), a tokenizer.json, a sentencepiece "
+                   ".model, or the word bytes")
       ->excludes(train)
       ->option_text("WHERE")
       ->group(tokens);

@@ -213,6 +213,18 @@ refused "'w4294967300a8' is no format" "$osprey" eval "$run" --quantize w4294967
 refused 'no token shard matches nix-' "$osprey" eval "$run" --data 'nix-*'
 refused 'at a time take .* of activations' "$osprey" eval "$run" --sequence-len 1000000000
 refused 'at a time take .* of activations' "$osprey" inspect "$run" --sequence-len 1000000000
+task() { printf '%s\n' "$1" >"$folder/task.jsonl"; refused "$2" "$osprey" eval "$run" --task "$folder/task.jsonl" "${@:3}"; }
+question='{"query": "a", "choices": ["b", "c"], "gold": "A"}'
+task "$question" 'shots 1 are more than the 0 other rows' --shots 1
+task '{"query": "a", "choices": ["b", "c"], "gold": 2}' 'task.jsonl:1. the answer 2 is none of the 2 choices'
+task '{"query": "a"}' 'task.jsonl:1. has neither .choices. nor'
+task 'What is this?' 'task.jsonl:1. is not valid JSON'
+task '' 'holds no row'
+task "$question" 'a continuation has 2 tokens, more than a sequence of 1' --sequence-len 1
+task "$question" 'excludes' --quantize w4a4
+refused 'nowhere.jsonl: No such file' "$osprey" eval "$run" --task nowhere.jsonl
+refused 'json needs --task or --stride' "$osprey" eval "$run" --json
+refused 'stride 65 is longer than a sequence of 64' "$osprey" eval "$run" --stride 65
 refused 'sequences: Value 0 not in range' "$osprey" inspect "$run" --sequences 0
 refused 'prompt is not UTF-8 text: byte 1' "$osprey" generate "$run" --prompt $'a\xff\xfe'
 refused 'max-tokens: Value 0 not in range' "$osprey" generate "$run" --max-tokens 0
@@ -306,6 +318,12 @@ prepare 'shard-tokens must be positive, got -1' LICENSE --tokenizer bytes --shar
 prepare 'is not UTF-8' "$osprey" --tokenizer bytes
 printf '{"txt": 1}\n' >"$folder/a.jsonl"; prepare 'a.jsonl:1 has no text under the key' "$folder/a.jsonl" --tokenizer bytes
 gzip -c LICENSE | head -c 1000 >"$folder/cut.gz"; prepare 'ends in the middle' "$folder/cut.gz" --tokenizer bytes
+mkdir "$folder/hub"
+hub() { sed "s/$1/$2/" tests/framework/data/bpe/golden/gpt2.json >"$folder/hub/tokenizer.json"; prepare "$3" LICENSE --tokenizer "$folder/hub"; }
+hub x x 'names the token that ends a text; give .eos_token.'
+hub '"ByteLevel"' '"Whitespace"' 'pre_tokenizer is of type .Whitespace.; Osprey knows'
+hub '"BPE"' '"Unigram"' 'model.type is Unigram; Osprey reads BPE'
+hub '{' '[' 'tokenizer.json. is not valid JSON'
 : >"$folder/empty"; prepare 'holds no text' "$folder/empty" --tokenizer bytes
 refused 'exists; remove it' "$osprey" prepare LICENSE --tokenizer bytes -o "$folder/data"
 refused 'cannot create /proc/x' "$osprey" prepare LICENSE --tokenizer bytes -o /proc/x

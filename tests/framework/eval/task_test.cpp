@@ -60,7 +60,7 @@ TEST(Task, WrongRowsAreNamedByLine) {
   EXPECT_TRUE(contains(error_of([] { read_text("\n \n"); }), "holds no row"));
 }
 
-TEST(Task, HostileFilesAreRefusedOrRead) {
+TEST(TaskFuzz, HostileFilesAreRefusedOrRead) {
   const auto count = test::fuzz({"{\"query\": \"q\", \"choices\": [\"a\", \"b\"], \"gold\": 1}\n",
                                  "{\"prompt\": \"q\", \"completion\": \"c\"}\n"},
                                 {"\"choices\"", "\"gold\"", "null", "-1", "1e99", "[[", "\n", "\"B\""},

@@ -1,6 +1,7 @@
 // tokenizer.json comes from strangers: whatever it says, loading and encoding end, with an Error at worst.
 
 #include "tests/support/fuzz.h"
+#include "tests/framework/data/bpe/any_text.h"
 #include "tests/framework/data/bpe/golden.h"
 #include "tests/support/temp_dir.h"
 
@@ -72,31 +73,6 @@ TEST(BpeFuzz, HostileFilesAreRefusedOrRead) {
   EXPECT_GT(count.accepted, 0);
 }
 
-/// Valid UTF-8 of any kind of characters, with runs.
-std::string any_text(test::FuzzDraws& draws) {
-  static const std::vector<std::string> parts = {
-      " ",      "  ",     "\n",         "\t",   "the",    "'s",          "'\u017f", "12", "e\u0301",
-      "\u0323", "\u9c7c", "<|im_end|>", "</s>", "\u00a0", "<tool_call>", "\r",      "-",  "a"};
-  std::string text;
-  for (size_t i = draws.below(60); i > 0; --i) {
-    if (draws.below(3) > 0) {
-      const std::string& part = parts[draws.below(parts.size())];
-      for (size_t n = 1 + (draws.below(8) == 0 ? draws.below(50) : 0); n > 0; --n) text += part;
-      continue;
-    }
-    auto point = static_cast<uint32_t>(draws.below(draws.below(2) ? 0x110000 : 0x3000));
-    if (point >= 0xd800 && point < 0xe000) point -= 0x1000;
-    if (point < 0x80) {
-      text += static_cast<char>(point);
-    } else {
-      const int more = point < 0x800 ? 1 : point < 0x10000 ? 2 : 3;
-      text += static_cast<char>(0xff00 >> (more + 1) | point >> 6 * more);
-      for (int i2 = more - 1; i2 >= 0; --i2) text += static_cast<char>(0x80 | ((point >> 6 * i2) & 63));
-    }
-  }
-  return text;
-}
-
 TEST(BpeFuzz, AnyTextComesBackFromItsTokens) {
   test::TempDir dir;
   std::vector<std::unique_ptr<Tokenizer>> tokenizers;
@@ -105,7 +81,7 @@ TEST(BpeFuzz, AnyTextComesBackFromItsTokens) {
   const auto end = test::fuzz_end();
   for (uint64_t number = 0; std::chrono::steady_clock::now() < end; ++number) {
     test::FuzzDraws draws(number);
-    const std::string text = any_text(draws);
+    const std::string text = test::any_text(draws);
     for (const auto& tokenizer : tokenizers) {
       if (tokenizer == tokenizers.back() && contains(text, "\u2581")) continue;  // stands for a space there
       ASSERT_EQ(tokenizer->decode(tokenizer->encode(text)), text) << "case " << number;
