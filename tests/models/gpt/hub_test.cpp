@@ -60,19 +60,16 @@ TEST(GptHub, WhatOspreyDoesNotComputeIsRefusedByItsKey) {
   EXPECT_EQ(with("gpt2", "n_inner", 64), "accepted");
 }
 
-TEST(GptHub, MutatedConfigsAreReadOrRefusedButNeverCrash) {
+TEST(GptHub, MutatedConfigsAreReadOrRefusedButNeverCrashFuzz) {
   TempDir dir;
-  for (const char* name : {"gpt2", "opt"}) {
-    fs::remove_all(dir / "m");
-    fs::copy(golden(name), dir / "m");
-    const auto count =
-        test::fuzz({config_of(name).dump(1)}, {"null", "-1", "1e400", "true", "[]", "{}", "0", ","},
-                   [&](const std::string& input) {
-                     std::ofstream(dir / "m" / "config.json", std::ios::binary) << input;
-                     HubModel hub(dir / "m");
-                   });
-    EXPECT_GT(count.refused, 100);
-  }
+  fs::copy(golden("gpt2"), dir / "m");
+  const auto count = test::fuzz({config_of("gpt2").dump(1), config_of("opt").dump(1)},
+                                {"null", "-1", "1e400", "true", "[]", "{}", "0", ",", "\"opt\""},
+                                [&](const std::string& input) {
+                                  std::ofstream(dir / "m" / "config.json", std::ios::binary) << input;
+                                  HubModel hub(dir / "m");
+                                });
+  EXPECT_GT(count.refused, 100);
 }
 
 TEST(GptHub, ConvolutionsAreTransposedAndFusedOnesAreCut) {

@@ -8,7 +8,6 @@ import tempfile
 
 try:
     import torch
-    from safetensors.torch import load_file, save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 except ImportError as error:
     print(f"skipped: {error}")
@@ -56,16 +55,13 @@ TOKENIZER = {
     "model": {"type": "BPE", "vocab": {chr(97 + i): i for i in range(48)}, "merges": ["a b"]}}
 
 
-def change(directory, keys, drop=""):
-    """Other keys in config.json, without the tensors whose names end so, and with a tokenizer."""
+def change(directory, keys):
+    """Other keys in config.json, and a tokenizer."""
     path = f"{directory}/config.json"
     config = json.load(open(path))
     config.update(keys)
     json.dump(config, open(path, "w"))
     json.dump(TOKENIZER, open(f"{directory}/tokenizer.json", "w"))
-    if drop:
-        tensors = {k: v for k, v in load_file(f"{directory}/model.safetensors").items() if not k.endswith(drop)}
-        save_file(tensors, f"{directory}/model.safetensors", {"format": "pt"})
 
 
 with tempfile.TemporaryDirectory() as folder:
@@ -81,12 +77,11 @@ with tempfile.TemporaryDirectory() as folder:
         print(f"the GGUF part is skipped: {error}")
         sys.exit(0)
     # The weights alone come out of the file, so it makes no difference that 4.52 knows no scaling in GGUF files. Widths of
-    # 16 are no whole blocks of q8_0 and mxfp4; gguf_test.cpp has those.
-    for name, keys, drop in (("llama3", {"rope_scaling": None}, ""), 
-                             ("qwen2", {}, ""), ("qwen3", {"rope_scaling": None, "attention_bias": False}, ".bias")):
+    # 16 are no whole blocks of q8_0 and mxfp4, and qwen3 is unknown there; gguf_test.cpp has those.
+    for name, keys in (("llama3", {"rope_scaling": None}), ("qwen2", {})):
         source = f"{folder}/{name}-source"
         shutil.copytree(f"{golden_dir}/{name}", source)
-        change(source, keys, drop)
+        change(source, keys)
         wanted = logits(source)
         for kind, tolerance in (("f32", 1e-5), ("f16", 3e-3), ("bf16", 3e-2)):
             path = f"{folder}/{name}-{kind}.gguf"

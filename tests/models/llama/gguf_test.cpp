@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/core/random.h"
 #include "models/hf/hub_model.h"
 #include "tests/support/gguf_reader.h"
 #include "tests/support/paths.h"
@@ -76,6 +77,40 @@ TEST(LlamaGguf, Qwen2KeepsItsOrderAndATiedHeadIsLeftOut) {
   EXPECT_EQ(w.file.keys.at("qwen2.attention.key_length"), 16u);
   EXPECT_EQ(w.file.keys.at("qwen2.context_length"), 64u);
   EXPECT_EQ(w.file.keys.at("tokenizer.ggml.eos_token_id"), 2u);
+}
+
+TEST(LlamaGguf, Qwen3InMxfp4HasItsTablesInQ8) {
+  ModelSpec spec;
+  spec.layers = 1, spec.hidden_size = 64, spec.heads = 2, spec.ffn_size = 96, spec.vocab_size = 40;
+  spec.qk_norm = true;
+  const HubContext context{.sequence_len = 128, .eos_id = 3, .stop_ids = {7, 3}};
+  const ReadParameter read = [](const std::string& name, int64_t begin, Tensor out) {
+    for (int64_t i = 0; i < out.numel(); ++i)
+      out.as<float>()[i] = random_uniform(1, stream_of(name), static_cast<uint64_t>(begin + i)) - 0.5f;
+  };
+  TempDir dir;
+  const GgufKeys keys = gguf_keys(spec, context, "m", GgufType::mxfp4);
+  write_gguf(Queue{}, dir / "m.gguf", keys, spec, context, GgufType::mxfp4, read);
+  const GgufFile file(read_file(dir / "m.gguf", 1 << 20));
+  EXPECT_EQ(file.keys.at("general.architecture"), "qwen3");
+  EXPECT_EQ(file.keys.at("general.file_type"), 38u);
+  EXPECT_EQ(file.keys.at("tokenizer.ggml.eos_token_id"), 3u);
+  EXPECT_EQ(file.keys.at("tokenizer.ggml.eot_token_id"), 7u);
+  for (const auto& [name, type, from, error] :
+       std::vector<std::tuple<const char*, uint32_t, const char*, double>>{
+           {"token_embd.weight", 8, "embed.weight", 0.003},
+           {"output.weight", 8, "head.weight", 0.003},
+           {"blk.0.attn_q.weight", 39, "layers.0.attn.q.weight", 0.13},
+           {"blk.0.ffn_down.weight", 39, "layers.0.mlp.down.weight", 0.13},
+           {"blk.0.attn_q_norm.weight", 0, "layers.0.attn.q_norm.weight", 0}}) {
+    EXPECT_EQ(file.tensors.at(name).type, type) << name;
+    const std::vector<double> found = file.values(name);
+    std::vector<float> wanted(found.size());
+    read(from, 0, make_tensor(wanted.data(), {static_cast<int64_t>(wanted.size())}, DType::f32));
+    double worst = 0;
+    for (size_t i = 0; i < found.size(); ++i) worst = std::max(worst, std::abs(found[i] - wanted[i]));
+    EXPECT_LE(worst, error) << name;
+  }
 }
 
 TEST(LlamaGguf, Llama3ScalingIsATensorOfFactors) {
