@@ -25,7 +25,8 @@ std::unique_ptr<RunLock> lock_run(const Recipe& recipe, Communicator& world) {
 std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
                                                      std::shared_ptr<const Tokenizer> tokenizer,
                                                      Trainer& trainer, QuantSchemes& schemes,
-                                                     std::function<void(const SaveReport&)> on_save) {
+                                                     std::function<void(const SaveReport&)> on_save,
+                                                     const std::string& chat_template) {
   const std::string text = dump_recipe(recipe);
   HubContext context{
       .sequence_len = recipe.data.sequence_len, .dtype = recipe.train.precision, .bos_id = {}, .eos_id = {}};
@@ -34,12 +35,13 @@ std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
     context.eos_id = tokenizer->eos_id();
   }
   return std::make_unique<CheckpointHook>(
-      CheckpointHook::Setup{.spec = recipe.checkpoint,
-                            .directory = run_directory(recipe) / "checkpoints",
-                            .texts = {text, hub_layout(recipe.model, context), std::move(tokenizer)},
-                            .recipe_hash = recipe_hash(recipe),
-                            .on_save = std::move(on_save),
-                            .schemes = &schemes},
+      CheckpointHook::Setup{
+          .spec = recipe.checkpoint,
+          .directory = run_directory(recipe) / "checkpoints",
+          .texts = {text, hub_layout(recipe.model, context), std::move(tokenizer), chat_template},
+          .recipe_hash = recipe_hash(recipe),
+          .on_save = std::move(on_save),
+          .schemes = &schemes},
       trainer);
 }
 

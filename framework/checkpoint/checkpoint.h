@@ -86,6 +86,7 @@ class Checkpointer {
     std::string recipe_yaml;
     HubLayout hub;
     std::shared_ptr<const Tokenizer> tokenizer;  // may be null
+    std::string chat_template = {};              // Jinja, for chat_template.jinja; empty: none
   };
   /// `directory` is RUN/checkpoints; `comm` is duplicated, so that saving never mixes with training.
   /// Leftovers of dead processes are deleted.

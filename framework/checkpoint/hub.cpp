@@ -17,9 +17,14 @@ namespace {
 constexpr int64_t block_elements = int64_t{1} << 20;
 
 /// What transformers or another loader wants beside the model.
-constexpr const char* tokenizer_files[] = {
-    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "vocab.json",      "merges.txt",     "osprey_tokenizer.json"};
+constexpr const char* tokenizer_files[] = {"tokenizer.model",
+                                           "tokenizer.json",
+                                           "tokenizer_config.json",
+                                           "special_tokens_map.json",
+                                           "chat_template.jinja",
+                                           "vocab.json",
+                                           "merges.txt",
+                                           "osprey_tokenizer.json"};
 
 /// Memory for the blocks of one file.
 struct Scratch {
