@@ -25,7 +25,8 @@ std::unique_ptr<RunLock> lock_run(const Recipe& recipe, Communicator& world) {
 std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
                                                      std::shared_ptr<const Tokenizer> tokenizer,
                                                      Trainer& trainer, Session& session,
-                                                     std::function<void(const SaveReport&)> on_save) {
+                                                     std::function<void(const SaveReport&)> on_save,
+                                                     const std::string& chat_template) {
   const std::string text = dump_recipe(recipe);
   HubContext context{
       .sequence_len = recipe.data.sequence_len, .dtype = recipe.train.precision, .bos_id = {}, .eos_id = {}};
@@ -46,7 +47,7 @@ std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
   return std::make_unique<CheckpointHook>(
       CheckpointHook::Setup{.spec = recipe.checkpoint,
                             .directory = run_directory(recipe) / "checkpoints",
-                            .texts = {text, std::move(layout), std::move(tokenizer), through},
+                            .texts = {text, std::move(layout), std::move(tokenizer), chat_template, through},
                             .recipe_hash = recipe_hash(recipe),
                             .on_save = std::move(on_save),
                             .schemes = session.schemes.get(),

@@ -24,11 +24,13 @@ std::string recipe_hash(const Recipe& recipe);
 /// Errors: AgreedError, when another run writes into it.
 std::unique_ptr<RunLock> lock_run(const Recipe& recipe, Communicator& world);
 
-/// The hook that saves. Collective.
+/// The hook that saves. `chat_template` is the Jinja that conversations were written with, or empty.
+/// Collective.
 std::unique_ptr<CheckpointHook> make_checkpoint_hook(const Recipe& recipe,
                                                      std::shared_ptr<const Tokenizer> tokenizer,
                                                      Trainer& trainer, Session& session,
-                                                     std::function<void(const SaveReport&)> on_save);
+                                                     std::function<void(const SaveReport&)> on_save,
+                                                     const std::string& chat_template = {});
 
 /// Restores the run; returns the step it goes on from, or nothing when it starts anew. Collective.
 /// Errors: see CheckpointHook::resume.

@@ -27,6 +27,7 @@ RunData open_instruction_run(Recipe& recipe, int64_t global_rows, int threads) {
   const InstructionData read = open_instructions(
       recipe.data, data.tokenizer, {.vocab_size = recipe.model.vocab_size, .seed = seed, .threads = threads});
   data.notes = read.summary();
+  data.chat_template = read.chat_template->source();
   // Checkpoints say which template they were trained with.
   const std::vector<std::string> names = template_names();
   if (std::find(names.begin(), names.end(), read.chat_template->name()) != names.end())

@@ -16,6 +16,7 @@ struct RunData {
   std::shared_ptr<const Tokenizer> tokenizer;
   std::unique_ptr<TrainingData> train;
   std::unique_ptr<ValidationData> validation;  // null without
+  std::string chat_template;                   // Jinja that conversations were written with; empty: none
   std::vector<std::string> notes;              // lines for people: what was read, and what was left out
 };
 

@@ -133,8 +133,7 @@ void evaluate_task(LoadedModel& m, const TaskEvalOptions& given) {
   print(task, scores);
 }
 
-void evaluate_windows(LoadedModel& m, ValidationData& data, int64_t batch, int64_t stride,
-                      ReportAs report) {
+void evaluate_windows(LoadedModel& m, ValidationData& data, int64_t batch, int64_t stride, ReportAs report) {
   const int64_t length = data.spec().sequence_len;
   require(stride <= length, "eval", "--stride {} is longer than a sequence of {} tokens", stride, length);
   require_evaluation_memory(m, batch, length);

@@ -279,6 +279,8 @@ std::vector<FileRecord> Checkpointer::write_own_files(const fs::path& partial) c
   if (comm_->rank() != 0) return records;
   records.push_back(write_file(partial / "state.yaml", dump_spec(snapshot_.state)));
   records.push_back(write_file(partial / "recipe.yaml", texts_.recipe_yaml));
+  if (!texts_.chat_template.empty())
+    records.push_back(write_file(partial / "chat_template.jinja", texts_.chat_template));
   records.push_back(write_model(partial / "model.safetensors"));
   for (FileRecord& r : write_hub_texts(partial, texts_.hub, {})) records.push_back(std::move(r));
   if (texts_.tokenizer) {

@@ -86,8 +86,9 @@ class Checkpointer {
     std::string recipe_yaml;
     HubLayout hub;
     std::shared_ptr<const Tokenizer> tokenizer;  // may be null
+    std::string chat_template = {};              // Jinja, for chat_template.jinja; empty: none
     /// What the model's values are read through; null: as they are.
-    std::function<ReadParameter(ReadParameter)> read_through;
+    std::function<ReadParameter(ReadParameter)> read_through = {};
   };
   /// `directory` is RUN/checkpoints; `comm` is duplicated, so that saving never mixes with training.
   /// Leftovers of dead processes are deleted.

@@ -104,13 +104,15 @@ void train(const Options& options, Communicator& world) {
   together(world, [&] { recipe = load_recipe(options.recipe, options.overrides, world.size()); });
   const int threads = threads_for_rank(recipe.run, world);
   const Device device = device_for(recipe.run, world);
-  together(world, [&] { data = open_data(recipe, threads); });
+  const auto open_all = [&] { together(world, [&] { data = open_data(recipe, threads); }); };
+  if (recipe.train.epochs) open_all();  // the plan needs to know how many steps they are
   // The plan builds the same session on meta, so whatever is wrong with model or optimizers shows here.
   std::vector<MemoryCategory> planned;
   together(world, [&] { planned = plan_memory(recipe, world.rank(), world.size(), threads, device.kind); });
   require_memory(planned, device, world);
   kernels::OpenQueue open;
   together(world, [&] { open = kernels::open_queue(device, threads); });
+  if (!data.train) open_all();
   const std::unique_ptr<RunLock> lock = lock_run(recipe, world);
   stop_on_signals();  // from here on a signal ends the run in order, be it after its first step
   // Not inside together(): it gives the reducer a communicator of its own, which is collective.
@@ -130,9 +132,12 @@ void train(const Options& options, Communicator& world) {
   Trainer trainer(recipe.train, parts);
   RecordHook record(scaling_file(recipe), record_of(recipe, session, *data.tokenizer), world);
   std::unique_ptr<RunWatch> watch;
-  const auto saver = make_checkpoint_hook(recipe, data.tokenizer, trainer, session, [&](const SaveReport& r) {
-    watch->checkpoint(r.step, r.path.string(), r.failure, r.blocked_ms, r.write_ms);
-  });
+  const auto saver = make_checkpoint_hook(
+      recipe, data.tokenizer, trainer, session,
+      [&](const SaveReport& r) {
+        watch->checkpoint(r.step, r.path.string(), r.failure, r.blocked_ms, r.write_ms);
+      },
+      data.chat_template);
   const std::optional<int64_t> resumed = resume_run(*saver);
   watch = watch_run(recipe, session, trainer, world, resumed);
   session.schemes->on_decision = [&](int64_t step, std::span<const LayerPatterns> layers) {

@@ -30,3 +30,9 @@ add_test(NAME mpi:two_hosts_communicator COMMAND
   ${CMAKE_CURRENT_SOURCE_DIR}/framework/parallel/two_hosts.sh ${MPIEXEC_EXECUTABLE} 1000000 $<TARGET_FILE:mpi_tests>)
 set_tests_properties(mpi:two_hosts_communicator PROPERTIES LABELS mpi TIMEOUT 300 PROCESSORS 2
   SKIP_RETURN_CODE 77 ENVIRONMENT "${OSPREY_MPI_ENVIRONMENT}")
+
+# Golden renderings of chat templates are what transformers makes; skipped where it is not installed.
+add_test(NAME oracle:jinja COMMAND sh -c
+  "command -v python3 >/dev/null || { echo python3 is not installed; exit 77; }; exec python3 make_golden.py check"
+  WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/golden/jinja)
+set_tests_properties(oracle:jinja PROPERTIES LABELS oracle TIMEOUT 120 SKIP_RETURN_CODE 77)

@@ -129,7 +129,7 @@ everywhere 'telemetry.quantization_every_steps must be at least 1' --set telemet
 everywhere 'telemetry.oscillation: follows weights of 4 bits, and no group of quant has any' --set telemetry.oscillation=true
 everywhere 'telemetry.oscillation only applies when quantization is true' --set telemetry.quantization=false --set telemetry.oscillation=true
 refused 'bracket left open' "$osprey" check $recipe --set 'model.layers=[1'
-refused 'exactly one of tokens and steps; null' "$osprey" check $recipe --set train.tokens=10000
+refused 'exactly one of tokens, steps and epochs; null' "$osprey" check $recipe --set train.tokens=10000
 refused 'run.threads must be between 1 and' "$osprey" check $recipe --set run.threads=0
 refused 'plain directory name' "$osprey" check $recipe --set run.name=..
 refused 'no multiple of micro_batch_size 4 x sequence_len 64 x 3 ranks' "$osprey" check $recipe --ranks 3
@@ -171,6 +171,37 @@ spoil; cp "$osprey" "$folder/spoiled/train-00000.idx"; on_spoiled 'train-00000.i
 spoil; cp "$osprey" "$folder/spoiled/train-00000.bin"; on_spoiled 'train-00000.bin has .* bytes, but'
 spoil; sed -i 's/"bytes"/"sentencepiece-8192-0123456789abcdef"/' "$folder/spoiled/train-00000.json"
 on_spoiled 'was made with tokenizer sentencepiece-8192-0123456789abcdef, but data.tokenizer is bytes'
+
+# Instruction data. `rows TEXT...` writes a file of them.
+rows() { printf '%s\n' "$@" >"$folder/rows.jsonl"; }
+on_rows() {
+  refused "$1" "$osprey" train $recipe --set "data.train=[{path: '$folder/rows.jsonl'}]" --set data.validation=[] \
+    --set data.template=none --set run.output_dir="$folder/runs" "${@:2}"
+}
+good='{"prompt": "a", "completion": "b"}'
+rows "$good" '{"text": "c"}'; on_rows 'rows.jsonl:2\] this row is of format completion, but the file began as prompt_completion'
+rows '{"chosen": "c"}'; on_rows 'rows.jsonl:1\] the row has the keys of no format; .* alpaca \(instruction\)'
+rows '{"prompt": "a"'; on_rows 'rows.jsonl:1\] is not valid JSON'
+rows '{"prompt": "a", "completion": ""}'; on_rows 'data.train holds no row that can be used, of 1; 1 because an answer is empty \(.*rows.jsonl:1'
+rows ''; on_rows 'data.train holds no row that can be used, of 0'
+rows "[$good,"; on_rows 'rows.jsonl:2\] the array is not closed'
+rows "$good" '{"prompt": "a", "completion": ""}'; on_rows 'rows.jsonl:2\] an answer is empty; mend the row' --set data.strict=true
+rows "$good" "{\"prompt\": \"$(printf 'long %.0s' {1..99})\", \"completion\": \"b\"}"
+on_rows 'rows.jsonl:2\] it is longer than data.sequence_len: .* 64 fit; raise' --set data.overlong=error
+on_rows 'chatml is written with the special token <\|im_start\|>, which the tokenizer \(bytes\) does not have' --set data.template=chatml
+on_rows 'nowhere.jinja' --set data.template=nowhere.jinja
+printf '{%% macro f() %%}' >"$folder/x.jinja"; on_rows 'x.jinja:1\] the tag macro is not supported' --set data.template="$folder/x.jinja"
+on_rows 'template: qwen is none of auto, chatml' --set data.template=qwen
+on_rows 'attention_across_documents only applies when train names token shards' --set data.attention_across_documents=true
+on_rows 'no file matches nowhere.jsonl' --set "data.train=[{path: nowhere.jsonl}]"
+on_rows 'the tokenizer bytes has 257 tokens but model.vocab_size is 100' --set model.vocab_size=100
+on_rows 'exactly one of tokens, steps and epochs' --set train.epochs=1
+train 'mixes token shards and instruction data' --set "data.train=[{path: a.jsonl},{path: b}]"
+train 'data.packing only applies when train names instruction data' --set data.packing=true
+refused 'trains on token shards; data.train must name instruction data' "$osprey" data show $recipe
+refused 'data needs a command: show, wordnet' "$osprey" data
+refused 'nowhere does not exist; install Debian.s package dict-wn' "$osprey" data wordnet --dictionary nowhere -o "$folder/out"
+refused 'recipes exists already' "$osprey" data wordnet -o recipes
 
 # Where a run lives, and from where it goes on.
 train 'cannot create the directory' --set run.output_dir=/proc/nowhere
@@ -233,6 +264,10 @@ refused 'top-k must be at least 1, got 0' "$osprey" generate "$run" --top-k 0
 refused 'top-p must be in \(0, 1\], got 1.5' "$osprey" generate "$run" --top-p 1.5
 refused 'seed: Value -1 not in range' "$osprey" generate "$run" --seed -1
 refused 'onnx not in' "$osprey" export "$run" "$folder/out" --to onnx
+refused 'reads its questions from the standard input' "$osprey" generate "$run" --chat --prompt x
+refused 'are for --chat' "$osprey" generate "$run" --system x
+refused 'was given nothing to answer' "$osprey" generate "$run" --chat </dev/null
+refused 'there is no template qwen; the names are chatml' "$osprey" generate "$run" --chat --template qwen
 refused 'exists and is not an empty directory|no architecture' "$osprey" export "$run" recipes
 
 # Directories of others. `hub` is a fresh copy of one.
@@ -341,7 +376,7 @@ refused '\(2 ranks\).*spare' "${job[@]}" train $recipe "${data[@]}" --set data.s
 refused 'checkpoint.resume is .*nowhere' "${job[@]}" train $recipe "${data[@]}" --set checkpoint.resume=nowhere
 
 # Every command shows an example.
-for command in train check plan prepare eval inspect generate export quantize report fields devices bench 'bench gemm' 'bench ops' 'bench quantize' 'bench train' \
+for command in train check plan prepare 'data show' 'data wordnet' eval inspect generate export quantize report fields devices bench 'bench gemm' 'bench ops' 'bench quantize' 'bench train' \
   scaling 'scaling fit' 'scaling plan'; do
   rows=$((rows + 1))
   # shellcheck disable=SC2086  # two words
