@@ -16,10 +16,11 @@ int64_t packed_linear_scratch(const Queue& queue, int64_t rows, std::span<const 
 /// Shapes: y (M, sum N_i) f32 or bf16, x (M, K) bf16 or f32, weights[i] (N_i, K) of one format, scratch of
 /// x's dtype, packed_linear_scratch() elements, or undefined where that is 0. Numerics: weights as
 /// dequantize() rounds them to x's dtype; sums in fp32, one rounding at the end. CPUs with AVX512-BF16 do not
-/// round mxfp4 that meets few rows of bf16, and take denormal x there for zero. The number of threads does
-/// not change the result; whether x has more than packed_linear_few_rows rows does: so few rows on a CPU read
-/// codes as they are stored. Others, and all on GPUs, multiply a panel of weights after the other,
-/// dequantized into `scratch`. Errors: throws when shapes, dtypes or formats do not fit.
+/// round mxfp4 that meets few rows of bf16, and take denormal bf16 numbers there for zero. The number of
+/// threads does not change the result; how many rows x has does: up to packed_linear_few_rows rows on a CPU
+/// read codes as they are stored, one row of weights after the other or, in bf16 on CPUs with AMX, 32 by 16
+/// tiles. Others, and all on GPUs, multiply a panel of weights after the other, dequantized into `scratch`.
+/// Errors: throws when shapes, dtypes or formats do not fit.
 struct PackedLinear {
   Tensor y;
   Tensor x;

@@ -21,6 +21,8 @@ bool has_bf16_instructions();
 bool has_amx();
 /// Does it multiply int8 tiles, and does the system let this process do so? Asks the system the first time.
 bool has_int8_tiles();
+/// The same of bf16 tiles.
+bool has_bf16_tiles();
 
 template <class Table>
 const Table& select(const Table& portable, const Table& avx2, const Table& avx512, const Table& avx512_bf16) {

@@ -1,9 +1,9 @@
 #include "kernels/step_size.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "kernels/cpu/isa/quantize.h"
+#include "kernels/cpu/scratch.h"
 #include "kernels/numerics/step_size.h"
 
 namespace osprey::cpu {
@@ -43,16 +43,16 @@ void step_gradient(const Queue& queue, const kernels::StepGradient& a) {
   // A step of its own for each row, or at most 256 chunks of rows whose bounds follow from the shape alone.
   const int64_t rows = a.x.rows(), steps = a.step.numel(),
                 chunks = steps > 1 ? steps : std::min<int64_t>(rows, 256);
-  std::vector<double> sums(static_cast<size_t>(chunks));
+  auto* const sums = scratch_of<double>(Scratch::quantize, static_cast<size_t>(chunks));
   parallel_for(queue, chunks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t r = rows * i / chunks; r < rows * (i + 1) / chunks; ++r)
-        sums[static_cast<size_t>(i)] += row_sum(a, r);
+    for (int64_t i = begin; i < end; ++i) {
+      sums[i] = 0;
+      for (int64_t r = rows * i / chunks; r < rows * (i + 1) / chunks; ++r) sums[i] += row_sum(a, r);
+    }
   });
   for (int64_t s = 0; s < steps; ++s) {
     double total = 0;
-    for (int64_t i = chunks * s / steps; i < chunks * (s + 1) / steps; ++i)
-      total += sums[static_cast<size_t>(i)];
+    for (int64_t i = chunks * s / steps; i < chunks * (s + 1) / steps; ++i) total += sums[i];
     float& out = a.dstep.tensor.as<float>()[s];
     out = (a.dstep.add ? out : 0.0f) + static_cast<float>(a.factor * total);
   }

@@ -2,94 +2,14 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/four.h"
-#include "kernels/cuda/launch.h"
-#include "kernels/cuda/row.h"
-#include "kernels/numerics/block_codec.h"
+#include "kernels/cuda/packed_spans.h"
 #include "kernels/numerics/step_size.h"
 
 namespace osprey::cuda {
 
 namespace {
 
-// A warp works on a span of 128 elements of a row of y, four in a lane: no block and no rotation is longer.
-constexpr int warps = 8, threads = warps * warp_size, per_lane = 4, span = per_lane * warp_size;
 constexpr int tile_rows = 32;  // of y, that a block makes where x is read by columns
-
-// Arguments have eight bytes a member; enumerations travel as int64_t and floats as double.
-
-template <class T>
-struct Dense {
-  const T* data;
-  int64_t stride;
-  __device__ float at(int64_t row, int64_t col) const { return to_float(data[row * stride + col]); }
-  __device__ Four four(int64_t row, int64_t col, int64_t left) const {
-    return load_four(data + row * stride + col, left);
-  }
-};
-template <class T>
-Dense<T> dense(const Tensor& t) {
-  return {t.as<T>(), t.row_stride()};
-}
-
-/// A packed matrix.
-struct Blocks {
-  uint8_t* codes;
-  int64_t codes_stride;
-  void* scales;
-  int64_t scales_stride;
-  float* tensor_scale;  // null where there is none
-  int64_t element, scale, block, rows, cols;
-  int64_t by_block, by_row;  // whether scales differ from block to block, and from row to row
-
-  __device__ ElementLayout layout() const { return element_layout(static_cast<Element>(element)); }
-  __device__ ScaleType scale_type() const { return static_cast<ScaleType>(scale); }
-  __device__ float whole() const { return tensor_scale ? *tensor_scale : 1.0f; }
-  __device__ int64_t scale_place(int64_t row, int64_t col) const {
-    return (by_row ? row * scales_stride : 0) + (by_block ? col / block : 0);
-  }
-  __device__ uint32_t stored_scale(int64_t place) const {
-    return scale_type() == ScaleType::f32 ? float_bits(static_cast<const float*>(scales)[place])
-                                          : static_cast<const uint8_t*>(scales)[place];
-  }
-  __device__ void store_scale(int64_t place, uint32_t stored) const {
-    if (scale_type() == ScaleType::f32)
-      static_cast<float*>(scales)[place] = bits_float(stored);
-    else
-      static_cast<uint8_t*>(scales)[place] = static_cast<uint8_t>(stored);
-  }
-  __device__ float at(int64_t row, int64_t col) const {
-    const ElementLayout l = layout();
-    const int64_t bit = col * l.bits;
-    const uint8_t* p = codes + row * codes_stride + bit / 8;
-    const int shift = static_cast<int>(bit % 8);
-    uint32_t code = static_cast<uint32_t>(*p) >> shift;
-    if (shift + l.bits > 8) code |= static_cast<uint32_t>(p[1]) << (8 - shift);
-    return scaled(decode_element(l, code & ((1u << l.bits) - 1)),
-                  decode_scale(scale_type(), stored_scale(scale_place(row, col))), whole());
-  }
-  __device__ Four four(int64_t row, int64_t col, int64_t left) const {
-    Four f{};
-#pragma unroll
-    for (int i = 0; i < per_lane; ++i)
-      if (i < left) f.v[i] = at(row, col + i);
-    return f;
-  }
-};
-Blocks blocks(const Packed& p) {
-  return {.codes = p.codes.as<uint8_t>(),
-          .codes_stride = p.codes.row_stride(),
-          .scales = p.scales.data,
-          .scales_stride = p.scales.row_stride(),
-          .tensor_scale = p.format.scale == ScaleType::e4m3 ? p.tensor_scale.as<float>() : nullptr,
-          .element = static_cast<int64_t>(p.format.element),
-          .scale = static_cast<int64_t>(p.format.scale),
-          .block = p.format.block,
-          .rows = p.rows,
-          .cols = p.cols,
-          .by_block = p.format.granularity == Granularity::block,
-          .by_row = p.format.granularity != Granularity::tensor};
-}
 
 /// One bit an element; without data all are 1.
 struct Bits {
@@ -114,88 +34,6 @@ struct Masked {
     return f;
   }
 };
-
-/// What happens to numbers between memory and rounding.
-struct Turn {
-  int64_t size;                    // of the rotation, or 0
-  uint64_t low_signs, high_signs;  // bit i: element i, or 64 + i, of a group changes its sign
-  const uint64_t* drawn_signs;     // both, where the step decides and the device alone knows it; or null
-  double factor;                   // an fp32 number
-  int64_t transposed;              // signs go last
-
-  __device__ void flip(float (&v)[per_lane], int64_t col) const {
-    const uint64_t low = drawn_signs ? drawn_signs[0] : low_signs;
-    const uint64_t high = drawn_signs ? drawn_signs[1] : high_signs;
-#pragma unroll
-    for (int i = 0; i < per_lane; ++i) {
-      const auto at = static_cast<unsigned>((col + i) & (size - 1));
-      v[i] =
-          bits_float(float_bits(v[i]) ^ static_cast<uint32_t>((at < 64 ? low : high) >> at % 64 & 1) << 31);
-    }
-  }
-  /// All lanes of a warp call it.
-  __device__ void operator()(float (&v)[per_lane], int64_t col) const {
-    const int lane = static_cast<int>(threadIdx.x) % warp_size;
-    if (size > 0) {
-      if (!transposed) flip(v, col);
-        // Sums of neighbours first: an order that kernels/cpu/isa/quantize.cpp shares.
-#pragma unroll
-      for (int h = 1; h < per_lane; h *= 2)
-#pragma unroll
-        for (int i = 0; i < per_lane; ++i)
-          if ((i & h) == 0) {
-            const float a = v[i], b = v[i + h];
-            v[i] = a + b;
-            v[i + h] = a - b;
-          }
-      for (int h = 1; h * per_lane < size; h *= 2)
-#pragma unroll
-        for (int i = 0; i < per_lane; ++i) {
-          const float other = __shfl_xor_sync(full_warp, v[i], h);
-          v[i] = lane & h ? other - v[i] : v[i] + other;
-        }
-    }
-    const float f = static_cast<float>(factor);
-#pragma unroll
-    for (int i = 0; i < per_lane; ++i) v[i] *= f;
-    if (size > 0 && transposed) flip(v, col);
-  }
-};
-
-/// A stream of draws in its step.
-__host__ __device__ inline uint64_t stream_at(uint64_t stream, const double* step) {
-  return stream + (step ? static_cast<uint64_t>(*step) : 0);
-}
-__host__ __device__ inline uint64_t low_signs_of(const Philox& p) {
-  return p.v[0] | static_cast<uint64_t>(p.v[1]) << 32;
-}
-__host__ __device__ inline uint64_t high_signs_of(const Philox& p) {
-  return p.v[2] | static_cast<uint64_t>(p.v[3]) << 32;
-}
-
-__global__ void draw_signs(uint64_t* signs, uint64_t seed, uint64_t stream, const double* step) {
-  const Philox p = rotation_signs(seed, stream_at(stream, step));
-  signs[0] = low_signs_of(p);
-  signs[1] = high_signs_of(p);
-}
-
-const double* step_of(const Tensor& step) { return step.defined() ? step.as<double>() : nullptr; }
-
-/// `drawn_signs`: two words of device memory for signs that depend on a step, or null where there is none.
-Turn turn(const Queue& queue, const kernels::Rotation& r, float prescale, int64_t transposed,
-          uint64_t* drawn_signs) {
-  const bool drawn = r.size > 0 && r.step.defined();
-  if (drawn)
-    launch("draw_signs", queue, {.blocks = 1, .threads = 1}, draw_signs, drawn_signs, r.seed, r.stream,
-           step_of(r.step));
-  const Philox p = rotation_signs(r.seed, r.stream);
-  return {.size = r.size,
-          .low_signs = low_signs_of(p),
-          .high_signs = high_signs_of(p),
-          .drawn_signs = drawn ? drawn_signs : nullptr,
-          .factor = kernels::rotation_factor(r, prescale),
-          .transposed = transposed};
-}
 
 __device__ inline float finite_or_zero(float v) { return magnitude_bits(v) < float_infinity ? v : 0.0f; }
 
@@ -472,8 +310,6 @@ void with_source(const Tensor& x, const Packed& packed_x, const Run& run) {
     run(dense<float>(x));
 }
 
-constexpr int64_t sign_bytes = 256;
-
 __global__ void zero_words(unsigned* words, int64_t count) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i < count) words[i] = 0;
@@ -549,96 +385,6 @@ void unrotate(const Queue& queue, const kernels::Unrotate& a) {
     y_half ? unrotate_as<bf16, bf16>(queue, a) : unrotate_as<bf16, float>(queue, a);
   else
     y_half ? unrotate_as<float, bf16>(queue, a) : unrotate_as<float, float>(queue, a);
-}
-
-namespace {
-
-constexpr int sums = static_cast<int>(kernels::quantization_sums);
-constexpr int64_t most_chunks = 256;
-
-struct MeasureShared {
-  double sums[warps];
-};
-
-/// Counts rows whose scales span more than 2^3, and more than 2^14.
-__device__ void count_span(double (&total)[sums], const Blocks& y, int64_t row) {
-  float least = bits_float(float_infinity), most = 0;
-  for (int64_t col = 0; col < y.cols; col += y.by_block ? y.block : y.cols) {
-    const uint32_t stored = y.stored_scale(y.scale_place(row, col));
-    const float scale = decode_scale(y.scale_type(), stored);
-    if (stored == 0 || !(scale < bits_float(float_infinity))) continue;
-    least = scale < least ? scale : least;
-    most = scale > most ? scale : most;
-  }
-  const double ratio = most > 0 ? static_cast<double>(most) / static_cast<double>(least) : 1;
-  total[6] += ratio > 8;
-  total[7] += ratio > 16384;
-}
-
-/// Block i sums over a run of rows, into partial[i].
-template <class T>
-__global__ void __launch_bounds__(threads)
-    measure(Dense<T> x, Turn turned, Blocks y, int64_t rule, double* partial) {
-  MeasureShared& shared = block_shared<MeasureShared>();
-  const int64_t begin = y.rows * blockIdx.x / gridDim.x, end = y.rows * (blockIdx.x + int64_t{1}) / gridDim.x;
-  const int64_t spans = (y.cols + span - 1) / span;
-  const float limit =
-      clip_limit(static_cast<Element>(y.element), y.scale_type(), static_cast<ScaleRule>(rule));
-  double total[sums] = {};
-  for (int64_t item = threadIdx.x / warp_size; item < (end - begin) * spans; item += warps) {
-    const int64_t row = begin + item / spans, col = item % spans * span + threadIdx.x % warp_size * per_lane,
-                  left = y.cols - col;
-    Four f = x.four(row, col, left);
-    turned(f.v, col);
-    if (left <= 0) continue;
-    const Four q = y.four(row, col, left);
-    const float inverse = inverse_scale(y.scale_type(), y.stored_scale(y.scale_place(row, col)), y.whole());
-    for (int i = 0; i < per_lane && i < left; ++i) {
-      const float v = f.v[i], off = q.v[i] - v;
-      total[0] += static_cast<double>(v) * static_cast<double>(v);
-      total[1] += static_cast<double>(off) * static_cast<double>(off);
-      total[2] += 1;
-      total[3] += fabsf(v * inverse) > limit;
-      total[4] += v != 0 && q.v[i] == 0;
-    }
-  }
-  for (int64_t row = begin + threadIdx.x; row < end; row += threads) {
-    total[5] += 1;
-    count_span(total, y, row);
-  }
-  for (int s = 0; s < sums; ++s) {
-    const double sum = block_sum(total[s], shared.sums);
-    if (threadIdx.x == 0) partial[blockIdx.x * sums + s] = sum;
-  }
-}
-
-__global__ void add_partials(const double* partial, int64_t count, double* out, int64_t add) {
-  double total = 0;
-  for (int64_t i = 0; i < count; ++i) total += partial[i * sums + threadIdx.x];
-  out[threadIdx.x] = add ? out[threadIdx.x] + total : total;
-}
-
-}  // namespace
-
-void measure_quantization(const Queue& queue, const kernels::MeasureQuantization& a) {
-  const int64_t chunks = std::min(a.y.rows, most_chunks);
-  // Scratch: signs first, then the sums of the chunks.
-  char* scratch = static_cast<char*>(
-      stream_of(queue).scratch(sign_bytes + most_chunks * sums * static_cast<int64_t>(sizeof(double))));
-  double* partial = reinterpret_cast<double*>(scratch + sign_bytes);
-  const Turn turned = turn(queue, a.rotation, a.prescale, 0, reinterpret_cast<uint64_t*>(scratch));
-  const auto run = [&](const auto& x, auto kernel) {
-    launch(
-        "measure_quantization", queue,
-        {.blocks = static_cast<unsigned>(chunks), .threads = threads, .shared_bytes = sizeof(MeasureShared)},
-        kernel, x, turned, blocks(a.y), static_cast<int64_t>(a.rule), partial);
-  };
-  if (a.x.dtype == DType::bf16)
-    run(dense<bf16>(a.x), measure<bf16>);
-  else
-    run(dense<float>(a.x), measure<float>);
-  launch("measure_quantization", queue, {.blocks = 1, .threads = sums}, add_partials, partial, chunks,
-         a.sums.as<double>(), int64_t{a.add});
 }
 
 }  // namespace osprey::cuda

@@ -2,13 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <functional>
+
 #include "kernels/block_matmul.h"
 #include "kernels/matmul.h"
 #include "kernels/packed_linear.h"
 #include "kernels/quantize.h"
 #include "launch/bench/kernel_bench.h"
 #include "launch/bench/measure.h"
-#include "launch/bench/packed_in.h"
 
 namespace osprey::bench {
 
@@ -21,8 +22,8 @@ struct Product {
         x(random_tensor(queue, memory, {m, k}, DType::bf16, 1)),
         w(random_tensor(queue, memory, {n, k}, DType::bf16, 1)),
         y(memory.alloc({m, n}, DType::bf16)),
-        a(packed_in(memory, block_format(a_format), m, k)),
-        b(packed_in(memory, block_format(b_format), n, k)) {
+        a(make_packed(block_format(a_format), m, k, std::bind_front(&Arena::alloc, &memory))),
+        b(make_packed(block_format(b_format), n, k, std::bind_front(&Arena::alloc, &memory))) {
     kernels::quantize(queue, {.y = a, .x = x});
     kernels::quantize(queue, {.y = b, .x = w});
     if (const int64_t bytes = kernels::block_pack_bytes(queue, {&b, 1})) {
@@ -98,8 +99,8 @@ void bench_block_gemm(const Queue& queue) {
   }
   fmt::print(
       "bf16 rows of x times (4096, 4096) packed weights alone, without a format for x: GB/s of weights\n");
-  for (const char* format : {"mxfp4", "mxint8"})
-    for (const int64_t m : {1, 16}) {
+  for (const char* format : {"mxfp4", "nvfp4", "mxint8"})
+    for (const int64_t m : {1, 2, 4, 8, 16}) {
       Product p(queue, m, 4096, 4096, format, format);
       double ours = 1e9, library = 1e9;
       for (int round = 0; round < rounds_of_short; ++round) {

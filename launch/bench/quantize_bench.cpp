@@ -2,10 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <functional>
+
 #include "kernels/quantize.h"
 #include "launch/bench/kernel_bench.h"
 #include "launch/bench/measure.h"
-#include "launch/bench/packed_in.h"
 
 namespace osprey::bench {
 
@@ -15,7 +16,8 @@ void bench_quantize(const Queue& queue) {
   Arena memory("bench", queue.device, 8 * rows * cols);
   const Tensor x = random_tensor(queue, memory, {rows, cols}, DType::bf16, 1),
                mask = memory.alloc({rows, cols / 8}, DType::u8);
-  const Packed packed = packed_in(memory, block_format("mxfp4"), rows, cols);
+  const Packed packed =
+      make_packed(block_format("mxfp4"), rows, cols, std::bind_front(&Arena::alloc, &memory));
   kernels::quantize(queue, {.y = packed, .x = x});
   const kernels::Rotation rotation{.size = 32, .seed = 1, .stream = 2};
   const kernels::Rounding stochastic{.kind = Kind::stochastic, .seed = 3, .stream = 4};
@@ -61,7 +63,7 @@ void bench_quantize(const Queue& queue) {
        }) {
     const int64_t mark = memory.mark();
     kernels::Quantize args = c.args;
-    args.y = packed_in(memory, block_format(c.format), rows, cols);
+    args.y = make_packed(block_format(c.format), rows, cols, std::bind_front(&Arena::alloc, &memory));
     kernels::quantize(queue, args);
     const double seconds = best_seconds(queue, rounds, [&] { kernels::quantize(queue, args); });
     const double read = c.args.x.defined() ? static_cast<double>(x.bytes())

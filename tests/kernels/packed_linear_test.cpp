@@ -110,9 +110,35 @@ TEST(PackedLinear, IsTheProductWithWhatTheWeightsStandFor) {
       }
 }
 
+TEST(PackedLinear, RowsOfTheUnitMatrixReadTheWeightsBitForBit) {
+  // 80 columns are no whole number of what tiles sum at once, and nvfp4 has them.
+  for (const std::string_view format :
+       {"mxfp4", "nvfp4", "nvint4", "mxint8", "mxint4", "mxfp8_e4m3", "int8_row", "int4_tensor", "int4_g32"})
+    for (const int64_t cols : {int64_t{96}, int64_t{80}}) {
+      const BlockFormat f = block_format(format);
+      if (f.granularity == Granularity::block && cols % f.block != 0) continue;
+      for (const int64_t rows : {3, 16}) {
+        SCOPED_TRACE(fmt::format("{} {} rows of {}", format, rows, cols));
+        Layer layer(format, rows, cols);
+        const Floats w = layer.weights(DType::bf16);
+        for (const int64_t first : {int64_t{0}, cols / 2, cols - rows}) {
+          std::vector<bf16> unit(static_cast<size_t>(rows * cols), bf16{0});
+          for (int64_t r = 0; r < rows; ++r)
+            unit[static_cast<size_t>(r * cols + first + r)] = osprey::to_bf16(1);
+          layer.half_x.set(unit);
+          const Floats y = layer.product(DType::bf16, DType::f32);
+          for (int64_t r = 0; r < rows; ++r)
+            for (int64_t c = 0; c < 337; ++c)
+              ASSERT_EQ(y[static_cast<size_t>(r * 337 + c)], w[static_cast<size_t>(c * cols + first + r)])
+                  << first + r << " " << c;
+        }
+      }
+    }
+}
+
 TEST(PackedLinear, TheNumberOfThreadsChangesNoBit) {
   for (const std::string_view format : {"mxfp4", "nvfp4"})
-    for (int64_t rows : {3, 33}) {
+    for (int64_t rows : {3, 9, 33}) {
       const Layer layer(format, rows, 320);
       EXPECT_EQ(layer.product(DType::bf16, DType::f32, 1), layer.product(DType::bf16, DType::f32, 3))
           << format;
@@ -120,20 +146,23 @@ TEST(PackedLinear, TheNumberOfThreadsChangesNoBit) {
 }
 
 TEST(PackedLinear, NanScalesMakeNan) {
-  const Layer layer("mxfp4", 2, 64);
-  std::vector<uint8_t> codes(37 * 32, 0x21), scales(37 * 2, 127);
-  scales[5] = 255;  // of row 2
-  PackedCopy w(block_format("mxfp4"), 37, 64);
-  w.set(codes, scales);
-  const Packed one[] = {w.packed()};
-  const DeviceCopy<float> y(Floats(2 * 37));
-  const int64_t n = kernels::packed_linear_scratch(test_queue(), 2, one);
-  const DeviceCopy<bf16> scratch(halves(Floats(static_cast<size_t>(n))));
-  kernels::packed_linear(
-      test_queue(),
-      {.y = y.tensor({2, 37}), .x = layer.half_x.tensor({2, 64}), .weights = one, .scratch = scratch.flat()});
-  const Floats v = y.values();
-  for (size_t i = 0; i < v.size(); ++i) EXPECT_EQ(std::isnan(v[i]), i % 37 == 2) << i;
+  for (const int64_t rows : {2, 8}) {
+    const Layer layer("mxfp4", rows, 64);
+    std::vector<uint8_t> codes(37 * 32, 0x21), scales(37 * 2, 127);
+    scales[5] = 255;  // of row 2
+    PackedCopy w(block_format("mxfp4"), 37, 64);
+    w.set(codes, scales);
+    const Packed one[] = {w.packed()};
+    const DeviceCopy<float> y(Floats(static_cast<size_t>(rows * 37)));
+    const int64_t n = kernels::packed_linear_scratch(test_queue(), rows, one);
+    const DeviceCopy<bf16> scratch(halves(Floats(static_cast<size_t>(n))));
+    kernels::packed_linear(test_queue(), {.y = y.tensor({rows, 37}),
+                                          .x = layer.half_x.tensor({rows, 64}),
+                                          .weights = one,
+                                          .scratch = scratch.flat()});
+    const Floats v = y.values();
+    for (size_t i = 0; i < v.size(); ++i) EXPECT_EQ(std::isnan(v[i]), i % 37 == 2) << i;
+  }
 }
 
 TEST(PackedLinear, ScratchIsAPanelAndNotTheWeights) {
@@ -141,7 +170,8 @@ TEST(PackedLinear, ScratchIsAPanelAndNotTheWeights) {
   const Packed one[] = {w.packed()};
   EXPECT_LE(kernels::packed_linear_scratch(test_queue(), 100, one), 2048 * 64);
   EXPECT_GT(kernels::packed_linear_scratch(test_queue(), 100, one), 0);
-  EXPECT_EQ(kernels::packed_linear_scratch(test_queue(), 16, one) == 0, test_device().kind == DeviceKind::cpu);
+  EXPECT_EQ(kernels::packed_linear_scratch(test_queue(), 16, one) == 0,
+            test_device().kind == DeviceKind::cpu);
 }
 
 TEST(PackedLinear, WhatDoesNotFitIsRefused) {

@@ -70,6 +70,34 @@ TEST_F(GpuRun, ReplaysStepsBitForBit) {
   EXPECT_TRUE(eager.parameters == replayed.parameters);
 }
 
+TEST_F(GpuRun, LearnsStepsAndFreezesWeightsAsOnTheCpu) {
+  // Steps are learnt from the first step on, and weights freeze from step 3 on, which is recorded anew.
+  const std::vector<std::string> changes = {
+      "train.steps=6",
+      "quant=[{match: 'layers.0.{attn,mlp}.*.weight', preset: lsq}, {match: 'layers.1.{attn,mlp}.*.weight', "
+      "weights: {format: int4_row, scale: stats}, freeze: {first_step: 3, anneal_steps: 1, boundary: 0.1}}]"};
+  const auto with = [&](const char* graphs) {
+    std::vector<std::string> all = changes;
+    all.push_back(graphs);
+    return all;
+  };
+  double frozen = 0, elements = 0;
+  const TinyResult eager = on_gpu(with("train.cuda_graphs=off")),
+                   replayed = on_gpu(with("train.cuda_graphs=on"), [&](Session&s, int64_t step) {
+                     if (step == 6)
+                       for (const WeightFreezer::Count& c : s.freezer->counts())
+                         frozen += c.frozen, elements += c.elements;
+                   });
+  EXPECT_EQ(replayed.replayed_steps, 2) << "of three and three steps";
+  EXPECT_EQ(eager.losses, replayed.losses);
+  EXPECT_EQ(eager.grad_norms, replayed.grad_norms);
+  EXPECT_TRUE(eager.parameters == replayed.parameters);
+  EXPECT_GT(frozen, 0.75 * elements);
+  EXPECT_LT(frozen, elements);
+  const TinyResult cpu = tiny_run(tiny_recipe(changes), 1, 1, 1 << 20, {}, DeviceKind::cpu);
+  EXPECT_LT(largest_difference(cpu.losses, eager.losses), 1e-2);
+}
+
 TEST_F(GpuRun, RecordsAgainWhenOtherParametersAreTrained) {
   // The first layer freezes after the fourth step: two steps as they are and two replays, and the same again.
   const auto freeze = [](Session& s, int64_t step) {

@@ -58,6 +58,20 @@ TEST(Groups, TheFirstMatchWins) {
   EXPECT_TRUE(a.warnings.empty());
 }
 
+TEST(Groups, LearntStepsThatAreDecayedAreWorthAWord) {
+  const std::vector<NamedShape> parameters = {{"layers.0.attn.q.weight", {8, 8}},
+                                              {"layers.0.attn.q.weight_step", {8}},
+                                              {"layers.0.attn.q.input_step", {1}}};
+  std::vector<OptimizerGroupSpec> groups = {group("*_step", adamw), group("*.weight", muon)};
+  const GroupAssignment decayed = assign_groups(groups, parameters);
+  ASSERT_EQ(decayed.warnings.size(), 1u);
+  EXPECT_NE(decayed.warnings[0].find("optim.0 takes weight_decay from learnt step sizes, "
+                                     "layers.0.attn.q.weight_step, layers.0.attn.q.input_step"),
+            std::string::npos);
+  groups[0].weight_decay = 0;
+  EXPECT_TRUE(assign_groups(groups, parameters).warnings.empty());
+}
+
 TEST(Groups, EverythingWrongIsListedAtOnce) {
   const std::string text = error_of({group("layer.*.attn.q.weight", muon), group("*.attn.*", muon),
                                      group("*.attn.q.weight", adamw), group("*.{mlp", adamw)});

@@ -32,7 +32,7 @@ void write_quantized_run(const std::filesystem::path& dir) {
               .add("underflow", layer * 0.125)
               .add("wide_rows_3", 1.0)
               .add("wide_rows_14", 0.0);
-          if (role[0] == 'w') e.add("oscillating", 0.0078125);
+          if (role[0] == 'w') e.add("oscillating", 0.0078125).add("frozen", 0.75);
           log.write(e);
         }
 }
@@ -79,7 +79,7 @@ TEST(QuantizationPart, TheTableShowsTheLastMeasurementByLayerAndRole) {
   EXPECT_NE(html.find("<h2>Quantization</h2>"), std::string::npos);
   EXPECT_NE(html.find("a&lt;b, last measurement"), std::string::npos);
   EXPECT_NE(html.find("<tr><th scope=\"row\">1</th><td>weights</td><td>0.188</td><td>mlp.&lt;up&gt; 0.25</td>"
-                      "<td>0.5</td><td>0.125</td><td>1</td><td>0</td><td>0.00781</td></tr>"),
+                      "<td>0.5</td><td>0.125</td><td>1</td><td>0</td><td>0.00781</td><td>0.75</td></tr>"),
             std::string::npos)
       << html.substr(html.find("<h2>Quantization</h2>"), 3000);
   EXPECT_NE(html.find("<tr><th scope=\"row\">2</th><td>gradients</td><td>0.0469</td>"), std::string::npos);
