@@ -113,6 +113,9 @@ void train(const Options& options, Communicator& world) {
   together(world, [&] {
     open = kernels::open_queue(device, threads);
     tokenizer = load_tokenizer(recipe.data.tokenizer);
+    require(tokenizer->vocab_size() <= recipe.model.vocab_size, "data.tokenizer",
+            "model.vocab_size is {}, but the tokenizer has {} tokens; give at least that",
+            recipe.model.vocab_size, tokenizer->vocab_size());
     const int64_t rows = recipe.train.global_batch_tokens / recipe.data.sequence_len;
     loader = std::make_unique<Loader>(recipe.data, *tokenizer,
                                       Loader::Setup{.seed = static_cast<uint64_t>(recipe.run.seed),
