@@ -7,9 +7,17 @@
 namespace osprey {
 namespace {
 
+std::shared_ptr<const Tokenizer> open_tokenizer(const Recipe& recipe) {
+  std::shared_ptr<const Tokenizer> tokenizer = load_tokenizer(recipe.data.tokenizer);
+  require(tokenizer->vocab_size() <= recipe.model.vocab_size, "data.tokenizer",
+          "model.vocab_size is {}, but the tokenizer has {} tokens; give at least that", recipe.model.vocab_size,
+          tokenizer->vocab_size());
+  return tokenizer;
+}
+
 RunData open_shards(const Recipe& recipe, int64_t global_rows) {
   RunData data;
-  data.tokenizer = load_tokenizer(recipe.data.tokenizer);
+  data.tokenizer = open_tokenizer(recipe);
   data.train = std::make_unique<Loader>(recipe.data, *data.tokenizer,
                                         Loader::Setup{.seed = static_cast<uint64_t>(recipe.run.seed),
                                                       .global_rows = global_rows,
@@ -23,7 +31,7 @@ RunData open_shards(const Recipe& recipe, int64_t global_rows) {
 RunData open_instruction_run(Recipe& recipe, int64_t global_rows, int threads) {
   const auto seed = static_cast<uint64_t>(recipe.run.seed);
   RunData data;
-  data.tokenizer = load_tokenizer(recipe.data.tokenizer);
+  data.tokenizer = open_tokenizer(recipe);
   const InstructionData read = open_instructions(
       recipe.data, data.tokenizer, {.vocab_size = recipe.model.vocab_size, .seed = seed, .threads = threads});
   data.notes = read.summary();

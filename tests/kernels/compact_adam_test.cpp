@@ -27,6 +27,8 @@ std::vector<float> normal(size_t n, float scale, uint64_t stream) {
   return x;
 }
 
+std::vector<float> zeros() { return std::vector<float>(count); }
+
 std::vector<bf16> rounded(const std::vector<float>& x) {
   std::vector<bf16> y;
   for (const float v : x) y.push_back(to_bf16(v));
@@ -96,7 +98,7 @@ TEST(DynamicCode, CodesWithSignReadBack) {
 }
 
 TEST(CompactAdam, InFp32ItIsAdamW) {
-  const DeviceCopy<float> a(normal(count, 1, 1)), b(a.values()), ma(std::vector<float>(count)),
+  const DeviceCopy<float> a(normal(count, 1, 1)), b(a.values()), ma(zeros()),
       va(ma.values()), mb(ma.values()), vb(ma.values());
   DeviceCopy<float> g(normal(count, 0.1f, 2));
   for (int t = 3; t < 8; ++t) {
@@ -129,9 +131,9 @@ TEST(CompactAdam, InFp32ItIsAdamW) {
 }
 
 TEST(CompactAdam, ADirectionIsTheStepThatIsNotTaken) {
-  const DeviceCopy<float> w(std::vector<float>(count)), d(std::vector<float>(count)),
-      g(normal(count, 0.1f, 2)), m(std::vector<float>(count)), v(m.values()), m2(m.values()), v2(m.values());
-  const DeviceCopy<bf16> narrow(std::vector<bf16>(count)), direction(std::vector<bf16>(count));
+  const DeviceCopy<float> w(zeros()), d(zeros()),
+      g(normal(count, 0.1f, 2)), m(zeros()), v(m.values()), m2(m.values()), v2(m.values());
+  const DeviceCopy<bf16> narrow(rounded(zeros())), direction(rounded(zeros()));
   const auto scalars = control({.step = 4});
   CompactAdam c = settings();
   c.grad = g.flat();
@@ -160,7 +162,7 @@ TEST(CompactAdam, WeightsWithoutMasterMoveOnAverageByStepsTheyCannotHold) {
   // A step of 1e-4 on a weight of 1, whose neighbours are 2^-7 away below and above.
   const size_t n = 4096;
   const DeviceCopy<bf16> w(rounded(std::vector<float>(n, 1.0f)));
-  const DeviceCopy<float> g(std::vector<float>(n, 1.0f)), m(std::vector<float>(n)), v(std::vector<float>(n));
+  const DeviceCopy<float> g(std::vector<float>(n, 1.0f)), m(normal(n, 0, 1)), v(m.values());
   const int steps = 50;
   for (int t = 0; t < steps; ++t) {
     const auto scalars = control({.step = t});
@@ -189,7 +191,7 @@ struct Stored {
 
 TEST(CompactAdam, SmallMomentsFollowTheFp32OnesWithinTheirSpacing) {
   for (const bool bytes : {false, true}) {
-    const DeviceCopy<float> a(normal(count, 1, 1)), b(a.values()), m(std::vector<float>(count)),
+    const DeviceCopy<float> a(normal(count, 1, 1)), b(a.values()), m(zeros()),
         v(m.values());
     DeviceCopy<float> g(normal(count, 0.1f, 2));
     const Stored s;
@@ -250,7 +252,7 @@ TEST(CompactAdam, ResultsDependNeitherOnThreadsNorOnAStepThatIsSkipped) {
 
 TEST(ApplyStep, MovesWeightsByFactorTimesStep) {
   const DeviceCopy<float> w(normal(count, 1, 1)), x(normal(count, 1, 2));
-  const DeviceCopy<bf16> r(std::vector<bf16>(count));
+  const DeviceCopy<bf16> r(rounded(zeros()));
   const auto scalars = control({.step = 2, .learning_rate_factor = 0.5});
   const auto start = w.values();
   kernels::apply_step(test_queue(), {.weight = w.flat(),

@@ -157,7 +157,7 @@ plan 'threads: Value -1 not in range' --threads -1
 spoil() { rm -rf "$folder/spoiled"; cp -r "$folder/data" "$folder/spoiled"; }
 on_spoiled() { refused "$1" "$osprey" train $recipe "${data[@]}" --set "data.train=[{path: '$folder/spoiled/train-*'}]" "${@:2}"; }
 train 'no token shard matches nowhere' --set "data.train=[{path: 'nowhere/*'}]"
-train 'vocab_size is 100, but .*holds token 256' --set model.vocab_size=100
+train 'vocab_size is 100, but the tokenizer has 257' --set model.vocab_size=100
 train 'fewer than the .* of one sequence' --set data.sequence_len=1000000 --set train.micro_batch_size=1 \
   --set train.global_batch_tokens=1000000 --set model.layers=1 --set model.hidden_size=8 --set model.heads=1 --set model.ffn_size=8
 train 'nowhere does not exist; give the tokenizer' --set data.tokenizer=nowhere

@@ -92,6 +92,11 @@ class BpeTokenizer final : public Tokenizer {
                                         {.find = [&](const std::string& text) { return find(text); },
                                          .size = vocab_size_,
                                          .first = find_first(files.path)});
+    std::vector<int32_t> named = ids_.stops;  // osprey_tokenizer.json may say anything
+    named.insert(named.end(), {ids_.eos, ids_.bos.value_or(0)});
+    require(*std::max_element(named.begin(), named.end()) < vocab_size_, files.path,
+            "has {} tokens, fewer than osprey_tokenizer.json names beside it; restore that file",
+            vocab_size_);
     fingerprint_ = fmt::format("bpe-{}-{:016x}", vocab_size_, stream_of(description() + pieces));
   }
 

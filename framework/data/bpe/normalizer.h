@@ -11,8 +11,6 @@ namespace osprey::bpe {
 
 class Normalizer {
  public:
-  /// Leaves text as it is.
-  Normalizer() = default;
   /// The `normalizer` of a tokenizer.json, which may be null. Errors: one that is not known, by its name.
   explicit Normalizer(const JsonNode& json);
 

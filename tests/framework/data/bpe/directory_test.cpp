@@ -65,6 +65,13 @@ TEST(BpeDirectory, WhatIsSavedNoLongerNeedsTheModelsFiles) {
   EXPECT_EQ(loaded->bos_id(), 1501);
   EXPECT_EQ(loaded->stop_ids(), (Ids{1502, 1500}));
   EXPECT_EQ(loaded->fingerprint(), tokenizer->fingerprint());
+  const std::string label = (dir / "osprey_tokenizer.json").string(), good = slurp(label);
+  std::string bad = good;
+  bad.replace(bad.find("\"bos_id\": 1501"), 14, "\"bos_id\": 9999");
+  spill(label, bad);
+  EXPECT_TRUE(contains(error_of([&] { load_tokenizer(dir.path().string()); }),
+                       "fewer than osprey_tokenizer.json names"));
+  spill(label, good);
   spill((dir / "tokenizer.json").string(), test::golden_json("smollm"));
   EXPECT_TRUE(contains(error_of([&] { load_tokenizer(dir.path().string()); }), "replaced or damaged"));
 }
