@@ -165,7 +165,8 @@ void add_quantize(CLI::App& app) {
   command
       ->add_option(
           "checkpoint", o->checkpoint,
-          "a checkpoint, a run (its newest checkpoint), or any Hugging Face directory of a family that Osprey knows")
+          "a checkpoint, a run (its newest checkpoint), or a Hugging Face directory of a family that Osprey "
+          "knows")
       ->required();
   command->add_option("directory", o->directory, "what to write; must not exist, or be empty")->required();
   command->add_option(
