@@ -9,8 +9,8 @@ namespace osprey {
 void ModelSpec::fields(Fields& f) {
   f.choice(
       "family", family, {{"llama", Family::llama}, {"gpt", Family::gpt}},
-      "llama: rotary positions, a gated MLP, and many variants. gpt: learned positions, LayerNorm, an MLP of two "
-      "matrices and biases everywhere, as in GPT-2 and OPT");
+      "llama: rotary positions, a gated MLP, and many variants. gpt: learned positions, LayerNorm, an MLP of "
+      "two matrices and biases everywhere, as in GPT-2 and OPT");
   const auto of_llama = [&](const auto& inside) {
     f.when(family == Family::llama, "family is llama", inside);
   };
@@ -60,9 +60,8 @@ void ModelSpec::fields(Fields& f) {
   f("tie_embeddings", tie_embeddings, "the head shares the embedding's weight");
   of_llama([&] {
     f("embedding_projection", embedding_projection,
-      "two orthogonally initialised C x C matrices, after the embedding and before the head, which spread what "
-      "the "
-      "embedding concentrates; folded into embedding and head on export (arXiv 2506.19697)");
+      "two orthogonally initialised C x C matrices, after the embedding and before the head, which spread "
+      "what the embedding concentrates; folded into embedding and head on export (arXiv 2506.19697)");
   });
   f.rule(!(tie_embeddings && embedding_projection), "embedding_projection",
          "cannot be folded on export when tie_embeddings is true; choose one");

@@ -132,9 +132,9 @@ SentencepieceModel read_sentencepiece(const fs::path& path) {
   require(!m.vocabulary.tokens.empty(), m.vocabulary.where,
           "is damaged: a sentencepiece model without pieces");
   constexpr uint64_t bpe = 2;
-  require(
-      m.kind == bpe, m.vocabulary.where,
-      "is no BPE model; llama.cpp computes other kinds of sentencepiece in another way than its llama tokenizer");
+  require(m.kind == bpe, m.vocabulary.where,
+          "is no BPE model; llama.cpp computes other kinds of sentencepiece in another way than its "
+          "llama tokenizer");
   require(!m.normalises, m.vocabulary.where,
           "normalises text by a table, which llama.cpp's llama tokenizer does not; its tokens would differ");
   return m;
@@ -169,10 +169,11 @@ bool flag_of(const json& holder, const char* key, bool otherwise) {
 
 /// llama.cpp's name of how text is cut into words before merging.
 std::string pre_tokenizer(const std::string& where, const json& tree) {
-  constexpr const char* llama3 =
-      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-  constexpr const char* qwen2 =
-      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  // Both cut digits, the one three at a time, the other one by one.
+  const auto tiktoken = [](const char* digits) {
+    return R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|)" + std::string(digits) +
+           R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  };
   const json* pre = member(tree, "pre_tokenizer", json::value_t::object);
   require(pre, where, "has no pre_tokenizer, which byte-level BPE needs");
   const json* list = member(*pre, "pretokenizers", json::value_t::array);
@@ -187,8 +188,8 @@ std::string pre_tokenizer(const std::string& where, const json& tree) {
   if (steps.size() == 2 && bytes && !gpt2 && text_of(steps[0], "type") == "Split") {
     const json* pattern = member(steps[0], "pattern", json::value_t::object);
     const std::string regex = pattern ? text_of(*pattern, "Regex") : "";
-    if (regex == llama3) return "llama-bpe";
-    if (regex == qwen2) return "qwen2";
+    if (regex == tiktoken(R"(\p{N}{1,3})")) return "llama-bpe";
+    if (regex == tiktoken(R"(\p{N})")) return "qwen2";
   }
   fail(where, "cuts text in a way that is none of llama.cpp's gpt-2, llama-bpe, qwen2 and smollm: {}",
        shown(pre->dump()));

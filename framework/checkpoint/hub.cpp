@@ -167,12 +167,13 @@ struct PackedTensor {
   PackedTensor(const Queue& queue, const HubTensor& t, const ReadParameter& read, StoredType type,
                Scratch& scratch)
       : name(t.name),
+        formed(type == StoredType::f16 ? StoredType::f32 : type),
         memory("a packed tensor", {},
-               packed_bytes(t.packed->format, t.shape[0], t.shape[1]) + t.shape.numel() * size_bytes(type) +
+               packed_bytes(t.packed->format, t.shape[0], t.shape[1]) + t.shape.numel() * size_bytes(formed) +
                    256) {
-    const Tensor x = memory.alloc(t.shape, type == StoredType::f32 ? DType::f32 : DType::bf16);
+    const Tensor x = memory.alloc(t.shape, formed == StoredType::f32 ? DType::f32 : DType::bf16);
     auto* to = static_cast<std::byte*>(x.data);
-    each_block(queue, t, read, type, scratch, [&](std::span<const std::byte> values) {
+    each_block(queue, t, read, formed, scratch, [&](std::span<const std::byte> values) {
       std::copy(values.begin(), values.end(), to);
       to += values.size();
     });
@@ -196,6 +197,7 @@ struct PackedTensor {
     return {static_cast<const std::byte*>(t.data), static_cast<size_t>(t.bytes())};
   }
   std::string name;
+  StoredType formed;  // what is quantized; kernels know no F16
   Arena memory;
   Packed packed;
 };

@@ -20,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Options {
-  std::string checkpoint, to = "hf", output, dtype, type, shard_size = "5GB";
+  std::string checkpoint, to = "hf", output, dtype, type, shard_size;
 };
 
 /// Parameters as the checkpoint's optimizer keeps them, in fp32.
@@ -44,7 +44,8 @@ struct Source {
       : from(directory), hub(from), spec(hub.spec()), context(hub.context()) {
     require(
         !hub.quantization(), "export",
-        "the weights of {} are packed as only Osprey reads them; export the checkpoint that they were made of",
+        "the weights of {} are packed as only Osprey reads them; export the checkpoint that they were made "
+        "of",
         from.string());
     const auto beyond = beyond_transformers(spec);
     require(!beyond, "export",
@@ -77,8 +78,9 @@ struct Source {
   std::unique_ptr<ShardIndex> masters;
 };
 
-/// "5GB" as bytes. Errors: no number with MB or GB behind it.
+/// "2GB" as bytes, 5 GB where nothing is said. Errors: no number with MB or GB behind it.
 int64_t shard_bytes(const std::string& text) {
+  if (text.empty()) return 5'000'000'000;
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   const std::string unit(static_cast<const char*>(end), text.data() + text.size());
@@ -126,6 +128,7 @@ GgufType gguf_type(const std::string& word, StoredType otherwise) {
 
 void export_gguf(const Options& options) {
   require(options.dtype.empty(), "export", "--dtype is for --to hf; --to gguf has --type");
+  require(options.shard_size.empty(), "export", "--shard-size is for --to hf; a GGUF file is one");
   const fs::path to = fs::absolute(options.output);
   require(!fs::exists(to), "export", "{} exists; give the name of a new file such as model.gguf",
           to.string());
@@ -164,7 +167,8 @@ void add_export(CLI::App& app) {
   command
       ->add_option(
           "checkpoint", options->checkpoint,
-          "a checkpoint, a run (its newest checkpoint), or any Hugging Face directory of a family that Osprey knows")
+          "a checkpoint, a run (its newest checkpoint), or a Hugging Face directory of a family that Osprey "
+          "knows")
       ->required();
   command
       ->add_option("output", options->output,
@@ -186,10 +190,9 @@ void add_export(CLI::App& app) {
                    "bf16, f16 or f32; as in the checkpoint when absent. f32 starts from the fp32 "
                    "masters where the checkpoint has them")
       ->check(CLI::IsMember({"bf16", "f16", "f32"}));
-  command
-      ->add_option("--shard-size", options->shard_size,
-                   "the most a file of weights holds, in MB or GB (10^6 or 10^9 bytes)")
-      ->capture_default_str();
+  command->add_option(
+      "--shard-size", options->shard_size,
+      "the most a file of weights of --to hf holds, in MB or GB (10^6 or 10^9 bytes); 5GB when absent");
   command->footer(
       "Examples:\n  osprey export runs/osp/checkpoints/step-00000500 --to hf osp-hf\n"
       "  osprey export osp-hf --to gguf --type q8_0 osp.gguf");

@@ -139,7 +139,7 @@ void run(const Options& o) {
   require(packed > 0, "quantize", "no group quantizes weights, so nothing would be packed");
   const Queue queue{.device = {}, .threads = CheckpointOptions().threads};
   const FileRecord file = write_hub_tensors(queue, partial.path() / "model.safetensors", layout,
-                                            read_values(hub), stored(hub.context().dtype));
+                                            read_values(hub), hub.context().file_type());
   write_hub_texts(partial.path(), layout, from);
   // Says where validation data are; osprey eval asks for it.
   if (fs::exists(from / "recipe.yaml"))
@@ -161,7 +161,8 @@ void add_quantize(CLI::App& app) {
   command
       ->add_option(
           "checkpoint", o->checkpoint,
-          "a checkpoint, a run (its newest checkpoint), or any Hugging Face directory of a family that Osprey knows")
+          "a checkpoint, a run (its newest checkpoint), or a Hugging Face directory of a family that Osprey "
+          "knows")
       ->required();
   command->add_option("directory", o->directory, "what to write; must not exist, or be empty")->required();
   command->add_option(

@@ -163,11 +163,10 @@ ModelSpec read_opt(const HubConfig& c) {
   require(activation == "relu", c.where(), "activation_function of opt must be relu, found {}",
           shown(activation));
   const int64_t embedded = c.whole("word_embed_proj_dim", s.hidden_size);
-  require(
-      embedded == s.hidden_size, c.where(),
-      "word_embed_proj_dim {} differs from hidden_size {}; projections of embeddings (opt-350m) are not computed "
-      "by Osprey",
-      embedded, s.hidden_size);
+  require(embedded == s.hidden_size, c.where(),
+          "word_embed_proj_dim {} differs from hidden_size {}; projections of embeddings (opt-350m) are not "
+          "computed by Osprey",
+          embedded, s.hidden_size);
   require(c.flag("do_layer_norm_before", true), c.where(),
           "do_layer_norm_before: false (opt-350m) is not computed by Osprey, whose blocks norm first");
   require_flag(c, "_remove_final_layer_norm", false);

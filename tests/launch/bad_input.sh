@@ -284,6 +284,7 @@ hub opt; sed -i 's/"do_layer_norm_before": true/"do_layer_norm_before": false/' 
 refused 'type is for --to gguf' "$osprey" export "$golden/llama3" "$folder/out" --type q8_0
 refused 'dtype is for --to hf' "$osprey" export "$golden/llama3" "$folder/out" --to gguf --dtype f16
 refused 'must be a number of MB or GB' "$osprey" export "$golden/llama3" "$folder/out" --shard-size 5
+refused 'shard-size is for --to hf' "$osprey" export "$golden/llama3" "$folder/out" --to gguf --shard-size 1GB
 refused 'neither tokenizer.model nor tokenizer.json' "$osprey" export "$golden/llama3" "$folder/out" --to gguf
 refused 'are written of the llama family' "$osprey" export "$golden/gpt2" "$folder/out" --to gguf
 refused 'exists; give the name of a new file' "$osprey" export "$golden/llama3" README.md --to gguf

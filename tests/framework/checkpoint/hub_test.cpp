@@ -62,16 +62,83 @@ TEST(Hub, FormulasAreCarriedOutInFp32AndRoundedOnce) {
   }
 }
 
+/// Values that are all different: the parameter's letter and the element's number.
+float numbered(const std::string& name, int64_t i) {
+  return static_cast<float>((name[0] - 'a') * 1'000'000 + i);
+}
+
+void read_numbered(const std::string& name, int64_t begin, Tensor out) {
+  for (int64_t i = 0; i < out.numel(); ++i) out.as<float>()[i] = numbered(name, begin + i);
+}
+
+TEST(Hub, StackedAndTransposedParametersComeBack) {
+  test::TempDir dir;
+  using Rule = HubTensor::Rule;
+  // More elements than one block holds.
+  const int64_t out = 700, in = 900;
+  const HubLayout layout = {
+      "",
+      "",
+      {{.name = "fused", .shape = {in, 3 * out}, .rule = Rule::transposed, .a = "a", .below = {"b", "c"}},
+       {.name = "bias", .shape = {3 * out}, .a = "d", .below = {"e", "f"}},
+       {.name = "late", .shape = {2 + out, in}, .a = "g", .unread_rows = 2}}};
+  write_hub_tensors(Queue{}, dir / "model.safetensors", layout, read_numbered, StoredType::f32);
+  const SafetensorsModel model(dir.path());
+  const auto at = [&](const char* tensor, int64_t i) {
+    float v = 0;
+    model.read_range(tensor, i, make_tensor(&v, {1}, DType::f32));
+    return v;
+  };
+  EXPECT_EQ(at("fused", 5 * 3 * out + 2 * out + 7),
+            numbered("c", 7 * in + 5));  // row 5, column 7 of the third
+  EXPECT_EQ(at("bias", out + 3), numbered("e", 3));
+  EXPECT_EQ(at("late", in), 0);
+  EXPECT_EQ(at("late", 2 * in + 1), numbered("g", 1));
+  for (const HubTensor& t : layout.tensors)
+    for (const std::string& name : t.parameters()) {
+      std::vector<float> found(static_cast<size_t>(t.parameter_shape().numel() - 3));
+      read_hub_parameter(model, t, name, 3,
+                         make_tensor(found.data(), {static_cast<int64_t>(found.size())}, DType::f32));
+      for (size_t i = 0; i < found.size(); ++i)
+        ASSERT_EQ(found[i], numbered(name, static_cast<int64_t>(i) + 3)) << name;
+    }
+}
+
+TEST(Hub, PackedTensorsAreFormedAsExactlyForF16AsForF32) {
+  test::TempDir dir;
+  const ReadParameter read = [](const std::string& name, int64_t begin, Tensor out) {
+    for (int64_t i = 0; i < out.numel(); ++i)
+      out.as<float>()[i] = random_normal(1, stream_of(name), static_cast<uint64_t>(begin + i));
+  };
+  const HubLayout layout = {
+      "",
+      "",
+      {{.name = "w", .shape = {8, 64}, .a = "w", .packed = HubPacking{.format = block_format("mxfp4")}}}};
+  std::vector<uint8_t> codes[2];
+  for (const StoredType type : {StoredType::f16, StoredType::f32}) {
+    const auto path = dir / name(type);
+    write_hub_tensors(Queue{}, path, layout, read, type);
+    const SafetensorsFile file(path);
+    const auto bytes = file.bytes(*file.find(PackedNames("w").codes));
+    auto& to = codes[type == StoredType::f16];
+    for (const std::byte b : bytes) to.push_back(static_cast<uint8_t>(b));
+  }
+  EXPECT_EQ(codes[0], codes[1]);
+  EXPECT_EQ(codes[0].size(), 8u * 32);
+}
+
 TEST(Hub, TextsAndTokenizerFilesComeAlong) {
   test::TempDir dir;
   std::filesystem::create_directory(dir / "tok");
   std::filesystem::create_directory(dir / "out");
   write_file(dir / "tok" / "tokenizer.model", "t");
+  write_file(dir / "tok" / "chat_template.jinja", "c");
   write_file(dir / "tok" / "private.txt", "x");
   const auto records = write_hub_texts(dir / "out", {"{1}", "{2}", {}}, dir / "tok");
-  ASSERT_EQ(records.size(), 3u);
+  ASSERT_EQ(records.size(), 4u);
   EXPECT_EQ(read_file(dir / "out" / "config.json", 10), "{1}");
   EXPECT_EQ(read_file(dir / "out" / "tokenizer.model", 10), "t");
+  EXPECT_EQ(read_file(dir / "out" / "chat_template.jinja", 10), "c");
   EXPECT_FALSE(std::filesystem::exists(dir / "out" / "private.txt"));
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes hf_logits.json: what transformers computes for the models of hub_model_test.cpp.
+"""Writes hf_logits.json: what transformers computes for the models of hf_logits_test.cpp.
 
     OSPREY_GOLDEN_DIR=/tmp/g models_tests --gtest_filter='*LogitsAreThoseOfTransformers'
     python3 hf_logits.py /tmp/g > hf_logits.json        (torch 2.2.2, transformers 4.52.4)

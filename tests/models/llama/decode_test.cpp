@@ -96,6 +96,20 @@ TEST(Decode, DoesSoForEveryVariant) {
   ModelSpec windowed = small();
   windowed.attention.window = 3;
   check(windowed);
+  ModelSpec qwen2 = windowed;
+  qwen2.attention.window_layers = {"1"};
+  qwen2.qkv_bias = qwen2.output_bias = qwen2.mlp_bias = true;
+  qwen2.rope_scaling = RopeScalingSpec{.kind = RopeScalingSpec::Kind::yarn, .factor = 2, .original_len = 4};
+  check(qwen2);
+  for (Activation activation : {Activation::gelu, Activation::relu}) {
+    ModelSpec gpt = small();
+    gpt.family = ModelSpec::Family::gpt;
+    gpt.kv_heads.reset();
+    gpt.head_size.reset();
+    gpt.activation = activation;
+    gpt.max_positions = tokens;
+    check(gpt);
+  }
   using Kind = AttentionSpec::Kind;
   for (Kind kind : {Kind::clipped_softmax, Kind::sink, Kind::gated}) {
     for (auto gate : {AttentionSpec::Gate::headwise, AttentionSpec::Gate::elementwise}) {
