@@ -67,9 +67,11 @@ TEST(Hub, TextsAndTokenizerFilesComeAlong) {
   std::filesystem::create_directory(dir / "tok");
   std::filesystem::create_directory(dir / "out");
   write_file(dir / "tok" / "tokenizer.model", "t");
+  write_file(dir / "tok" / "chat_template.jinja", "j");
   write_file(dir / "tok" / "private.txt", "x");
   const auto records = write_hub_texts(dir / "out", {"{1}", "{2}", {}}, dir / "tok");
-  ASSERT_EQ(records.size(), 3u);
+  ASSERT_EQ(records.size(), 4u);
+  EXPECT_EQ(read_file(dir / "out" / "chat_template.jinja", 10), "j");
   EXPECT_EQ(read_file(dir / "out" / "config.json", 10), "{1}");
   EXPECT_EQ(read_file(dir / "out" / "tokenizer.model", 10), "t");
   EXPECT_FALSE(std::filesystem::exists(dir / "out" / "private.txt"));
