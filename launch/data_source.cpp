@@ -10,8 +10,8 @@ namespace {
 std::shared_ptr<const Tokenizer> open_tokenizer(const Recipe& recipe) {
   std::shared_ptr<const Tokenizer> tokenizer = load_tokenizer(recipe.data.tokenizer);
   require(tokenizer->vocab_size() <= recipe.model.vocab_size, "data.tokenizer",
-          "model.vocab_size is {}, but the tokenizer has {} tokens; give at least that", recipe.model.vocab_size,
-          tokenizer->vocab_size());
+          "model.vocab_size is {}, but the tokenizer has {} tokens; give at least that",
+          recipe.model.vocab_size, tokenizer->vocab_size());
   return tokenizer;
 }
 

@@ -17,7 +17,10 @@ void require_rows(const std::string& what, const InstructionSet& set, const Inst
 }  // namespace
 
 std::vector<std::string> describe(const std::string& what, const InstructionCounts& counts) {
-  std::string line = fmt::format("{}: {} of {} rows", what, counts.kept, counts.rows);
+  std::string formats;
+  for (const InstructionFormat f : counts.formats)
+    formats += (formats.empty() ? "" : ", ") + std::string(name(f));
+  std::string line = fmt::format("{}: {} of {} rows ({})", what, counts.kept, counts.rows, formats);
   if (counts.held_out > 0) line += fmt::format(", {} held out to validate on", counts.held_out);
   if (counts.truncated > 0) line += fmt::format(", {} cut at data.sequence_len", counts.truncated);
   std::vector<std::string> lines = {

@@ -118,6 +118,7 @@ int64_t InstructionLoader::rows(double epochs) {
 InstructionValidation::InstructionValidation(const DataSpec& spec, std::shared_ptr<const InstructionSet> set,
                                              int32_t filler, int64_t max_tokens)
     : spec_(spec), set_(std::move(set)), filler_(filler) {
+  spec_.attention_across_documents = false;  // also where training is on token shards
   require(set_->size() > 0 && set_->size() <= INT32_MAX, "data", "there are {} rows to validate on",
           set_->size());
   std::vector<int32_t> order(static_cast<size_t>(set_->size()));

@@ -76,7 +76,7 @@ class Reader {
       while (count < kBatchRows && records.next(batch[count].record)) ++count;
       if (count > 0 && format == InstructionFormat::automatic)
         format = sniff_format(where(path, batch[0]), batch[0].record.text);
-      counts_.formats[path] = format;
+      if (count > 0) counts_.formats.insert(format);
       in_parallel(setup_.threads, count, [&](size_t i) { encode(path, format, batch[i]); });
       for (size_t i = 0; i < count; ++i) judge(path, batch[i]);
     }

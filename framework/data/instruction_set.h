@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -44,7 +45,7 @@ struct InstructionCounts {
   int64_t rows = 0, kept = 0, held_out = 0, truncated = 0;  // rows = kept + held out + dropped
   int64_t tokens = 0, trained_tokens = 0;                   // of kept rows
   std::map<std::string, Dropped> dropped;                   // by reason
-  std::map<std::string, InstructionFormat> formats;         // by file
+  std::set<InstructionFormat> formats;                      // of the files
 };
 
 struct InstructionSetup {

@@ -57,6 +57,8 @@ class SentencepieceTokenizer final : public Tokenizer {
     std::vector<int32_t> after_newline;
     encode("\n" + std::string(text), after_newline);
     const auto newline = std::find(after_newline.begin(), after_newline.end(), *newline_);
+    require(newline != after_newline.end(), "tokenizer",
+            "this sentencepiece model loses the newline of a text");
     tokens.insert(tokens.end(), newline + 1, after_newline.end());
   }
 

@@ -98,8 +98,8 @@ TEST(DynamicCode, CodesWithSignReadBack) {
 }
 
 TEST(CompactAdam, InFp32ItIsAdamW) {
-  const DeviceCopy<float> a(normal(count, 1, 1)), b(a.values()), ma(zeros()),
-      va(ma.values()), mb(ma.values()), vb(ma.values());
+  const DeviceCopy<float> a(normal(count, 1, 1)), b(a.values()), ma(zeros()), va(ma.values()),
+      mb(ma.values()), vb(ma.values());
   DeviceCopy<float> g(normal(count, 0.1f, 2));
   for (int t = 3; t < 8; ++t) {
     g.set(normal(count, 0.1f, 10 + static_cast<uint64_t>(t)));
@@ -131,8 +131,8 @@ TEST(CompactAdam, InFp32ItIsAdamW) {
 }
 
 TEST(CompactAdam, ADirectionIsTheStepThatIsNotTaken) {
-  const DeviceCopy<float> w(zeros()), d(zeros()),
-      g(normal(count, 0.1f, 2)), m(zeros()), v(m.values()), m2(m.values()), v2(m.values());
+  const DeviceCopy<float> w(zeros()), d(zeros()), g(normal(count, 0.1f, 2)), m(zeros()), v(m.values()),
+      m2(m.values()), v2(m.values());
   const DeviceCopy<bf16> narrow(rounded(zeros())), direction(rounded(zeros()));
   const auto scalars = control({.step = 4});
   CompactAdam c = settings();
@@ -191,8 +191,7 @@ struct Stored {
 
 TEST(CompactAdam, SmallMomentsFollowTheFp32OnesWithinTheirSpacing) {
   for (const bool bytes : {false, true}) {
-    const DeviceCopy<float> a(normal(count, 1, 1)), b(a.values()), m(zeros()),
-        v(m.values());
+    const DeviceCopy<float> a(normal(count, 1, 1)), b(a.values()), m(zeros()), v(m.values());
     DeviceCopy<float> g(normal(count, 0.1f, 2));
     const Stored s;
     for (int t = 0; t < 20; ++t) {

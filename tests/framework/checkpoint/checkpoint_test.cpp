@@ -12,6 +12,7 @@
 
 #include "framework/config/dumper.h"
 #include "framework/config/reader.h"
+#include "framework/files/file.h"
 #include "framework/parallel/thread_comm.h"
 #include "tests/support/fuzz.h"
 #include "tests/support/refusal.h"
@@ -53,7 +54,8 @@ struct Toy {
 Checkpointer::Texts toy_texts() {
   return {"run: {name: toy}\n",
           {"{}", "{}", {{"model.w", {6, 10}, HubTensor::Rule::copy, "w", "", {}}}},
-          nullptr};
+          nullptr,
+          "{{ messages[0].content }}"};
 }
 
 CheckpointState at_step(int64_t step, int world) {
@@ -127,6 +129,7 @@ TEST(Checkpoint, KeepsTheNewestAndResumesFromIt) {
   const auto all = list_checkpoints(dir.path());
   ASSERT_EQ(all.size(), 2u);
   EXPECT_EQ(all[0].step, 4);
+  EXPECT_EQ(read_file(all[0].path / "chat_template.jinja", 100), "{{ messages[0].content }}");
   EXPECT_EQ(find_checkpoint("auto", dir.path()), all[1].path);
   EXPECT_EQ(find_checkpoint(all[0].path.string(), dir.path()), all[0].path);
   EXPECT_FALSE(find_checkpoint("none", dir.path()));

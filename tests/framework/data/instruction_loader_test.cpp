@@ -138,6 +138,9 @@ TEST(InstructionLoader, ValidationReadsAllInOrder) {
   }
   EXPECT_EQ(targets, learnt);
   EXPECT_EQ(InstructionValidation(s, set, kFiller, 33).rows(), 2);
+  DataSpec shards;  // a model trained on token shards, evaluated on instructions
+  shards.train = {{.path = "shards-*"}};
+  EXPECT_TRUE(InstructionValidation(shards, set, kFiller).spec().documents_apart());
   EXPECT_TRUE(
       contains(error_of([&] { InstructionValidation(s, std::make_shared<InstructionSet>(), 0); }), "0 rows"));
 }

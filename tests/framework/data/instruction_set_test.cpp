@@ -68,8 +68,8 @@ TEST_F(InstructionSetTest, RowsBecomeTokensAndEveryOneIsAccountedFor) {
   EXPECT_EQ(r.counts.dropped.at("it is longer than data.sequence_len").first,
             (dir_ / "rows.jsonl:2: 32 tokens, 16 fit").string());
   EXPECT_EQ(r.counts.dropped.at("it is not JSON, or not fit to be read").rows, 1);
-  EXPECT_TRUE(
-      contains(describe("data.train", r.counts)[0], "data.train: 2 of 5 rows, 13 tokens, 7 of them learnt"));
+  EXPECT_TRUE(contains(describe("data.train", r.counts)[0],
+                       "data.train: 2 of 5 rows (prompt_completion), 13 tokens, 7 of them learnt"));
 }
 
 TEST_F(InstructionSetTest, LongRowsAreCutOrRefusedAsAsked) {
