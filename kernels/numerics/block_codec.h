@@ -31,7 +31,7 @@ enum class ScaleRule : uint8_t {
   four_over_six,  // e4m3 scales of e2m1 only: the better of the largest element at 6 and at 4, by squared
                   // error
   stats,          // f32 scales only: the largest element at twice the mean of |x|; clips
-  lsq,            // f32 scales of rows and matrices only: from a learnt step size, numerics/step_size.h; clips
+  lsq,            // f32 scales of rows and matrices only: a learnt step, numerics/step_size.h; clips
 };
 
 /// What codes are made of: exponent and mantissa of a float. An integer is one with a single exponent bit,
