@@ -162,6 +162,7 @@ void Gpt::declare_block(ParamStore& params, int layer) {
   b.attention.q = affine("attn.q", width, width, spec_.init_std);
   b.attention.k = affine("attn.k", width, width, spec_.init_std);
   b.attention.v = affine("attn.v", width, width, spec_.init_std);
+  b.attention.k.weight->first_of_input = b.attention.v.weight->first_of_input = b.attention.q.weight;
   b.attention.o = affine("attn.o", width, width, residual_std);
   b.norm2 = Norm::declare(params, at + "norm2", layer, NormKind::layernorm, width, spec_.norm_eps);
   b.mlp.activation = spec_.activation;

@@ -128,6 +128,17 @@ everywhere 'gradients in mxfp4 are quantized in blocks of 32 tokens' --set model
 everywhere 'telemetry.quantization_every_steps must be at least 1' --set telemetry.quantization_every_steps=0
 everywhere 'telemetry.oscillation: follows weights of 4 bits, and no group of quant has any' --set telemetry.oscillation=true
 everywhere 'telemetry.oscillation only applies when quantization is true' --set telemetry.quantization=false --set telemetry.oscillation=true
+tune() { for command in check plan; do refused "$1" "$osprey" "$command" recipes/smoke/adamw.yaml --set "finetune=$2" "${@:3}"; done; }
+tune 'finetune.method must be one of .*did you mean owlore' '{method: owlora}'
+tune 'finetune.rank only applies when method is galore, owlore or lora' '{method: lisa, rank: 4}'
+tune '3 layers cannot be active in a model of 2' '{method: lisa, active_layers: 3}'
+tune '65 is more than the smaller side of layers.0.attn.q.weight' '{method: galore, rank: 65}'
+tune 'lora adapts a model that is there; name its directory in model.path' '{method: lora}'
+tune 'nowhere.json' '{method: owlore, active_layers: 1, rank: 4, scores: nowhere.json}'
+tune 'knows neither ssnorm nor embedding_projection' '{method: lisa}' --set model.norm=ssnorm
+tune 'has no gradients in subspaces yet' '{method: galore, rank: 4}' --set model.ffn_size=192 --set 'quant=[{preset: weight_only}]'
+tune 'nowhere is no directory' '{method: full}' --set 'model={path: nowhere}'
+tune 'only applies when path is empty' '{method: full}' --set model.path=nowhere
 refused 'bracket left open' "$osprey" check $recipe --set 'model.layers=[1'
 refused 'exactly one of tokens, steps and epochs; null' "$osprey" check $recipe --set train.tokens=10000
 refused 'run.threads must be between 1 and' "$osprey" check $recipe --set run.threads=0
@@ -194,7 +205,7 @@ printf '{%% macro f() %%}' >"$folder/x.jinja"; on_rows 'x.jinja:1\] the tag macr
 on_rows 'template: qwen is none of auto, chatml' --set data.template=qwen
 on_rows 'attention_across_documents only applies when train names token shards' --set data.attention_across_documents=true
 on_rows 'no file matches nowhere.jsonl' --set "data.train=[{path: nowhere.jsonl}]"
-on_rows 'the tokenizer bytes has 257 tokens but model.vocab_size is 100' --set model.vocab_size=100
+on_rows 'model.vocab_size is 100, but the tokenizer has 257 tokens' --set model.vocab_size=100
 on_rows 'exactly one of tokens, steps and epochs' --set train.epochs=1
 train 'mixes token shards and instruction data' --set "data.train=[{path: a.jsonl},{path: b}]"
 train 'data.packing only applies when train names instruction data' --set data.packing=true
@@ -354,12 +365,12 @@ prepare 'shard-tokens must be positive, got -1' LICENSE --tokenizer bytes --shar
 prepare 'is not UTF-8' "$osprey" --tokenizer bytes
 printf '{"txt": 1}\n' >"$folder/a.jsonl"; prepare 'a.jsonl:1 has no text under the key' "$folder/a.jsonl" --tokenizer bytes
 gzip -c LICENSE | head -c 1000 >"$folder/cut.gz"; prepare 'ends in the middle' "$folder/cut.gz" --tokenizer bytes
-mkdir "$folder/hub"
-hub() { sed "s/$1/$2/" tests/framework/data/bpe/golden/gpt2.json >"$folder/hub/tokenizer.json"; prepare "$3" LICENSE --tokenizer "$folder/hub"; }
-hub x x 'names the token that ends a text; give .eos_token.'
-hub '"ByteLevel"' '"Whitespace"' 'pre_tokenizer is of type .Whitespace.; Osprey knows'
-hub '"BPE"' '"Unigram"' 'model.type is Unigram; Osprey reads BPE'
-hub '{' '[' 'tokenizer.json. is not valid JSON'
+mkdir "$folder/bpe"
+bpe() { sed "s/$1/$2/" tests/framework/data/bpe/golden/gpt2.json >"$folder/bpe/tokenizer.json"; prepare "$3" LICENSE --tokenizer "$folder/bpe"; }
+bpe x x 'names the token that ends a text; give .eos_token.'
+bpe '"ByteLevel"' '"Whitespace"' 'pre_tokenizer is of type .Whitespace.; Osprey knows'
+bpe '"BPE"' '"Unigram"' 'model.type is Unigram; Osprey reads BPE'
+bpe '{' '[' 'tokenizer.json. is not valid JSON'
 : >"$folder/empty"; prepare 'holds no text' "$folder/empty" --tokenizer bytes
 refused 'exists; remove it' "$osprey" prepare LICENSE --tokenizer bytes -o "$folder/data"
 refused 'cannot create /proc/x' "$osprey" prepare LICENSE --tokenizer bytes -o /proc/x

@@ -112,7 +112,7 @@ TEST(Finetune, InASubspaceOfFullRankTheStepIsAdamsInARotatedBasis) {
 
 TEST(Finetune, EveryMethodLearns) {
   const Overrides longer = {"train.steps=40"};
-  for (const std::string method : {std::string("{method: full}"), std::string(lisa), std::string(owlore),
+  for (const std::string& method : {std::string("{method: full}"), std::string(lisa), std::string(owlore),
                                    std::string(galore), std::string("{method: badam, interval: 5}")}) {
     const TinyResult r = tiny_run(recipe_of(method, longer), 1, 1, 4);
     EXPECT_LT(r.losses.back(), r.losses.front() - (method.find("badam") != std::string::npos ? 0.02 : 0.3))
