@@ -75,8 +75,8 @@ void Recipe::fields(Fields& f) {
                gradients ? gradients->format : "", block, train.micro_batch_size, data.sequence_len, tokens));
   }
   const bool four_bits = std::any_of(quant.begin(), quant.end(), [](const QuantGroupSpec& g) {
-    return std::any_of(block_formats().begin(), block_formats().end(), [&](const NamedFormat& f) {
-      return g.weights && f.name == g.weights->format && f.format.bits() == 4;
+    return std::any_of(block_formats().begin(), block_formats().end(), [&](const NamedFormat& one) {
+      return g.weights && one.name == g.weights->format && one.format.bits() == 4;
     });
   });
   f.rule(!telemetry.oscillation || four_bits, "telemetry.oscillation",

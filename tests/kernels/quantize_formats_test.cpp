@@ -264,7 +264,9 @@ TEST(Quantize, RuleStatsPutsTwiceTheMeanMagnitudeAtTheLargestElement) {
             }
           }
         EXPECT_GT(clipped, 20);
-        if (!transpose && dtype == DType::f32) EXPECT_EQ(q.measured(o)[3], clipped);
+        if (!transpose && dtype == DType::f32) {
+          EXPECT_EQ(q.measured(o)[3], clipped);
+        }
       }
   }
 }

@@ -113,7 +113,7 @@ TEST(Finetune, InASubspaceOfFullRankTheStepIsAdamsInARotatedBasis) {
 TEST(Finetune, EveryMethodLearns) {
   const Overrides longer = {"train.steps=40"};
   for (const std::string& method : {std::string("{method: full}"), std::string(lisa), std::string(owlore),
-                                   std::string(galore), std::string("{method: badam, interval: 5}")}) {
+                                    std::string(galore), std::string("{method: badam, interval: 5}")}) {
     const TinyResult r = tiny_run(recipe_of(method, longer), 1, 1, 4);
     EXPECT_LT(r.losses.back(), r.losses.front() - (method.find("badam") != std::string::npos ? 0.02 : 0.3))
         << method;
@@ -156,10 +156,11 @@ TEST(Finetune, MemoryIsWhatThePlanSaysAndDoesNotGrow) {
     EXPECT_EQ(std::set<int64_t>(state.begin(), state.end()).size(), 1u) << method;
     for (const MemoryCategory& p : planned)
       for (const MemoryCategory& m : r.memory)
-        if (m.name == p.name && m.name != "token buffers" && m.name != "packed weights")
+        if (m.name == p.name && m.name != "token buffers" && m.name != "packed weights") {
           EXPECT_NEAR(static_cast<double>(m.bytes), static_cast<double>(p.bytes),
                       0.05 * static_cast<double>(p.bytes))
               << method << ": " << m.name;
+        }
   }
 }
 

@@ -173,7 +173,7 @@ TEST(Recipes, ImpossibleCombinationsNameLineAndCure) {
   const std::string warmup = error("quickstart/osp.yaml", {"schedule.warmup_steps=1e6"});
   EXPECT_NE(warmup.find("schedule: the warmup has 1000000 steps"), std::string::npos) << warmup;
   EXPECT_NE(error("quickstart/osp.yaml", {"optim=[]"}), "");
-  const std::string tokenizer = error("quickstart/osp.yaml", {"data.tokenizer="});
+  const std::string tokenizer = error("quickstart/osp.yaml", {"data.tokenizer=''"});
   EXPECT_NE(tokenizer.find("data.tokenizer: is not given"), std::string::npos) << tokenizer;
   EXPECT_NE(error("quickstart/osp.yaml", {"parallel.zero=2"}), "");
   EXPECT_NE(error("quickstart/osp.yaml", {"lora={}"}).find("lora is not a key"), std::string::npos);

@@ -140,10 +140,11 @@ void expect_the_gradients_of_the_paper(const QuantGroupSpec& spec, double near) 
       column += outs[o];
     }
     EXPECT_LT(relative_error(y, want_y), std::min(tolerance, 0.03));
-    if (const Parameter* step = l.weights[0]->input_step)
+    if (const Parameter* step = l.weights[0]->input_step) {
       EXPECT_LT(relative_error(osprey::test::read(step->grad),
                                x.gradient_of(*step, dx, in, most_of(spec.activations), in)),
                 tolerance);
+    }
     for (size_t i = 0; i < dx.size(); ++i) dx[i] *= x.kept[i];
     EXPECT_LT(relative_error(l.dx, dx), tolerance);
   }

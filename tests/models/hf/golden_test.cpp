@@ -141,7 +141,7 @@ TEST_P(GoldenModel, ExportedInShardsIsTheSameModel) {
 INSTANTIATE_TEST_SUITE_P(Families, GoldenModel,
                          testing::Values("llama3", "llama_bias", "mistral", "qwen2", "qwen2_windows", "qwen3",
                                          "gpt2", "opt"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& one) { return std::string(one.param); });
 
 }  // namespace
 }  // namespace osprey
