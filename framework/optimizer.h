@@ -33,11 +33,12 @@ struct ParamPiece {
   Shape full_shape;       // of the parameter
   int64_t begin = 0;      // flat range [begin, end) of the parameter this piece covers
   int64_t end = 0;
-  // These three have shape full_shape for matrix optimizers and (end - begin) for element ones; but the gradient
-  // of a matrix in a subspace has the subspace's.
-  Tensor value;   // compute dtype: written
-  Tensor master;  // f32: read and written; the same memory as `value` when that is f32 or there are no masters
-  Tensor grad;    // f32: read
+  // These three have shape full_shape for matrix optimizers and (end - begin) for element ones; but the
+  // gradient of a matrix in a subspace has the subspace's.
+  Tensor value;  // compute dtype: written
+  Tensor
+      master;   // f32: read and written; the same memory as `value` when that is f32 or there are no masters
+  Tensor grad;  // f32: read
   std::array<Tensor, max_states> state;  // like grad, or (numel / per) where several elements share one
   const Subspace* subspace = nullptr;    // of a matrix that is trained in one
   int64_t since = 0;                     // the step at which the states began at zero

@@ -39,7 +39,8 @@ class BasisSource {
   virtual void refresh(const Queue& queue, Parameter& p, const Tensor& gradient) = 0;
 };
 
-/// The subspace that a matrix is trained in; its gradient is only ever held there. For a gradient G (out, in):
+/// The subspace that a matrix is trained in; its gradient is only ever held there. For a gradient G (out,
+/// in):
 ///   left:  basis (rank, out), held as basis G (rank, in)
 ///   right: basis (rank, in), held as G basis^T (out, rank)
 /// The smaller side is the one that is projected. Reference: GaLore, Zhao et al. 2403.03507, sec. 3.3.

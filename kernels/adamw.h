@@ -18,7 +18,8 @@ struct AdamWPiece {
 
 /// One step of Adam with decoupled weight decay, on many ranges in one pass:
 ///   g = grad_scale * grad,  m += (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g^2,
-///   p -= lr * (weight_decay p + m / (1 - beta1^t) / (sqrt(v) / sqrt(1 - beta2^t) + eps)),  t = step - since + 1,
+///   p -= lr * (weight_decay p + m / (1 - beta1^t) / (sqrt(v) / sqrt(1 - beta2^t) + eps)),  t = step - since
+///   + 1,
 /// where grad_scale, step and lr = learning_rate * step_learning_rate_factor are read from `control`; nothing
 /// changes when its step_apply is 0.
 /// Aliasing: `value` is `master` itself when it is f32, and never overlaps it when it is bf16.
@@ -31,7 +32,7 @@ struct AdamW {
   double eps = 1e-8;
   double weight_decay = 0;
   int64_t since = 0;  // the step at which m and v were zero
-  Tensor control;  // see kernels/step_control.h
+  Tensor control;     // see kernels/step_control.h
 };
 void adamw(const Queue& queue, const AdamW& args);
 

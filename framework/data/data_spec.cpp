@@ -32,7 +32,8 @@ void SourceSpec::fields(Fields& f) {
 }
 
 void DataSpec::fields(Fields& f) {
-  f("tokenizer", tokenizer, "directory of the tokenizer that made the shards, or bytes; empty: the one in model.path");
+  f("tokenizer", tokenizer,
+    "directory of the tokenizer that made the shards, or bytes; empty: the one in model.path");
   f.list("train", train, "sources that training reads, mixed by weight");
   f.list("validation", validation, "sources that evaluation reads, in order and whole; weights do not apply");
   f("sequence_len", sequence_len, "tokens in one training sequence", between(2, 1 << 30));

@@ -17,7 +17,8 @@ struct HostInfo {
   int64_t memory_bytes = 0;
   std::string gpu = {};  // of the first rank there; empty where the CPU computes
 };
-/// This machine: host name, processor and memory as the kernel reports them; isa and gpu are the caller's to set.
+/// This machine: host name, processor and memory as the kernel reports them; isa and gpu are the caller's to
+/// set.
 HostInfo this_host();
 
 struct RunSummary {

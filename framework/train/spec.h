@@ -44,7 +44,8 @@ enum class Masters { kept, none };
 struct TrainSpec {
   std::optional<int64_t> tokens, steps;
   std::optional<double> epochs;
-  int64_t steps_of_epochs = 0;  // what `epochs` come to: known once the data are open, and no key of the recipe
+  int64_t steps_of_epochs =
+      0;  // what `epochs` come to: known once the data are open, and no key of the recipe
   int64_t global_batch_tokens = 32768;
   int64_t micro_batch_size = 8;
   DType precision = DType::bf16;
@@ -59,7 +60,8 @@ struct TrainSpec {
   int64_t eval_tokens = 65536;
 
   void fields(Fields& f) {
-    f("tokens", tokens, "length of the run in tokens; give one of tokens, steps and epochs", between(1, 1e18));
+    f("tokens", tokens, "length of the run in tokens; give one of tokens, steps and epochs",
+      between(1, 1e18));
     f("steps", steps, "length of the run in optimizer steps", between(1, 1e12));
     f("epochs", epochs,
       "length of the run in passes over the training data; the last step is filled up from the next pass",

@@ -298,12 +298,11 @@ void HubModel::load(const Queue& queue, ParamStore& params) const {
       if (unused) continue;
       Parameter& p = params.at(name);
       require_shape("checkpoint", p.name.c_str(), p.value, t.parameter_shape());
-      write_from_host(queue, p.value,
-                      [&](const Tensor& host) {
-                        read_hub_parameter(*tensors_, t, name, 0, host);
-                        require(!is_step_size(name) || all_finite(host), "checkpoint",
-                                "{}: {} is damaged: it is NaN or infinite", tensors_->path().string(), t.name);
-                      });
+      write_from_host(queue, p.value, [&](const Tensor& host) {
+        read_hub_parameter(*tensors_, t, name, 0, host);
+        require(!is_step_size(name) || all_finite(host), "checkpoint",
+                "{}: {} is damaged: it is NaN or infinite", tensors_->path().string(), t.name);
+      });
       ++p.version;
     }
   }

@@ -166,7 +166,8 @@ TEST(Recipes, ImpossibleCombinationsNameLineAndCure) {
   EXPECT_EQ(heads.find("--set model.heads=5: model.heads: 5 heads do not divide hidden_size 256"), 0u)
       << heads;
   const std::string both = error("quickstart/osp.yaml", {"train.steps=5"});
-  EXPECT_NE(both.find("train.tokens: give exactly one of tokens, steps and epochs"), std::string::npos) << both;
+  EXPECT_NE(both.find("train.tokens: give exactly one of tokens, steps and epochs"), std::string::npos)
+      << both;
   const std::string ranks = error("quickstart/osp.yaml", {}, 3);
   EXPECT_NE(ranks.find("train.global_batch_tokens: "), std::string::npos) << ranks;
   EXPECT_EQ(ranks.find(osp + ":"), 0u) << ranks;
