@@ -29,7 +29,7 @@ struct LowRankAdapter;
 
 struct Parameter;
 
-/// Who sets the basis of a subspace (framework/finetune/subspaces.h).
+/// Who sets the basis of a subspace (framework/finetune/finetuning.h).
 class BasisSource {
  public:
   virtual ~BasisSource() = default;

@@ -16,9 +16,9 @@ std::vector<AdapterNames> declare_adapters(const FinetuneSpec& spec, ParamStore&
   std::vector<Parameter*> weights;
   for (const auto& p : params.all()) {
     p->trainable = false;
-    if (p->matrix() && targets.matches(p->name)) weights.push_back(p.get());
+    if (p->layer >= 0 && p->matrix() && targets.matches(p->name)) weights.push_back(p.get());
   }
-  require(!weights.empty(), "finetune.targets", "\"{}\" matches no matrix", spec.targets);
+  require(!weights.empty(), "finetune.targets", "\"{}\" matches no matrix of a layer", spec.targets);
   const double rank = static_cast<double>(spec.rank);
   const auto scale = static_cast<float>(spec.alpha / (spec.rank_stabilized ? std::sqrt(rank) : rank));
   std::vector<AdapterNames> all;

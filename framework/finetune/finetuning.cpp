@@ -69,7 +69,7 @@ void Finetuning::mark_subspaces() {
   if (!spec_.in_subspaces()) return;
   const Glob targets(spec_.targets);
   for (const auto& p : params_.all()) {
-    if (!targets.matches(p->name) || !p->matrix() || !p->trainable) continue;
+    if (p->layer < 0 || !p->matrix() || !targets.matches(p->name)) continue;
     const int64_t smaller = std::min(p->shape[0], p->shape[1]);
     require(spec_.rank <= smaller, "finetune.rank", "{} is more than the smaller side of {} {}; lower it",
             spec_.rank, p->name, p->shape);
@@ -79,7 +79,7 @@ void Finetuning::mark_subspaces() {
     p->subspace->scale = spec_.scale;
     projected_.push_back(p.get());
   }
-  require(!projected_.empty(), "finetune.targets", "\"{}\" matches no matrix that trains", spec_.targets);
+  require(!projected_.empty(), "finetune.targets", "\"{}\" matches no matrix of a layer", spec_.targets);
 }
 
 std::optional<int> Finetuning::places() const {
@@ -134,7 +134,8 @@ void Finetuning::hand_over(int place, int from, int to, int64_t step) {
     std::swap(parts_.plan->buckets[bucket_index(from)], parts_.plan->buckets[bucket_index(to)]);
 }
 
-void Finetuning::set_turns(const std::vector<ActiveLayer>& turns) {
+/// Returns whether others are active now.
+bool Finetuning::set_turns(const std::vector<ActiveLayer>& turns) {
   bool changed = false;
   for (size_t i = 0; i < turns.size(); ++i) {
     if (active_[i].layer != turns[i].layer) {
@@ -144,11 +145,19 @@ void Finetuning::set_turns(const std::vector<ActiveLayer>& turns) {
     active_[i] = turns[i];
   }
   if (changed && parts_.reducer) parts_.reducer->rebind(reduce_buckets(params_));
+  return changed;
+}
+
+void Finetuning::before_step(Trainer&, int64_t step) {
+  const bool changed = turns_ && set_turns(turns_->at(step));
+  prepare(step);
+  if (!turns_ || (told_ && !changed)) return;
+  told_ = true;
+  if (on_turn) on_turn(step, active_);
 }
 
 void Finetuning::prepare(int64_t step) {
   step_ = step;
-  if (turns_) set_turns(turns_->at(step));
   int64_t index = 0;
   for (Parameter* p : projected_) {
     if (!p->trainable) continue;

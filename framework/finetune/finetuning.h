@@ -37,7 +37,10 @@ class Finetuning final : public StepHook, private BasisSource {
   void attach(const Parts& parts) { parts_ = parts; }
 
   /// Wakes up and puts to sleep what `step` wants, and says whose basis it sets anew.
-  void before_step(Trainer&, int64_t step) override { prepare(step); }
+  void before_step(Trainer&, int64_t step) override;
+  /// Told in the steps where other layers wake up, and in the first of this process; may be empty.
+  std::function<void(int64_t step, const std::vector<ActiveLayer>&)> on_turn;
+  /// Says who chooses a basis in `step`; layers are as they are.
   void prepare(int64_t step);
   /// As it was when `step` steps were done, with empty state that is to be loaded.
   void stand_after(int64_t step);
@@ -57,7 +60,7 @@ class Finetuning final : public StepHook, private BasisSource {
   void refresh(const Queue& queue, Parameter& p, const Tensor& gradient) override;
   void mark_frozen();
   void mark_subspaces();
-  void set_turns(const std::vector<ActiveLayer>& turns);
+  bool set_turns(const std::vector<ActiveLayer>& turns);
   void hand_over(int place, int from, int to, int64_t step);
   size_t bucket_index(int layer) const;
 
@@ -71,6 +74,7 @@ class Finetuning final : public StepHook, private BasisSource {
   std::unique_ptr<Arena> bases_;
   std::vector<AdapterNames> adapters_;
   std::vector<Parameter*> projected_;  // that have a subspace, of all layers
+  bool told_ = false;                  // who is active
   int64_t step_ = 0;                   // that is being prepared or computed
 };
 

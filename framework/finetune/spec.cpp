@@ -45,7 +45,7 @@ void FinetuneSpec::fields(Fields& f) {
   });
   f.when(in_subspaces() || adapts(), "method is galore, owlore or lora", [&] {
     f("rank", rank, "of subspaces or adapters; at most the smaller side of a matrix", at_least(1));
-    f("targets", targets, "pattern over the names of the matrices it applies to");
+    f("targets", targets, "pattern over the names of the matrices of layers that it applies to");
   });
   f.when(in_subspaces(), "method is galore or owlore", [&] {
     f("refresh_every", refresh_every,

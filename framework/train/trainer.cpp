@@ -1,5 +1,6 @@
 #include "framework/train/trainer.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "framework/clock.h"
@@ -187,13 +188,15 @@ void Trainer::count_up_versions() {
 /// The first steps run as they are: buffers are made and libraries choose their algorithms. Then one is
 /// recorded, and again whenever other parameters are trained, or quantized in another way.
 void Trainer::compute_or_replay() {
-  const bool only_now = quantization_watch_ != nullptr && quantization_watch_->this_step_only();
+  const auto& all = parts_.params->all();
+  const bool only_now =
+      (quantization_watch_ != nullptr && quantization_watch_->this_step_only()) ||
+      std::any_of(all.begin(), all.end(), [](const auto& p) { return p->subspace && p->subspace->refresh; });
   if (parts_.graphs == TrainerParts::Graphs::off || parts_.tape->profiled() || only_now) return compute();
-  const auto& params = parts_.params->all();
   bool changed = false;
-  uses_.resize(params.size());
-  for (size_t i = 0; i < params.size(); ++i) {
-    const Use now{params[i]->trainable, params[i]->scheme, params[i]->freezing};
+  uses_.resize(all.size());
+  for (size_t i = 0; i < all.size(); ++i) {
+    const Use now{all[i]->trainable, all[i]->scheme, all[i]->freezing};
     changed = changed || !(uses_[i] == now);
     uses_[i] = now;
   }

@@ -98,6 +98,15 @@ void write_decision(RunWatch& watch, int64_t step, int64_t tokens, std::span<con
                   step, layers.size(), forward, dw, dx));
 }
 
+/// Which layers train from now on. As with decisions, a run that goes on writes them again.
+void write_turn(RunWatch& watch, int64_t step, int64_t tokens, const std::vector<ActiveLayer>& layers) {
+  std::string text;
+  for (const ActiveLayer& l : layers) text += fmt::format("{}{}", text.empty() ? "" : " ", l.layer);
+  watch.write(MetricsEntry("turn", step + 1, tokens).add("layers", text));
+  watch.note(fmt::format("from step {} on, of the layers {} train{}", step + 1, text,
+                         layers.size() == 1 ? "s" : ""));
+}
+
 void train(const Options& options, Communicator& world) {
   Recipe recipe;
   RunData data;
@@ -143,8 +152,13 @@ void train(const Options& options, Communicator& world) {
   session.schemes->on_decision = [&](int64_t step, std::span<const LayerPatterns> layers) {
     write_decision(*watch, step, trainer.tokens_after(step + 1), layers);
   };
+  session.finetuning->on_turn = [&](int64_t step, const std::vector<ActiveLayer>& layers) {
+    write_turn(*watch, step, trainer.tokens_after(step + 1), layers);
+  };
   trainer.add_hook(session.finetuning.get());  // first: it decides what the step trains
-  trainer.add_hook(&record);
+  // Laws are of models that are trained from nothing.
+  if (recipe.model_path.empty() && recipe.finetune.method == FinetuneSpec::Method::full)
+    trainer.add_hook(&record);
   trainer.add_hook(session.schemes.get());
   trainer.add_hook(watch.get());  // before the saver: the train entry of a step stands before its checkpoint
   trainer.add_hook(saver.get());

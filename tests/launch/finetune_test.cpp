@@ -344,7 +344,7 @@ TEST(Finetune, WhatDoesNotFitIsRefused) {
   };
   expect(said("{method: lisa, active_layers: 5}"), "5 layers cannot be active in a model of 4");
   expect(said("{method: owlore, active_layers: 2, rank: 33}"), "33 is more than the smaller side of");
-  expect(said("{method: galore, rank: 8, targets: 'layers.*.q'}"), "matches no matrix that trains");
+  expect(said("{method: galore, rank: 8, targets: 'layers.*.q'}"), "matches no matrix of a layer");
   expect(said("{method: lora, rank: 4}"), "lora adapts a model that is there");
   expect(said("{method: lisa}", {"model.norm=ssnorm"}), "knows neither ssnorm");
   expect(said("{method: galore, rank: 8}",

@@ -51,6 +51,21 @@ TEST_F(GpuRun, EvaluatesAsOnTheCpu) {
   EXPECT_NEAR(*gpu.standard_error, *cpu.standard_error, 1e-4 * *cpu.standard_error + 1e-7);
 }
 
+TEST_F(GpuRun, FineTunesAsOnTheCpu) {
+  const std::string small = "[{match: '*', kind: adamw, learning_rate: 5.0e-3, moments: int8}]";
+  for (const char* method : {"{method: lisa, active_layers: 1, interval: 4}",
+                             "{method: owlore, active_layers: 1, interval: 6, rank: 8, refresh_every: 6}"}) {
+    const std::vector<std::string> changes = {"model.norm=rmsnorm", "model.embedding_projection=false",
+                                              "optim=" + small, fmt::format("finetune={}", method),
+                                              "train.steps=9"};
+    const TinyResult cpu = tiny_run(tiny_recipe(changes), 1, 1, 1 << 20, {}, DeviceKind::cpu),
+                     gpu = on_gpu(changes);
+    EXPECT_LT(largest_difference(cpu.losses, gpu.losses), 2e-3) << method;
+    EXPECT_LT(gpu.losses.back(), gpu.losses.front());
+    EXPECT_GT(gpu.replayed_steps, 0) << method;
+  }
+}
+
 TEST_F(GpuRun, LosesAsMuchAsOnTheCpu) {
   for (const auto& [precision, tolerance] : {std::pair{"fp32", 1e-4}, {"bf16", 2e-2}}) {
     const std::vector<std::string> changes = {"train.steps=4", fmt::format("train.precision={}", precision)};
