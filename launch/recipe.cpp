@@ -4,6 +4,7 @@
 
 #include "framework/config/dumper.h"
 #include "framework/config/reader.h"
+#include "framework/quant/step_sizes.h"
 #include "kernels/core/check.h"
 #include "models/hf/hub_model.h"
 
@@ -92,6 +93,11 @@ void Recipe::fields(Fields& f) {
              std::none_of(quant.begin(), quant.end(), [](const QuantGroupSpec& g) { return g.freeze; }),
          "quant",
          "freezes elements of weights, which only finetune.method: full trains throughout; drop freeze");
+  const bool from_masters = std::any_of(quant.begin(), quant.end(), [](const QuantGroupSpec& g) {
+    return g.freeze || learns_step(g.weights) || learns_step(g.activations);
+  });
+  f.rule(!from_masters || train.masters == Masters::kept, "train.master_weights",
+         "must be fp32 where quant learns step sizes or freezes weights, which both read and write masters");
   f.rule(!finetune.adapts() || !model_path.empty(), "finetune.method",
          "lora adapts a model that is there; name its directory in model.path");
   f.rule(!data.tokenizer.empty() || !model_path.empty(), "data.tokenizer",

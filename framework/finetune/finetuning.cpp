@@ -94,7 +94,6 @@ size_t Finetuning::bucket_index(int layer) const {
 }
 
 void Finetuning::materialize(const Queue& queue) {
-  queue_ = queue;
   if (turns_) {
     active_ = turns_->at(0);
     std::vector<bool> awake(params_.buckets().size());
@@ -173,7 +172,9 @@ void Finetuning::prepare(int64_t step) {
 }
 
 void Finetuning::stand_after(int64_t step) {
-  if (turns_ && step > 0) set_turns(turns_->at(step - 1));
+  // One choice after the other: between two that are far apart, layers may have changed places with each
+  // other.
+  for (int64_t at = 0; turns_ && at < step; at += turns_->interval()) set_turns(turns_->at(at));
 }
 
 bool Finetuning::wants_gradient() const { return !parts_.device_world || parts_.device_world->rank() == 0; }

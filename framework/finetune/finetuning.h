@@ -67,7 +67,6 @@ class Finetuning final : public StepHook, private BasisSource {
   FinetuneSpec spec_;
   ParamStore& params_;
   uint64_t seed_;
-  Queue queue_;
   Parts parts_;
   std::unique_ptr<LayerTurns> turns_;
   std::vector<ActiveLayer> active_;

@@ -137,6 +137,7 @@ tune 'lora adapts a model that is there; name its directory in model.path' '{met
 tune 'nowhere.json' '{method: owlore, active_layers: 1, rank: 4, scores: nowhere.json}'
 tune 'knows neither ssnorm nor embedding_projection' '{method: lisa}' --set model.norm=ssnorm
 tune 'has no gradients in subspaces yet' '{method: galore, rank: 4}' --set model.ffn_size=192 --set 'quant=[{preset: weight_only}]'
+tune 'master_weights: must be fp32 where quant learns' '{method: full}' --set train.master_weights=none --set 'quant=[{preset: lsq}]'
 tune 'nowhere is no directory' '{method: full}' --set 'model={path: nowhere}'
 tune 'only applies when path is empty' '{method: full}' --set model.path=nowhere
 refused 'bracket left open' "$osprey" check $recipe --set 'model.layers=[1'

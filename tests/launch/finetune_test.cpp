@@ -236,6 +236,17 @@ TEST(Finetune, ResumingIsExactWhereverItHappens) {
     }
 }
 
+TEST(Finetune, ResumingIsExactWhereLayersHaveChangedPlacesMeanwhile) {
+  // Others in every step: by the ninth, layers have left, come back, and stand in other places.
+  const char* const restless = "{method: owlore, active_layers: 2, interval: 1, rank: 8, refresh_every: 2}";
+  const Outcome whole = train_in_stages(restless, {}, {{1, 14}});
+  for (const int64_t at : {5, 7, 9, 10, 11, 12}) {
+    const Outcome resumed = train_in_stages(restless, {}, {{1, at}, {1, 14}});
+    EXPECT_EQ(whole.losses, resumed.losses) << at;
+    EXPECT_EQ(whole.parameters, resumed.parameters) << at;
+  }
+}
+
 TEST(Finetune, ARunGoesOnWithAnotherNumberOfRanks) {
   const Outcome whole = train_in_stages(owlore, {}, {{1, 8}}),
                 changed = train_in_stages(owlore, {}, {{2, 4}, {1, 8}});
