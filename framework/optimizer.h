@@ -56,6 +56,9 @@ class Optimizer {
   virtual const char* kind() const = 0;
   virtual ShardGranularity granularity() const = 0;
   virtual std::vector<StateSpec> states() const = 0;
+  /// Are elements updated one by one, so that some rows of a matrix may go before the others? Rows begin at
+  /// multiples of 256.
+  virtual bool element_wise() const { return granularity() == ShardGranularity::element; }
   /// Can it update bf16 values that have no fp32 master?
   virtual bool updates_in_place() const { return false; }
   /// Peak learning rate; the schedule multiplies it.

@@ -101,48 +101,75 @@ void ParamStore::materialize(Device device, DType dtype, Gradients gradients, st
                               [&](const Shape& s, DType d) { return packed_->alloc(s, d); });
     }
   }
-  if (gradients == Gradients::on)
-    allocate_gradients(device, slots);
+  if (gradients != Gradients::off)
+    allocate_gradients(device, gradients, slots);
   else
     grads_ = std::make_unique<Arena>("gradients", device, 0);
 }
 
-void ParamStore::allocate_gradients(Device device, std::optional<int> slots) {
+namespace {
+
+/// Rows of a table whose gradient is formed at a time: about 64 MiB, in multiples of 256 rows, so that blocks
+/// of whatever optimizers keep for several elements begin where a block of rows does.
+int64_t rows_at_a_time(const Shape& table) {
+  const int64_t most = std::max<int64_t>(256, (int64_t{16} << 20) / table[1] / 256 * 256);
+  return std::min(table[0], most);
+}
+
+void require_same_gradients(const Bucket& a, const Bucket& b) {
+  const auto same = [](const Parameter* p, const Parameter* q) {
+    return p->shape == q->shape && p->trainable == q->trainable && p->grad_offset == q->grad_offset;
+  };
+  require(std::equal(a.params.begin(), a.params.end(), b.params.begin(), b.params.end(), same), "parameters",
+          "layers {} and {} differ in shape, so they cannot take turns in the same memory", a.layer, b.layer);
+}
+
+}  // namespace
+
+void ParamStore::allocate_gradients(Device device, Gradients gradients, std::optional<int> slots) {
+  const bool brief = gradients == Gradients::brief;
+  int64_t row_numel = 0;
   for (Bucket& b : buckets_)
     for (Parameter* p : b.params) {
       if (!p->trainable) continue;
+      if (brief && p->by_rows) {
+        row_numel = std::max(row_numel, rows_at_a_time(p->shape) * p->shape[1]);
+        continue;
+      }
       p->grad_offset = b.grad_numel;
       b.grad_numel += padded(p->grad_shape().numel());
     }
   const Bucket* first_layer = nullptr;
-  int64_t total = 0;
+  int64_t outside = 0, all_layers = 0, largest_layer = 0;
   for (const Bucket& b : buckets_) {
-    if (!slots || b.layer < 0) {
-      total += b.grad_numel;
+    if (b.layer < 0) {
+      outside += b.grad_numel;
       continue;
     }
     if (!first_layer) first_layer = &b;
-    const auto same = [](const Parameter* p, const Parameter* q) {
-      return p->shape == q->shape && p->trainable == q->trainable && p->grad_offset == q->grad_offset;
-    };
-    require(std::equal(b.params.begin(), b.params.end(), first_layer->params.begin(),
-                       first_layer->params.end(), same),
-            "parameters", "layers {} and {} differ in shape, so they cannot take turns in the same memory",
-            first_layer->layer, b.layer);
+    if (slots) require_same_gradients(*first_layer, b);
+    all_layers += b.grad_numel;
+    largest_layer = std::max(largest_layer, b.grad_numel);
   }
-  const int64_t slot_numel = first_layer ? first_layer->grad_numel : 0;
-  total += slot_numel * slots.value_or(0);
-  grads_ = std::make_unique<Arena>("gradients", device, total * 4);
-  for (Bucket& b : buckets_)
-    if (!slots || b.layer < 0) bind(b, grads_->alloc({b.grad_numel}, DType::f32));
-  for (int i = 0; i < slots.value_or(0); ++i) slots_.push_back(grads_->alloc({slot_numel}, DType::f32));
+  const int64_t layers = brief ? largest_layer : slots ? largest_layer * *slots : all_layers;
+  grads_ = std::make_unique<Arena>("gradients", device, (outside + layers + padded(row_numel)) * 4);
+  const auto alloc = [&](int64_t numel) { return grads_->alloc({numel}, DType::f32); };
+  const Tensor shared = brief ? alloc(largest_layer) : Tensor{}, rows = alloc(row_numel);
+  for (Bucket& b : buckets_) {
+    if (slots && b.layer >= 0) continue;
+    for (Parameter* p : b.params)
+      if (brief && p->by_rows && p->trainable)
+        p->row_gradient = view_at(rows, 0, {rows_at_a_time(p->shape), p->shape[1]});
+    bind(b, brief && b.layer >= 0 ? view_at(shared, 0, {b.grad_numel}) : alloc(b.grad_numel));
+  }
+  for (int i = 0; i < slots.value_or(0); ++i) slots_.push_back(brief ? shared : alloc(largest_layer));
   slot_owner_.assign(slots_.size(), nullptr);
 }
 
 void ParamStore::bind(Bucket& bucket, const Tensor& grads) {
   bucket.grads = grads;
   for (Parameter* p : bucket.params)
-    if (p->trainable) p->grad = view_at(grads, p->grad_offset, p->grad_shape());
+    if (p->trainable && !p->row_gradient.defined()) p->grad = view_at(grads, p->grad_offset, p->grad_shape());
 }
 
 void ParamStore::bind_gradients(int slot, int layer) {

@@ -2,6 +2,7 @@
 // What is trained. A parameter is declared once, with a path name; optimizer groups, checkpoint keys,
 // quantization patterns, freezing and sharding all match on that name.
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -39,6 +40,15 @@ class BasisSource {
   virtual void refresh(const Queue& queue, Parameter& p, const Tensor& gradient) = 0;
 };
 
+/// Uses the gradient of some rows of a table as soon as it is there, so that nobody holds all of it.
+class RowSink {
+ public:
+  virtual ~RowSink() = default;
+  /// dL/d of the rows [first, first + gradient.rows()) of p, complete; the memory is used again after the
+  /// call.
+  virtual void take(Parameter& p, int64_t first, const Tensor& gradient) = 0;
+};
+
 /// The subspace that a matrix is trained in; its gradient is only ever held there. For a gradient G (out,
 /// in):
 ///   left:  basis (rank, out), held as basis G (rank, in)
@@ -74,6 +84,12 @@ struct Parameter {
   bool grad_written = false;  // false: the next writer overwrites
   uint64_t version = 1;       // bumped by whoever writes `value`; caches of packed weights compare it
 
+  // May its gradient be formed some rows at a time? Models say so of tables that one op alone reads
+  // (embedding, cross_entropy); whoever materializes takes it back where the optimizer wants whole matrices.
+  bool by_rows = false;
+  Tensor row_gradient;  // (rows at a time, cols) f32, shared by all such tables; undefined: not by rows
+  RowSink* row_sink = nullptr;  // whom the rows go to; null in a plan
+
   const QuantScheme* scheme =
       nullptr;  // how linear layers quantize it now (framework/quant); null: not at all
   const Freezing* freezing = nullptr;  // which of its elements no update may move now; null: it may move all
@@ -98,6 +114,17 @@ struct Parameter {
   Shape grad_shape() const { return subspace ? subspace->projected_shape(shape) : shape; }
   /// Where this micro step's gradient goes; marks it written.
   Accum accumulate();
+  /// Of a table with row_gradient: calls form(first, gradient) for its rows, some at a time, which then go to
+  /// row_sink.
+  template <class Form>
+  void accumulate_by_rows(const Form& form) {
+    for (int64_t first = 0; first < shape[0]; first += row_gradient.rows()) {
+      const Tensor some = row_gradient.row_range(0, std::min(row_gradient.rows(), shape[0] - first));
+      form(first, some);
+      if (row_sink) row_sink->take(*this, first, some);
+    }
+    grad_written = true;
+  }
 };
 
 /// All parameters of one layer, in flat buffers: the unit of gradient reduction and weight gathering.
@@ -120,11 +147,13 @@ class ParamStore {
   std::vector<Bucket>& buckets() { return buckets_; }
   Bucket& bucket(int layer);
 
-  /// Allocates values, and gradients of the parameters that are trainable now; `gradients` == off for
-  /// evaluation. With `slots`, that many layers have gradient memory at a time: those that bind_gradients()
-  /// gives a slot to, and layer -1 always.
+  /// Allocates values, and gradients of the parameters that are trainable now.
+  /// Gradients: off for evaluation; brief: those of a layer only live until backward comes to the next one,
+  /// so all layers share the same memory, and tables by_rows have memory for some rows.
+  /// With `slots`, that many layers have gradient memory at a time: those that bind_gradients() gives a slot
+  /// to, and layer -1 always.
   /// Errors: throws where a trainable weight is stored packed, and where layers with slots differ in shape.
-  enum class Gradients { off, on };
+  enum class Gradients { off, on, brief };
   void materialize(Device device, DType dtype, Gradients gradients, std::optional<int> slots = {});
   /// Gives the gradient memory of a slot to the parameters of a layer; takes it from whoever had it.
   void bind_gradients(int slot, int layer);
@@ -144,7 +173,7 @@ class ParamStore {
   std::vector<std::unique_ptr<Parameter>> params_;
   std::unordered_map<std::string, Parameter*> by_name_;
   std::vector<Bucket> buckets_;
-  void allocate_gradients(Device device, std::optional<int> slots);
+  void allocate_gradients(Device device, Gradients gradients, std::optional<int> slots);
   static void bind(Bucket& bucket, const Tensor& grads);
   std::unique_ptr<Arena> values_, grads_, packed_;
   std::vector<Tensor> slots_;  // (grad_numel) f32 each

@@ -84,6 +84,9 @@ void embedding_backward(const Queue& queue, const EmbeddingBackward& b) {
   if (!b.dweight) return;
   require(b.tokens.numel() == b.dy.rows() && b.dweight.tensor.cols() == b.dy.cols(), "embedding",
           "dy must be ({}, {}), got {}", b.tokens.numel(), b.dweight.tensor.cols(), b.dy);
+  require(b.first_row >= 0 && b.first_row + b.dweight.tensor.rows() <= INT32_MAX, "embedding",
+          "rows of a table are counted in 31 bits, got [{}, {})", b.first_row,
+          b.first_row + b.dweight.tensor.rows());
   dispatch(queue, b, cpu::embedding_backward, cuda::embedding_backward);
 }
 

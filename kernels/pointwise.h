@@ -78,11 +78,13 @@ struct EmbeddingForward {
 };
 void embedding_forward(const Queue& queue, const EmbeddingForward& args);
 
-/// dweight[tokens[n]] += dy[n], in the order of n, so the sum does not depend on threads.
-/// Shapes: dweight (V, C) f32, dy (N, C). Errors: a token outside [0, V) is passed over: forward told.
+/// dweight[tokens[n] - first_row] += dy[n], in the order of n, so the sum does not depend on threads.
+/// Shapes: dweight (V, C) f32, the rows from `first_row` on of the whole gradient, dy (N, C). A token outside
+/// [first_row, first_row + V) is passed over: it is another row's, or forward told.
 struct EmbeddingBackward {
   Accum dweight;
   Tensor dy, tokens;
+  int64_t first_row = 0;
 };
 void embedding_backward(const Queue& queue, const EmbeddingBackward& args);
 

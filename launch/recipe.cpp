@@ -93,6 +93,10 @@ void Recipe::fields(Fields& f) {
              std::none_of(quant.begin(), quant.end(), [](const QuantGroupSpec& g) { return g.freeze; }),
          "quant",
          "freezes elements of weights, which only finetune.method: full trains throughout; drop freeze");
+  f.rule(train.updates == Updates::after_backward ||
+             std::none_of(quant.begin(), quant.end(), [](const QuantGroupSpec& g) { return g.freeze; }),
+         "quant",
+         "freezes elements of weights between backward and update; set train.updates: after_backward");
   const bool from_masters = std::any_of(quant.begin(), quant.end(), [](const QuantGroupSpec& g) {
     return g.freeze || learns_step(g.weights) || learns_step(g.activations);
   });
@@ -118,6 +122,14 @@ void Recipe::rank_rules(Fields& f, int64_t ranks) const {
   const int64_t micro_steps = batch / micro / length / ranks;
   const bool divides =
       batch % micro == 0 && batch / micro % length == 0 && batch / micro / length % ranks == 0;
+  f.rule(
+      !divides || train.updates == Updates::after_backward || (micro_steps == 1 && ranks == 1),
+      "train.updates",
+      fmt::format(
+          "in_backward uses gradients as they are formed, with nothing to add to them, and here are {} micro "
+          "steps on each of {} rank{}; use one rank, and set global_batch_tokens to micro_batch_size {} x "
+          "sequence_len {} = {}",
+          micro_steps, ranks, ranks == 1 ? "" : "s", micro, length, micro * length));
   constexpr int64_t most_micro_steps = 1 << 16;
   f.rule(divides, "train.global_batch_tokens",
          fmt::format(

@@ -45,7 +45,12 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const
   schemes = std::make_unique<QuantSchemes>(recipe_.quant, params, static_cast<uint64_t>(recipe_.run.seed),
                                            recipe_.train.global_batch_tokens);
   optimizers = std::make_unique<OptimizerGroups>(recipe_.optim, params);
-  params.materialize(queue.device, recipe_.train.precision, ParamStore::Gradients::on, finetuning->places());
+  const bool brief = recipe_.train.updates == Updates::in_backward;
+  if (brief)
+    for (const auto& p : params.all())
+      p->by_rows = p->by_rows && p->trainable && optimizers->of(*p).element_wise();
+  params.materialize(queue.device, recipe_.train.precision,
+                     brief ? ParamStore::Gradients::brief : ParamStore::Gradients::on, finetuning->places());
   finetuning->materialize(queue);
   schemes->materialize(queue);
   auto of = [this](const Parameter& p) -> const Optimizer& { return optimizers->of(p); };

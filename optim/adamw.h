@@ -28,6 +28,7 @@ class AdamW final : public Optimizer {
   ShardGranularity granularity() const override {
     return settings_.moments == MomentFormat::int8 ? ShardGranularity::matrix : ShardGranularity::element;
   }
+  bool element_wise() const override { return true; }
   std::vector<StateSpec> states() const override { return adam_states(settings_.moments); }
   bool updates_in_place() const override { return true; }
   double learning_rate() const override { return settings_.learning_rate; }

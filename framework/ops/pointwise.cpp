@@ -87,7 +87,13 @@ Var embedding(Tape& t, const Tensor& tokens, Var weight) {
   const Tensor y = t.alloc({tokens.numel(), table.cols()}, table.dtype);
   kernels::embedding_forward(t.queue(), {.y = y, .tokens = tokens, .weight = table});
   return t.record("embedding", y, {weight}, [=, &t](Tensor dy) {
-    kernels::embedding_backward(t.queue(), {.dweight = t.grad(weight), .dy = dy, .tokens = tokens});
+    Parameter* const p = t.parameter(weight);
+    if (!p || !p->row_gradient.defined())
+      return kernels::embedding_backward(t.queue(), {.dweight = t.grad(weight), .dy = dy, .tokens = tokens});
+    p->accumulate_by_rows([&](int64_t first, const Tensor& some) {
+      kernels::embedding_backward(t.queue(),
+                                  {.dweight = {some, false}, .dy = dy, .tokens = tokens, .first_row = first});
+    });
   });
 }
 

@@ -41,6 +41,10 @@ struct RunSpec {
 /// Are fp32 masters kept of bf16 values, or are the values updated as they are?
 enum class Masters { kept, none };
 
+/// When parameters are updated: once all gradients of a step are there, or each layer's as soon as its own
+/// are.
+enum class Updates { after_backward, in_backward };
+
 struct TrainSpec {
   std::optional<int64_t> tokens, steps;
   std::optional<double> epochs;
@@ -50,6 +54,7 @@ struct TrainSpec {
   int64_t micro_batch_size = 8;
   DType precision = DType::bf16;
   Masters masters = Masters::kept;
+  Updates updates = Updates::after_backward;
   Recompute recompute = Recompute::none;
   std::optional<double> max_grad_norm = 1.0;
   enum class Graphs { automatic, on, off };
@@ -82,6 +87,12 @@ struct TrainSpec {
         "fp32: bf16 weights are rounded from copies in fp32, 4 bytes a parameter. none: they are updated as they "
         "are and rounded by chance, so that small steps are kept on average; adamw only");
     f.choice(
+        "updates", updates,
+        {{"after_backward", Updates::after_backward}, {"in_backward", Updates::in_backward}},
+        "after_backward: once all gradients are there. in_backward: each layer as soon as its gradients are, which "
+        "then make room for those of the next: gradients take the memory of one layer, and of some rows of embedding "
+        "and head. In that case with one rank and one micro batch a step, and without clipping");
+    f.choice(
         "recompute", recompute,
         {{"none", Recompute::none}, {"attention", Recompute::attention}, {"block", Recompute::block}},
         "block: keep only each block's input and compute the rest again during backward; attention: the same "
@@ -92,6 +103,8 @@ struct TrainSpec {
         "auto: with one rank");
     f("max_grad_norm", max_grad_norm,
       "global gradient norm above which gradients are scaled down; null: no clipping", positive());
+    f.rule(updates == Updates::after_backward || !max_grad_norm, "updates",
+           "in_backward knows no norm of all gradients before the first is used; set max_grad_norm: null");
     f("profile_steps", profile_steps,
       "steps, after the first three of the run, that are written op by op to trace.json in the run directory, for "
       "chrome://tracing or Perfetto",

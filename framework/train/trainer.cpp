@@ -30,10 +30,18 @@ Trainer::Trainer(const TrainSpec& spec, const TrainerParts& parts)
     : spec_(spec), parts_(parts), graph_(parts.queue.device) {
   micro_steps_ = micro_steps(spec_, parts_.sequence_len, parts_.world->size());
   allocate();
+  parts_.tape->set_recompute(spec_.recompute);
+  if (spec_.updates == Updates::in_backward) {
+    require(micro_steps_ == 1 && parts_.world->size() == 1 && !spec_.max_grad_norm && !parts_.freezer,
+            "train.updates", "in_backward is for one rank and one micro step, without clipping or freezing");
+    in_backward_ = std::make_unique<UpdatesInBackward>(parts_.queue, *parts_.params, *parts_.updater,
+                                                       inputs_.scalars, parts_.seed);
+    parts_.tape->set_layer_hook(in_backward_.get());
+    return;
+  }
   std::vector<Tensor> gradients;
   for (const Bucket& b : parts_.params->buckets()) gradients.push_back(b.grads);
   owned_gradients_ = osprey::owned_gradients(*parts_.plan, parts_.world->rank(), gradients);
-  parts_.tape->set_recompute(spec_.recompute);
   parts_.tape->set_layer_hook(parts_.reducer);
 }
 
@@ -142,17 +150,19 @@ void Trainer::enqueue(int64_t step, Flight& flight) {
   flight.done->record(parts_.queue);
 }
 
-/// Forward, backward, reduction, norm and update: all that happens on the device.
+static Tensor scalars_between(const Tensor& scalars, int begin, int end) {
+  return scalars.columns(begin, end).view({end - begin});
+}
+
+/// Forward, backward and update: all that happens on the device.
 void Trainer::compute() {
   Tape& tape = *parts_.tape;
-  const auto scalars = [&](int begin, int end) {
-    return inputs_.scalars.columns(begin, end).view({end - begin});
-  };
+  const auto scalars = [&](int begin, int end) { return scalars_between(inputs_.scalars, begin, end); };
   parts_.params->begin_step();
   tape.set_mode(Tape::Mode::train);
   tape.set_quantization_watch(quantization_watch_);
   for (int64_t i = 0; i < micro_steps_; ++i) {
-    if (i + 1 == micro_steps_) parts_.reducer->arm();
+    if (i + 1 == micro_steps_ && !in_backward_) parts_.reducer->arm();
     tape.set_draw_index({.step = scalars(step_number, step_number + 1),
                          .micro_batch = i * parts_.world->size() + parts_.world->rank()});
     tape.backward(parts_.model->loss(tape, inputs_.batches[static_cast<size_t>(i)],
@@ -161,6 +171,13 @@ void Trainer::compute() {
     tape.reset();
   }
   tape.set_quantization_watch(nullptr);
+  if (!in_backward_) update();
+}
+
+/// Reduction, norm, clipping, update, and the new values to all ranks.
+void Trainer::update() {
+  Tape& tape = *parts_.tape;
+  const auto scalars = [&](int begin, int end) { return scalars_between(inputs_.scalars, begin, end); };
   parts_.reducer->wait_all();
   if (parts_.freezer) parts_.freezer->hold(scalars(step_number, step_number + 1));
   sum_of_squares(parts_.queue,

@@ -13,6 +13,7 @@
 #include "framework/parallel/reducer.h"
 #include "framework/train/spec.h"
 #include "framework/train/updater.h"
+#include "framework/train/updates_in_backward.h"
 #include "kernels/device.h"
 #include "kernels/step_control.h"
 
@@ -159,6 +160,7 @@ class Trainer {
   void send(const Flight& flight, int64_t count);
   void enqueue(int64_t step, Flight& flight);
   void compute();
+  void update();
   void compute_or_replay();
   void count_up_versions();
   StepResult finish(Flight& flight);
@@ -181,6 +183,7 @@ class Trainer {
   Tensor evaluation_;                               // (rounds, 2) f64: nats and targets of each round
   std::array<Flight, 2> flights_;
   std::vector<Tensor> owned_gradients_;
+  std::unique_ptr<UpdatesInBackward> in_backward_;  // null: update() once backward is done
   std::vector<StepHook*> hooks_;
   QuantizationWatch* quantization_watch_ = nullptr;
   StepResult last_;  // delivered

@@ -13,8 +13,13 @@ static Tensor flat_range(const Tensor& t, int64_t begin, int64_t end) {
   return make_tensor(flat.data, {end - begin}, t.dtype, t.device);
 }
 
+/// Of the gradient: a table that is updated some rows at a time holds none.
+static Shape gradient_shape(const ParamPiece& p) {
+  return p.grad.defined() ? p.grad.shape : Shape{p.end - p.begin};
+}
+
 static int64_t state_elements(const ParamPiece& p, const StateSpec& s) {
-  return (p.grad.numel() + s.per - 1) / s.per;
+  return (gradient_shape(p).numel() + s.per - 1) / s.per;
 }
 
 Updater::Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan,
@@ -57,7 +62,7 @@ void Updater::point(ParamPiece& piece, const Parameter& p, const Optimizer& opti
   piece.subspace = p.subspace.get();
   const bool whole = optimizer.granularity() == ShardGranularity::matrix;
   piece.value = whole ? p.value : flat_range(p.value, piece.begin, piece.end);
-  piece.grad = whole ? p.grad : flat_range(p.grad, piece.begin, piece.end);
+  piece.grad = whole || !p.grad.defined() ? p.grad : flat_range(p.grad, piece.begin, piece.end);
 }
 
 void Updater::allocate(Group& group) {
@@ -72,7 +77,7 @@ void Updater::allocate(Group& group) {
     p.master = in_place ? p.value : state_->alloc(p.value.shape, DType::f32);
     for (size_t i = 0; i < group.states.size(); ++i) {
       const StateSpec& s = group.states[i];
-      p.state[i] = state_->alloc(s.per == 1 ? p.grad.shape : Shape{state_elements(p, s)}, s.dtype);
+      p.state[i] = state_->alloc(s.per == 1 ? gradient_shape(p) : Shape{state_elements(p, s)}, s.dtype);
     }
   }
 }
@@ -98,6 +103,39 @@ void Updater::initialize(uint64_t seed) {
 void Updater::step(const Tensor& control, uint64_t seed) {
   for (const Group& g : groups_)
     g.optimizer->step(queue_, g.pieces, {.control = control, .seed = seed, .workspace = scratch_});
+}
+
+void Updater::step_layer(int layer, const Tensor& control, uint64_t seed) {
+  for (const Group& g : groups_) {
+    some_.clear();
+    for (size_t i = 0; i < g.pieces.size(); ++i)
+      if (g.parameters[i]->layer == layer && g.pieces[i].grad.defined()) some_.push_back(g.pieces[i]);
+    if (!some_.empty())
+      g.optimizer->step(queue_, some_, {.control = control, .seed = seed, .workspace = scratch_});
+  }
+}
+
+void Updater::step_rows(const Parameter& parameter, int64_t first, const Tensor& gradient,
+                        const Tensor& control, uint64_t seed) {
+  const int64_t cols = parameter.shape[1], begin = first * cols, end = begin + gradient.numel();
+  for (const Group& g : groups_)
+    for (size_t i = 0; i < g.pieces.size(); ++i) {
+      if (g.parameters[i] != &parameter) continue;
+      ParamPiece p = g.pieces[i];
+      require(p.begin == 0 && p.end == parameter.shape.numel(), "updater",
+              "{} is cut over ranks and cannot be updated by rows", parameter.name);
+      p.begin = begin;
+      p.end = end;
+      p.value = flat_range(p.value, begin, end);
+      p.master = flat_range(p.master, begin, end);
+      p.grad = gradient.view({gradient.numel()});
+      for (size_t s = 0; s < g.states.size(); ++s) {
+        const int64_t per = g.states[s].per;
+        require(begin % per == 0, "updater", "rows of {} begin inside a block of {} elements", p.name, per);
+        p.state[s] = flat_range(p.state[s], begin / per, (end + per - 1) / per);
+      }
+      g.optimizer->step(queue_, {&p, 1}, {.control = control, .seed = seed, .workspace = scratch_});
+    }
 }
 
 void Updater::assign(const Parameter& parameter, std::span<const float> values) {

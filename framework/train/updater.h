@@ -28,6 +28,11 @@ class Updater {
   /// Updates masters, state and this rank's values as `control` says (kernels/step_control.h). The caller
   /// then gathers values (Reducer).
   void step(const Tensor& control, uint64_t seed);
+  /// The same for the parameters of one layer whose gradients are held whole.
+  void step_layer(int layer, const Tensor& control, uint64_t seed);
+  /// The same for the rows from `first` on of a table, by their gradient; every rank has all of them.
+  void step_rows(const Parameter& p, int64_t first, const Tensor& gradient, const Tensor& control,
+                 uint64_t seed);
   /// Writes values from masters (after loading a checkpoint).
   void round_values();
   /// Fills masters from values (after loading a model).
@@ -60,6 +65,7 @@ class Updater {
   std::vector<Group> groups_;
   std::unique_ptr<Arena> state_, workspace_;
   Tensor scratch_;
+  std::vector<ParamPiece> some_;  // of a group, to be updated now
 };
 
 }  // namespace osprey

@@ -1,5 +1,8 @@
 #include "kernels/classifier.h"
 
+#include <cstring>
+
+#include "kernels/classifier_rows_chunks.h"
 #include "kernels/cpu/classifier_chunks.h"
 #include "kernels/cpu/isa/classifier.h"
 #include "kernels/linear.h"
@@ -46,9 +49,13 @@ void softmax_rows(const Queue& queue, const kernels::Classifier& args, const Scr
   const ClassifierTable& table = classifier_table();
   parallel_for(queue, end - begin, 1, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) {
+      // The row uses its logits up.
+      const double wanted = targets[r] < 0 ? 0 : static_cast<double>(logits.as<float>()[r * v + targets[r]]);
       void* out = d.defined() ? static_cast<char*>(d.data) + r * v * size_bytes(d.dtype) : nullptr;
       s.losses[r] =
           table.row(logits.as<float>() + r * v, v, targets[r], grad_scale, out, d.dtype == DType::f32);
+      if (args.log_sums.defined())
+        args.log_sums.as<float>()[begin + r] = static_cast<float>(s.losses[r] + wanted);
     }
   });
   for (int64_t r = 0; r < end - begin; ++r) {
@@ -98,6 +105,34 @@ void classifier(const Queue& queue, const kernels::Classifier& args) {
   args.sums.as<double>()[0] += sum.loss;
   args.sums.as<double>()[1] += sum.tokens;
   if (args.loss.defined()) *args.loss.as<float>() = static_cast<float>(sum.loss * grad_scale);
+}
+
+void classifier_rows(const Queue& queue, const kernels::ClassifierRows& args) {
+  const int64_t n = args.x.rows(), rows = args.weight.rows();
+  const auto chunks = kernels::ClassifierRowsChunks::of(n, rows, args.x.dtype);
+  const Tensor all_logits = chunks.logits(args.scratch), all_d = chunks.d(args.scratch);
+  const double grad_scale = args.grad_scale.defined() ? *args.grad_scale.as<double>() : 1.0;
+  const ClassifierTable& table = classifier_table();
+  for (int64_t begin = 0; begin < n; begin += chunks.tokens) {
+    const int64_t end = std::min(n, begin + chunks.tokens), count = end - begin;
+    const Tensor logits = all_logits.row_range(0, count), d = all_d.row_range(0, count);
+    const Tensor x = args.x.row_range(begin, end);
+    kernels::linear_forward(queue, {.y = logits, .x = x, .weights = {&args.weight, 1}, .pack = {}});
+    const int32_t* targets = args.targets.as<int32_t>() + begin;
+    const float* log_sums = args.log_sums.as<float>() + begin;
+    parallel_for(queue, count, 1, [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) {
+        char* out = static_cast<char*>(d.data) + r * rows * size_bytes(d.dtype);
+        if (targets[r] < 0)
+          std::memset(out, 0, static_cast<size_t>(rows * size_bytes(d.dtype)));
+        else
+          table.columns(logits.as<float>() + r * rows, rows, targets[r] - args.first_row, log_sums[r],
+                        static_cast<float>(grad_scale), out, d.dtype == DType::f32);
+      }
+    });
+    const Accum dw{args.dweight, begin > 0};
+    kernels::linear_wgrad(queue, {.dweights = {&dw, 1}, .outs = {&rows, 1}, .dy = d, .x = x});
+  }
 }
 
 }  // namespace osprey::cpu

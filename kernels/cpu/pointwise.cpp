@@ -157,8 +157,9 @@ void embedding_backward(const Queue& queue, const kernels::EmbeddingBackward& b)
     if (!b.dweight.add)
       std::memset(row(b.dweight.tensor, begin), 0, static_cast<size_t>((end - begin) * n) * sizeof(float));
     for (int64_t r = 0; r < b.dy.rows(); ++r) {
-      if (tokens[r] < begin || tokens[r] >= end) continue;
-      float* sum = row_of<float>(b.dweight.tensor, tokens[r]);
+      const int64_t at = tokens[r] - b.first_row;
+      if (at < begin || at >= end) continue;
+      float* sum = row_of<float>(b.dweight.tensor, at);
       if (b.dy.dtype == DType::bf16)
         pointwise_table().accumulate_bf16(sum, row_of<bf16>(b.dy, r), n);
       else

@@ -6,6 +6,7 @@
 
 #include <limits>
 
+#include "kernels/classifier_rows_chunks.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/row.h"
@@ -27,6 +28,7 @@ struct Rows {
   const double* grad_scale;  // or null: 1
   double* losses;
   float* token_losses;  // or null
+  float* log_sums;      // or null
 };
 
 struct Room {
@@ -124,11 +126,12 @@ __global__ void loss_and_gradient(Rows a) {
   Room& room = block_shared<Room>();
   const int64_t row = blockIdx.x, target = a.targets[row];
   float* logits = a.logits + row * a.stride;
-  double loss = 0;
+  double loss = 0, log_sum = 0;
   if (target >= 0 && target < a.vocabulary) {
     const float wanted = logits[target];
     const Softmax softmax = softmax_of(logits, a.vocabulary, room);
-    loss = static_cast<double>(softmax.top) - static_cast<double>(wanted) + log(softmax.sum);
+    log_sum = static_cast<double>(softmax.top) + log(softmax.sum);
+    loss = log_sum - static_cast<double>(wanted);
     if constexpr (gradients == Gradients::wanted)
       write_gradient<D>(logits, a.vocabulary, target, softmax,
                         a.grad_scale ? static_cast<float>(*a.grad_scale) : 1.0f);
@@ -139,6 +142,31 @@ __global__ void loss_and_gradient(Rows a) {
   if (threadIdx.x != 0) return;
   a.losses[row] = loss;
   if (a.token_losses) a.token_losses[row] = static_cast<float>(loss);
+  if (a.log_sums) a.log_sums[row] = static_cast<float>(log_sum);
+}
+
+struct Columns {
+  const float* logits;
+  void* d;
+  int64_t rows;  // of the head: columns here
+  int64_t first;
+  const int32_t* targets;
+  const float* log_sums;
+  const double* grad_scale;  // or null: 1
+};
+
+/// One block a token: d = (exp(logits - log_sum) - onehot) scale for some rows of the head.
+template <class D>
+__global__ void gradient_of_columns(Columns a) {
+  const int64_t token = blockIdx.x, target = a.targets[token];
+  const float* logits = a.logits + token * a.rows;
+  D* d = static_cast<D*>(a.d) + token * a.rows;
+  const float log_sum = a.log_sums[token];
+  const float scale = target < 0 ? 0.0f : a.grad_scale ? static_cast<float>(*a.grad_scale) : 1.0f;
+  for (int64_t j = threadIdx.x; j < a.rows; j += threads) {
+    const float p = target < 0 ? 0.0f : fast_exp2((logits[j] - log_sum) * log2_e);
+    d[j] = Convert<D>::from((a.first + j == target ? p - 1 : p) * scale);
+  }
 }
 
 struct Totals {
@@ -223,7 +251,8 @@ void classifier(const Queue& queue, const kernels::Classifier& args, const Class
                     args.targets.as<int32_t>() + begin,
                     grad_scale,
                     scratch.losses + begin,
-                    args.token_losses.defined() ? args.token_losses.as<float>() + begin : nullptr};
+                    args.token_losses.defined() ? args.token_losses.as<float>() + begin : nullptr,
+                    args.log_sums.defined() ? args.log_sums.as<float>() + begin : nullptr};
     if (!gradients)
       launch_rows<float, Gradients::none>(queue, count, rows);
     else if (args.x.dtype == DType::bf16)
@@ -243,6 +272,29 @@ void classifier(const Queue& queue, const kernels::Classifier& args, const Class
       scratch.losses, args.targets.as<int32_t>(), n,
       grad_scale,     args.sums.as<double>(),     args.loss.defined() ? args.loss.as<float>() : nullptr};
   launch("cross_entropy", queue, {dim3(1), dim3(total_threads), sizeof(TotalRoom)}, add_totals, totals);
+}
+
+void classifier_rows(const Queue& queue, const kernels::ClassifierRows& args) {
+  const int64_t n = args.x.rows(), rows = args.weight.rows();
+  const auto chunks = kernels::ClassifierRowsChunks::of(n, rows, args.x.dtype);
+  for (int64_t begin = 0; begin < n; begin += chunks.tokens) {
+    const int64_t end = std::min(n, begin + chunks.tokens), count = end - begin;
+    const Tensor x = args.x.row_range(begin, end), logits = chunks.logits(args.scratch).row_range(0, count),
+                 d = chunks.d(args.scratch).row_range(0, count);
+    product(queue, {.d = logits, .a = x, .b = args.weight, .op_b = Op::transpose});
+    const Columns columns{logits.as<float>(),
+                          d.data,
+                          rows,
+                          args.first_row,
+                          args.targets.as<int32_t>() + begin,
+                          args.log_sums.as<float>() + begin,
+                          args.grad_scale.defined() ? args.grad_scale.as<double>() : nullptr};
+    const bool narrow = args.x.dtype == DType::bf16;
+    launch("cross_entropy", queue, {dim3(static_cast<unsigned>(count)), dim3(threads), 0},
+           narrow ? gradient_of_columns<bf16> : gradient_of_columns<float>, columns);
+    product(queue,
+            {.d = args.dweight, .a = d, .b = x, .op_a = Op::transpose, .beta = begin > 0 ? 1.0f : 0.0f});
+  }
 }
 
 }  // namespace osprey::cuda

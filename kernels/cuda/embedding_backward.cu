@@ -20,6 +20,7 @@ struct EmbeddingGradient {
   const T* dy;
   const int32_t* tokens;
   int64_t dweight_stride, dy_stride, vocabulary, cols, count;
+  int64_t first;      // token of dweight's first row
   int64_t rows;       // of the vocabulary for each block
   int64_t token_run;  // tokens that one access reads: 4, or 1 where they are not aligned
   Start start;
@@ -145,7 +146,7 @@ __global__ void embedding_backward_kernel(EmbeddingGradient<T> a) {
         Pack<float, V>::from(zeros).store(dweight + r * a.dweight_stride + c);
   }
   for (int64_t start = 0; start < a.count; start += tile) {
-    const int found = find(a, start, first_row, rows_here, s);
+    const int found = find(a, start, a.first + first_row, rows_here, s);
     if (found == 0) continue;
     sort(found, rows_here, s);
     for (int r = group; r < rows_here; r += groups) {
@@ -173,8 +174,8 @@ void run(const Queue& queue, const kernels::EmbeddingBackward& b) {
                                .vocabulary = vocabulary,
                                .cols = to.cols(),
                                .count = b.tokens.numel(),
+                               .first = b.first_row,
                                .rows = rows,
-
                                .token_run = reinterpret_cast<uintptr_t>(tokens) % 16 == 0 ? 4 : 1,
                                .start = b.dweight.add ? Start::what_is_there : Start::zero};
   constexpr int V = vector_length<T>;

@@ -144,6 +144,8 @@ void Gpt::declare(ParamStore& params) {
   for (int l = 0; l < static_cast<int>(spec_.layers); ++l) declare_block(params, l);
   norm_ = Norm::declare(params, "norm", -1, NormKind::layernorm, width, spec_.norm_eps);
   head_ = spec_.tie_embeddings ? embed_ : &params.add("head.weight", -1, {spec_.vocab_size, width}, normal);
+  embed_->by_rows = head_->by_rows = head_ != embed_;
+  positions_->by_rows = true;
 }
 
 void Gpt::declare_block(ParamStore& params, int layer) {

@@ -171,6 +171,7 @@ void Llama::declare(ParamStore& params) {
   if (spec_.embedding_projection)
     head_projection_ = &params.add("head_projection.weight", -1, {width, width}, {Init::Kind::orthogonal, 0});
   head_ = spec_.tie_embeddings ? embed_ : &params.add("head.weight", -1, {spec_.vocab_size, width}, normal);
+  embed_->by_rows = head_->by_rows = head_ != embed_;
 }
 
 void Llama::declare_block(ParamStore& params, int layer) {

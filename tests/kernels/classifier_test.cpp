@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <deque>
 
+#include "kernels/pointwise.h"
 #include "tests/oracle/classifier.h"
 #include "tests/support/on_device.h"
 
@@ -139,6 +141,50 @@ TEST(Classifier, SumsAndWeightGradientsAddUpAndTheLossDoesNot) {
   std::vector<double> twice = want.dweight;
   for (double& g : twice) g *= 2;
   EXPECT_LT(relative_error(got.dweight.values(), twice), 2e-5);
+}
+
+TEST(Classifier, RowsOfTheHeadsGradientAreThoseOfTheWholeOne) {
+  for (DType dtype : {DType::f32, DType::bf16})
+    for (const auto& [n, c, v] :
+         {std::array<int64_t, 3>{1, 8, 3}, {90, 40, 129}, {70, 64, 2100}, {6, 8, 20001}, {2500, 8, 70}}) {
+      SCOPED_TRACE(fmt::format("{} {}x{} to {}", name(dtype), n, c, v));
+      Head h(n, c, v, dtype);
+      const oracle::Classifier want = h.want(0.5);
+      Results got(h);
+      const int64_t at_a_time = v / 3 + 1;
+      OnDevice on(2);
+      Buffer scratch = h.scratch(on.queue, Gradients::wanted), grad_scale = filled({1}, DType::f64, 0.5),
+             log_sums({n}, DType::f32),
+             row_scratch({kernels::classifier_rows_scratch(n, at_a_time, dtype)}, DType::f32);
+      const Tensor x = on(h.x), weight = on(h.weight), targets = on(h.targets), sums = on(log_sums),
+                   scale = on(grad_scale), dweight = on(got.dweight), some = on(row_scratch);
+      kernels::classifier(on.queue, {.x = x,
+                                     .weight = weight,
+                                     .targets = targets,
+                                     .grad_scale = scale,
+                                     .sums = on(got.sums),
+                                     .loss = on(got.loss),
+                                     .dx = on(got.dx),
+                                     .log_sums = sums,
+                                     .scratch = on(scratch)});
+      std::deque<Buffer> blocks;  // rows of `dweight` lie apart
+      for (int64_t first = 0; first < v; first += at_a_time) {
+        const int64_t end = std::min(v, first + at_a_time);
+        const Tensor to = on(blocks.emplace_back(Shape{end - first, c}, DType::f32));
+        kernels::classifier_rows(on.queue, {.x = x,
+                                            .weight = weight.row_range(first, end),
+                                            .targets = targets,
+                                            .log_sums = sums,
+                                            .grad_scale = scale,
+                                            .dweight = to,
+                                            .scratch = some,
+                                            .first_row = first});
+        kernels::copy(on.queue, {.y = dweight.row_range(first, end), .x = to});
+      }
+      on.fetch();
+      EXPECT_LT(relative_error(got.dweight.values(), want.dweight), dtype == DType::bf16 ? 1.5e-2 : 2e-5);
+      EXPECT_TRUE(got.guards_intact() && scratch.guards_intact() && row_scratch.guards_intact());
+    }
 }
 
 TEST(Classifier, EvaluationGivesTheLossesOfTrainingBitForBit) {

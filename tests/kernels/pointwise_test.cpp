@@ -212,6 +212,33 @@ TEST(EmbeddingKernel, BackwardAddsInTheOrderOfTokensBitForBit) {
       }
 }
 
+TEST(EmbeddingKernel, RowsOfTheGradientAreThoseOfTheWholeOneBitForBit) {
+  for (const EmbeddingSize& e : embeddings)
+    for (DType dtype : floats) {
+      SCOPED_TRACE(fmt::format("{} {} {} {}", name(dtype), e.vocabulary, e.cols, e.count));
+      Slice tokens = tokens_of(e.count, e.vocabulary, e.layout.before), dy(e.count, e.cols, dtype, e.layout),
+            whole(e.vocabulary, e.cols, DType::f32);
+      dy.fill(1);
+      OnDevice on;
+      const Tensor ids = tokens.vector_on(on), d = dy.on(on);
+      kernels::embedding_backward(on.queue, {.dweight = {whole.on(on), false}, .dy = d, .tokens = ids});
+      const int64_t at_a_time = e.vocabulary / 3 + 1;
+      std::vector<Slice> parts;
+      for (int64_t first = 0; first < e.vocabulary; first += at_a_time)
+        parts.emplace_back(std::min(at_a_time, e.vocabulary - first), e.cols, DType::f32);
+      for (size_t i = 0; i < parts.size(); ++i)
+        kernels::embedding_backward(on.queue, {.dweight = {parts[i].on(on), false},
+                                               .dy = d,
+                                               .tokens = ids,
+                                               .first_row = static_cast<int64_t>(i) * at_a_time});
+      on.fetch();
+      std::vector<double> joined;
+      for (const Slice& part : parts)
+        for (const double v : part.values()) joined.push_back(v);
+      EXPECT_EQ(joined, whole.values());
+    }
+}
+
 TEST(EmbeddingKernel, ATokenOutsideTheVocabularyIsRefusedOrMakesItsRowNan) {
   Slice tokens(1, 3, DType::i32), weight(7, 16, DType::bf16), y(3, 16, DType::bf16),
       dweight(7, 16, DType::f32), dy(3, 16, DType::bf16);

@@ -138,6 +138,10 @@ tune 'nowhere.json' '{method: owlore, active_layers: 1, rank: 4, scores: nowhere
 tune 'knows neither ssnorm nor embedding_projection' '{method: lisa}' --set model.norm=ssnorm
 tune 'has no gradients in subspaces yet' '{method: galore, rank: 4}' --set model.ffn_size=192 --set 'quant=[{preset: weight_only}]'
 tune 'master_weights: must be fp32 where quant learns' '{method: full}' --set train.master_weights=none --set 'quant=[{preset: lsq}]'
+brief() { tune "$1" '{method: full}' --set train.updates=in_backward "${@:2}"; }
+brief 'train.updates: in_backward knows no norm of all gradients.*set max_grad_norm: null'
+brief 'train.updates: in_backward uses gradients as they are formed.*micro steps on each of 1 rank' --set train.max_grad_norm=null --set train.micro_batch_size=1
+brief 'quant: freezes elements of weights between backward and update' --set train.max_grad_norm=null --set 'quant=[{preset: lsq, freeze: {}}]'
 tune 'nowhere is no directory' '{method: full}' --set 'model={path: nowhere}'
 tune 'only applies when path is empty' '{method: full}' --set model.path=nowhere
 refused 'bracket left open' "$osprey" check $recipe --set 'model.layers=[1'

@@ -224,8 +224,11 @@ Outcome train_in_stages(const std::string& method, Overrides overrides,
 TEST(Finetune, ResumingIsExactWhereverItHappens) {
   const Overrides none, small = {"train.precision=bf16", "train.master_weights=none",
                                  "optim=[{match: '*', kind: adamw, learning_rate: 5.0e-3, moments: int8}]"};
+  Overrides brief = small;
+  brief.insert(brief.end(),
+               {"train.micro_batch_size=8", "train.max_grad_norm=null", "train.updates=in_backward"});
   for (const char* method : {lisa, owlore, galore})
-    for (const Overrides& overrides : {none, small}) {
+    for (const Overrides& overrides : {none, small, brief}) {
       const Outcome whole = train_in_stages(method, overrides, {{1, 9}});
       // In the middle of a turn, and where one ends.
       for (const int64_t at : {4, 6}) {

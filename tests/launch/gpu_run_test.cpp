@@ -66,6 +66,24 @@ TEST_F(GpuRun, FineTunesAsOnTheCpu) {
   }
 }
 
+TEST_F(GpuRun, UpdatesInBackwardAsOnTheCpu) {
+  for (const char* method : {"{method: full}", "{method: lisa, active_layers: 1, interval: 4}"}) {
+    const std::vector<std::string> changes = {"model.norm=rmsnorm",
+                                              "model.embedding_projection=false",
+                                              "train.micro_batch_size=8",
+                                              "train.max_grad_norm=null",
+                                              "train.steps=9",
+                                              "train.updates=in_backward",
+                                              fmt::format("finetune={}", method),
+                                              "optim=[{match: '*', kind: adamw, learning_rate: 5.0e-3}]"};
+    const TinyResult cpu = tiny_run(tiny_recipe(changes), 1, 1, 1 << 20, {}, DeviceKind::cpu),
+                     gpu = on_gpu(changes);
+    EXPECT_LT(largest_difference(cpu.losses, gpu.losses), 2e-3) << method;
+    EXPECT_LT(gpu.losses.back(), gpu.losses.front());
+    EXPECT_GT(gpu.replayed_steps, 0) << method;
+  }
+}
+
 TEST_F(GpuRun, LosesAsMuchAsOnTheCpu) {
   for (const auto& [precision, tolerance] : {std::pair{"fp32", 1e-4}, {"bf16", 2e-2}}) {
     const std::vector<std::string> changes = {"train.steps=4", fmt::format("train.precision={}", precision)};

@@ -140,6 +140,9 @@ TEST(Recipes, OwloreOfLlama2FitsWhatThePaperPromises) {
   EXPECT_GT(planned_for_llama2_7b("owlore.yaml"), weights);
   EXPECT_LT(planned_for_llama2_7b("owlore.yaml"), 17'500'000'000);
   EXPECT_LT(planned_for_llama2_7b("owlore.yaml", {"optim.0.moments=int8"}), 15'500'000'000);
+  EXPECT_LT(planned_for_llama2_7b("owlore.yaml", {"optim.0.moments=int8", "train.max_grad_norm=null",
+                                                  "train.updates=in_backward"}),
+            14'500'000'000);
   EXPECT_GT(planned_for_llama2_7b("full.yaml", {"train.master_weights=fp32"}), 9 * weights - 1'000'000);
 }
 

@@ -44,6 +44,21 @@ static double row(float* logits, int64_t n, int64_t target, float scale, void* d
   return static_cast<double>(top) - static_cast<double>(wanted) + log(sum);
 }
 
-extern const ClassifierTable classifier_table{row};
+template <class T>
+static void columns_in(const float* logits, int64_t n, int64_t target, float log_sum, float scale, T* d) {
+  for (int64_t j = 0; j < n; ++j) d[j] = Convert<T>::from(fast_exp(logits[j] - log_sum) * scale);
+  if (0 <= target && target < n)
+    d[target] = Convert<T>::from(fast_exp(logits[target] - log_sum) * scale - scale);
+}
+
+static void columns(const float* logits, int64_t n, int64_t target, float log_sum, float scale, void* d,
+                    int d_is_f32) {
+  if (d_is_f32)
+    columns_in(logits, n, target, log_sum, scale, static_cast<float*>(d));
+  else
+    columns_in(logits, n, target, log_sum, scale, static_cast<bf16*>(d));
+}
+
+extern const ClassifierTable classifier_table{row, columns};
 
 }  // namespace osprey::cpu::OSPREY_ISA
