@@ -157,7 +157,7 @@ class ParamStore {
   void materialize(Device device, DType dtype, Gradients gradients, std::optional<int> slots = {});
   /// Gives the gradient memory of a slot to the parameters of a layer; takes it from whoever had it.
   void bind_gradients(int slot, int layer);
-  /// Fills values by Init (no effect on meta).
+  /// Fills values by Init (no effect on meta), but those of weights that are stored packed.
   void initialize(const Queue& queue, uint64_t seed);
   /// The fp32 initial value of one parameter, before rounding (masters start from it).
   static void initial_value(const Queue& queue, const Parameter& p, uint64_t seed, float* out);

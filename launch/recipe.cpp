@@ -97,13 +97,15 @@ void Recipe::fields(Fields& f) {
              std::none_of(quant.begin(), quant.end(), [](const QuantGroupSpec& g) { return g.freeze; }),
          "quant",
          "freezes elements of weights between backward and update; set train.updates: after_backward");
+  f.rule(finetune.base_format.empty() || quant.empty(), "quant",
+         "has nothing to say where finetune.base_format packs the matrices of layers; drop one of them");
   const bool from_masters = std::any_of(quant.begin(), quant.end(), [](const QuantGroupSpec& g) {
     return g.freeze || learns_step(g.weights) || learns_step(g.activations);
   });
   f.rule(!from_masters || train.masters == Masters::kept, "train.master_weights",
          "must be fp32 where quant learns step sizes or freezes weights, which both read and write masters");
   f.rule(!finetune.adapts() || !model_path.empty(), "finetune.method",
-         "lora adapts a model that is there; name its directory in model.path");
+         "lora and dora adapt a model that is there; name its directory in model.path");
   f.rule(!data.tokenizer.empty() || !model_path.empty(), "data.tokenizer",
          "is not given; osprey prepare writes one beside the shards");
   f.rule(model.family != ModelSpec::Family::gpt || data.sequence_len <= model.max_positions,

@@ -10,6 +10,7 @@
 #include "framework/ops/quantized_weights.h"
 #include "framework/parallel/nccl_comm.h"
 #include "framework/telemetry/oscillation.h"
+#include "launch/packed_base.h"
 #include "launch/together.h"
 #include "models/hf/hub_model.h"
 #include "models/make_model.h"
@@ -40,10 +41,12 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const
   if (!queue.meta() && several_gpus())
     device_world_ = make_nccl_comm(world, queue.device, {.timeout_s = recipe_.parallel.timeout_s});
   model->declare(params);
+  schemes = declare_packed_base(recipe_, params);  // before adapters, which its patterns do not mean
   finetuning =
       std::make_unique<Finetuning>(recipe_.finetune, params, static_cast<uint64_t>(recipe_.run.seed));
-  schemes = std::make_unique<QuantSchemes>(recipe_.quant, params, static_cast<uint64_t>(recipe_.run.seed),
-                                           recipe_.train.global_batch_tokens);
+  if (!schemes)
+    schemes = std::make_unique<QuantSchemes>(recipe_.quant, params, static_cast<uint64_t>(recipe_.run.seed),
+                                             recipe_.train.global_batch_tokens);
   optimizers = std::make_unique<OptimizerGroups>(recipe_.optim, params);
   const bool brief = recipe_.train.updates == Updates::in_backward;
   if (brief)
@@ -77,13 +80,13 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const
 
 void Session::initialize() {
   const uint64_t seed = static_cast<uint64_t>(recipe_.run.seed);
+  schemes->activate(0);
   params.initialize(queue, seed);
   updater->initialize(seed);
   if (!recipe_.model_path.empty()) {
     HubModel(recipe_.model_path).load(queue, params);
     updater->take_masters();
   }
-  schemes->activate(0);
 }
 
 void Session::trace() {
@@ -114,8 +117,7 @@ static int64_t checkpoint_bytes(const Recipe& recipe, const Session& s) {
     for (NamedPiece& piece : named_pieces(g.pieces, g.states)) pieces.push_back(std::move(piece));
   }
   std::vector<NamedValue> values;
-  if (s.world.rank() == 0)
-    for (const auto& p : s.params.all()) values.push_back({p->name, p->value});
+  if (s.world.rank() == 0) values = named_values(s.params);
   return Checkpointer::snapshot_bytes(pieces, values);
 }
 

@@ -2,6 +2,7 @@
 #include "framework/memory/staging.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cstring>
 #include <set>
@@ -11,6 +12,7 @@
 #include "framework/config/reader.h"
 #include "framework/parallel/agree.h"
 #include "kernels/core/check.h"
+#include "kernels/quantize.h"
 
 namespace osprey {
 
@@ -68,6 +70,30 @@ std::map<std::string, Shape> parse_descriptions(const std::vector<std::string>& 
 }
 
 int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/// What a value lies in; undefined tensors have no bytes.
+std::array<Tensor, 3> parts(const NamedValue& v) {
+  if (!v.packed.defined()) return {v.value};
+  return {v.packed.codes, v.packed.scales, v.packed.tensor_scale};
+}
+
+/// Elements [begin, begin + out.numel()) in fp32; of a packed weight whole rows.
+void read_value(const NamedValue& v, int64_t begin, const Tensor& out) {
+  const int64_t count = v.packed.defined() ? v.packed.rows * v.packed.cols : v.value.numel();
+  require(begin >= 0 && begin + out.numel() <= count, "checkpoint",
+          "the exported model reads beyond the {} elements of {}", count, v.name);
+  float* to = out.as<float>();
+  if (v.packed.defined()) {
+    const int64_t cols = v.packed.cols, rows = out.numel() / cols, first = begin / cols;
+    require(begin % cols == 0 && out.numel() % cols == 0, "checkpoint",
+            "{} is packed and read in whole rows, got [{}, {})", v.name, begin, begin + out.numel());
+    kernels::dequantize(Queue{}, {.y = make_tensor(to, {rows, cols}, DType::f32),
+                                  .x = v.packed.row_range(first, first + rows)});
+  } else if (v.value.dtype == DType::f32)
+    std::memcpy(to, v.value.as<float>() + begin, static_cast<size_t>(out.bytes()));
+  else
+    for (int64_t i = 0; i < out.numel(); ++i) to[i] = to_float(v.value.as<bf16>()[begin + i]);
+}
 
 }  // namespace
 
@@ -155,6 +181,12 @@ void load_pieces(const fs::path& checkpoint, Communicator& comm, const Queue& qu
   });
 }
 
+std::vector<NamedValue> named_values(const ParamStore& params) {
+  std::vector<NamedValue> all;
+  for (const auto& p : params.all()) all.push_back({p->name, p->value, p->packed});
+  return all;
+}
+
 Checkpointer::Checkpointer(fs::path directory, int64_t keep, Communicator& comm, Texts texts)
     : directory_(std::move(directory)), keep_(keep), comm_(comm.duplicate()), texts_(std::move(texts)) {
   if (comm_->rank() == 0) remove_leftovers(directory_);
@@ -173,7 +205,8 @@ Checkpointer::~Checkpointer() {
 int64_t Checkpointer::snapshot_bytes(std::span<const NamedPiece> pieces, std::span<const NamedValue> values) {
   int64_t total = 0;
   for (const auto& p : pieces) total += padded(p.data.bytes());
-  for (const auto& v : values) total += padded(v.value.bytes());
+  for (const NamedValue& v : values)
+    for (const Tensor& t : parts(v)) total += padded(t.bytes());
   return total;
 }
 
@@ -195,7 +228,15 @@ void Checkpointer::save(const Queue& queue, const CheckpointState& state, std::s
     at += padded(t.bytes());
   };
   for (auto& p : snapshot_.pieces) copy(p.data);
-  for (auto& v : snapshot_.values) copy(v.value);
+  for (NamedValue& v : snapshot_.values) {
+    if (!v.packed.defined()) {
+      copy(v.value);
+      continue;
+    }
+    copy(v.packed.codes);
+    copy(v.packed.scales);
+    if (v.packed.tensor_scale.defined()) copy(v.packed.tensor_scale);
+  }
   {
     std::unique_lock lock(mutex_);
     busy_ = true;
@@ -297,20 +338,13 @@ std::vector<FileRecord> Checkpointer::write_own_files(const fs::path& partial) c
 }
 
 FileRecord Checkpointer::write_model(const fs::path& path) const {
-  std::map<std::string_view, Tensor> values;
-  for (const NamedValue& v : snapshot_.values) values[v.name] = v.value;
+  std::map<std::string_view, const NamedValue*> values;
+  for (const NamedValue& v : snapshot_.values) values[v.name] = &v;
   const ReadParameter read = [&](const std::string& name, int64_t begin, Tensor out) {
     const auto it = values.find(name);
     require(it != values.end(), "checkpoint",
             "the exported model needs the parameter {}, which was not given", name);
-    const Tensor& v = it->second;
-    require(begin >= 0 && begin + out.numel() <= v.numel(), "checkpoint",
-            "the exported model reads beyond {} {}", name, v.str());
-    float* to = out.as<float>();
-    if (v.dtype == DType::f32)
-      std::memcpy(to, v.as<float>() + begin, static_cast<size_t>(out.bytes()));
-    else
-      for (int64_t i = 0; i < out.numel(); ++i) to[i] = to_float(v.as<bf16>()[begin + i]);
+    read_value(*it->second, begin, out);
   };
   const bool narrow = !snapshot_.values.empty() && snapshot_.values[0].value.dtype == DType::bf16;
   const ReadParameter through = texts_.read_through ? texts_.read_through(read) : read;

@@ -22,6 +22,7 @@
 #include "framework/config/fields.h"
 #include "framework/data/tokenizer.h"
 #include "framework/parallel/communicator.h"
+#include "framework/parameter.h"
 #include "framework/quant/patterns.h"
 
 namespace osprey {
@@ -73,8 +74,11 @@ void load_pieces(const std::filesystem::path& checkpoint, Communicator& comm, co
 /// A parameter as the forward pass sees it.
 struct NamedValue {
   std::string name;
-  Tensor value;  // f32 or bf16, contiguous
+  Tensor value;  // f32 or bf16, contiguous; of a packed weight its dtype alone
+  Packed packed = {};
 };
+/// All of a store. Aliasing: views of its memory.
+std::vector<NamedValue> named_values(const ParamStore& params);
 
 /// Saves in the background. All ranks call the same functions at the same steps.
 /// Numerics: model.safetensors is formed from the values that the forward pass uses (bf16 in a bf16 run), so

@@ -185,4 +185,13 @@ void ShardIndex::require_same(const std::map<std::string, Shape>& wanted) const 
       checkpoint_.string(), list, (checkpoint_ / "recipe.yaml").string());
 }
 
+ReadParameter read_masters(const ShardIndex& shards) {
+  return [&shards](const std::string& name, int64_t begin, Tensor out) {
+    const auto it = shards.tensors().find(name + ":master");
+    require(it != shards.tensors().end(), "checkpoint", "{} holds no master of {}", shards.path().string(),
+            name);
+    shards.read({name, "master", it->second.shape, begin, begin + out.numel(), out.view({out.numel()})});
+  };
+}
+
 }  // namespace osprey

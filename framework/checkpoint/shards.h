@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "framework/checkpoint/hub.h"
 #include "framework/checkpoint/safetensors.h"
 #include "framework/optimizer.h"
 #include "kernels/core/tensor.h"
@@ -73,5 +74,9 @@ class ShardIndex {
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, Logical> tensors_;
 };
+
+/// Parameters as the optimizer keeps them, in fp32. Aliasing: `shards`, which must outlive it.
+/// Errors, when read: no such master.
+ReadParameter read_masters(const ShardIndex& shards);
 
 }  // namespace osprey

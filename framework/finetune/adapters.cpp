@@ -7,7 +7,9 @@
 #include "framework/config/glob.h"
 #include "framework/ops/adapter.h"
 #include "kernels/core/check.h"
+#include "kernels/magnitude.h"
 #include "kernels/matmul.h"
+#include "kernels/numerics/magnitude.h"
 
 namespace osprey {
 
@@ -27,12 +29,21 @@ std::vector<AdapterNames> declare_adapters(const FinetuneSpec& spec, ParamStore&
     require(spec.rank <= std::min(out, in), "finetune.rank",
             "{} is more than the smaller side of {} {}; lower it", spec.rank, p->name, p->shape);
     const std::string stem = p->name.substr(0, p->name.rfind('.'));
-    AdapterNames names{p->name,         stem + ".lora_a.weight", stem + ".lora_b.weight",
-                       {spec.rank, in}, {out, spec.rank},        scale};
+    AdapterNames names{.weight = p->name,
+                       .a = stem + ".lora_a.weight",
+                       .b = stem + ".lora_b.weight",
+                       .magnitude = "",
+                       .a_shape = {spec.rank, in},
+                       .b_shape = {out, spec.rank},
+                       .scale = scale};
     Parameter& a = params.add(names.a, p->layer, names.a_shape,
                               {Init::Kind::normal, 1 / std::sqrt(3 * static_cast<double>(in))});
     Parameter& b = params.add(names.b, p->layer, names.b_shape, {Init::Kind::constant, 0});
     p->adapter = std::make_shared<LowRankAdapter>(LowRankAdapter{&a, &b, scale});
+    if (spec.method == FinetuneSpec::Method::dora) {
+      names.magnitude = stem + ".lora_magnitude.weight";
+      p->adapter->magnitude = &params.add(names.magnitude, p->layer, {out}, {Init::Kind::constant, 0});
+    }
     all.push_back(std::move(names));
   }
   return all;
@@ -42,7 +53,7 @@ namespace {
 
 struct Factors {
   std::string weight;  // whose they are
-  std::vector<float> a, b;
+  std::vector<float> a, b, magnitude;
 };
 
 Tensor read_whole(const ReadParameter& read, const std::string& name, const Shape& shape,
@@ -51,6 +62,12 @@ Tensor read_whole(const ReadParameter& read, const std::string& name, const Shap
   const Tensor t = make_tensor(into.data(), shape, DType::f32);
   read(name, 0, t);
   return t;
+}
+
+std::vector<float> norms(const Queue& queue, const Tensor& rows) {
+  std::vector<float> values(static_cast<size_t>(rows.rows()));
+  kernels::row_norms(queue, {.norms = make_tensor(values.data(), {rows.rows()}, DType::f32), .x = rows});
+  return values;
 }
 
 }  // namespace
@@ -66,15 +83,27 @@ ReadParameter merged(const Queue& queue, ReadParameter read, std::vector<Adapter
     const int64_t cols = names.a_shape[1], rows = out.numel() / cols;
     require(begin % cols == 0 && out.numel() % cols == 0, "merge", "{} is read in whole rows, got [{}, {})",
             name, begin, begin + out.numel());
+    const bool lengths = !names.magnitude.empty();
     if (factors.weight != name) {
       read_whole(read, names.a, names.a_shape, factors.a);
       read_whole(read, names.b, names.b_shape, factors.b);
+      if (lengths) read_whole(read, names.magnitude, {names.b_shape[0]}, factors.magnitude);
       factors.weight = name;
     }
     const Tensor a = make_tensor(factors.a.data(), names.a_shape, DType::f32);
     const Tensor b =
         make_tensor(factors.b.data(), names.b_shape, DType::f32).row_range(begin / cols, begin / cols + rows);
-    kernels::matmul(queue, {.c = out.view({rows, cols}), .a = b, .b = a, .alpha = names.scale, .beta = 1.0f});
+    const Tensor weight = out.view({rows, cols});
+    std::vector<float> own, now;
+    if (lengths) own = norms(queue, weight);
+    kernels::matmul(queue, {.c = weight, .a = b, .b = a, .alpha = names.scale, .beta = 1.0f});
+    if (!lengths) return;
+    now = norms(queue, weight);
+    for (int64_t r = 0; r < rows; ++r) {
+      const auto i = static_cast<size_t>(r);
+      const float length = own[i] + factors.magnitude[static_cast<size_t>(begin / cols + r)];
+      for (int64_t c = 0; c < cols; ++c) weight.as<float>()[r * cols + c] *= length_factor(length, now[i]);
+    }
   };
 }
 

@@ -10,7 +10,7 @@
 namespace osprey {
 
 struct FinetuneSpec {
-  enum class Method { full, lora, galore, lisa, owlore, badam };
+  enum class Method { full, lora, dora, galore, lisa, owlore, badam };
   enum class Order { drawn, ascending, descending, shuffled };
   enum class Basis { randomized, exact };
 
@@ -20,7 +20,7 @@ struct FinetuneSpec {
   std::optional<Order> order;
   std::string scores;
   std::optional<bool> train_embedding, train_head, train_final_norm;
-  // Subspaces (galore, owlore) and adapters (lora).
+  // Subspaces (galore, owlore) and adapters (lora, dora).
   int64_t rank = 128;
   std::string targets = "layers.*.{attn,mlp}.{q,k,v,o,gate,up,down}.weight";
   int64_t refresh_every = 200;
@@ -28,12 +28,13 @@ struct FinetuneSpec {
   Basis basis = Basis::randomized;
   double alpha = 16;
   bool rank_stabilized = false;
+  std::string base_format;  // of the frozen matrices of layers; empty: as they are
 
   bool takes_turns() const {
     return method == Method::lisa || method == Method::owlore || method == Method::badam;
   }
   bool in_subspaces() const { return method == Method::galore || method == Method::owlore; }
-  bool adapts() const { return method == Method::lora; }
+  bool adapts() const { return method == Method::lora || method == Method::dora; }
 
   int64_t layers_at_a_time() const {
     return active_layers.value_or(method == Method::owlore ? 5 : method == Method::lisa ? 2 : 1);

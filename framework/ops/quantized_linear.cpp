@@ -44,13 +44,15 @@ void report(const Tape& t, const Layer& l, const QuantizedWeights& w) {
   QuantizationWatch* watch = t.forward_watch();
   if (!watch) return;
   const int layer = t.current_layer();
-  for (size_t i = 0; i < l.count && l.spec().weights; ++i)
+  for (size_t i = 0; i < l.count && l.spec().weights; ++i) {
+    if (l.params[i]->stored_format) continue;  // what it lost is not here
     watch->quantized(layer, l.params[i]->name, Role::weights,
                      {.sums = {},
                       .x = l.params[i]->value,
                       .y = w.packed[i],
                       .rotation = forward_rotation(*l.scheme),
                       .rule = l.spec().weights->scale});
+  }
   if (l.spec().activations)
     watch->quantized(layer, l.params[0]->name, Role::activations,
                      {.sums = {},

@@ -156,7 +156,7 @@ void RunWatch::before_step(Trainer& trainer, int64_t step) {
   const TelemetrySpec& t = options_.telemetry;
   const ParamStore& params = *trainer.parts().params;
   const bool quantizes = std::any_of(params.all().begin(), params.all().end(),
-                                     [](const auto& p) { return p->scheme != nullptr; });
+                                     [](const auto& p) { return p->scheme && !p->stored_format; });
   trainer.watch_quantization(nullptr);
   if (!t.quantization || !quantizes) return;
   const bool first = quantization_ == nullptr && !options_.resumed_step;

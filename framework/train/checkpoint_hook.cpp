@@ -25,12 +25,6 @@ std::vector<NamedPiece> CheckpointHook::pieces() const {
   return all;
 }
 
-std::vector<NamedValue> CheckpointHook::values() const {
-  std::vector<NamedValue> all;
-  for (const auto& p : trainer_.parts().params->all()) all.push_back({p->name, p->value});
-  return all;
-}
-
 std::optional<CheckpointState> CheckpointHook::resume() {
   const auto found = agree(world_, [&] {
     if (world_.rank() != 0) return std::string();
@@ -116,7 +110,7 @@ void CheckpointHook::save(const StepResult& result) {
   state.recipe_hash = setup_.recipe_hash;
   if (setup_.schemes) state.patterns = setup_.schemes->patterns(t.parts().queue, world_);
   if (takes_turns()) to_save_ = pieces_to_save(world_, pieces());
-  saver_.save(t.parts().queue, state, to_save_, values());
+  saver_.save(t.parts().queue, state, to_save_, named_values(*t.parts().params));
   saved_step_ = result.step;
   pending_ = true;
 }

@@ -55,7 +55,6 @@ class CheckpointHook final : public StepHook {
  private:
   bool takes_turns() const { return setup_.finetuning && setup_.finetuning->takes_turns(); }
   std::vector<NamedPiece> pieces() const;
-  std::vector<NamedValue> values() const;
   void save(const StepResult& result);
   void settle();
   void report(const std::optional<std::string>& failure);

@@ -5,6 +5,7 @@
 #include "framework/finetune/finetuning.h"
 #include "launch/commands/command.h"
 #include "launch/data_source.h"
+#include "launch/packed_base.h"
 #include "launch/recipe.h"
 #include "models/make_model.h"
 #include "optim/groups.h"
@@ -29,6 +30,7 @@ void add_check(CLI::App& app) {
     // Patterns can only be judged against the parameters of this very model.
     ParamStore params;
     make_model(recipe.model, recipe.data.sequence_len)->declare(params);
+    const auto base = declare_packed_base(recipe, params);
     const Finetuning finetuning(recipe.finetune, params, static_cast<uint64_t>(recipe.run.seed));
     const QuantSchemes schemes(recipe.quant, params, 0, recipe.train.global_batch_tokens);
     const OptimizerGroups groups(recipe.optim, params);

@@ -7,6 +7,7 @@
 #include "framework/checkpoint/directory.h"
 #include "framework/checkpoint/gguf_tokenizer.h"
 #include "framework/checkpoint/shards.h"
+#include "launch/adapter_export.h"
 #include "launch/commands/command.h"
 #include "launch/loaded_model.h"
 #include "launch/recipe.h"
@@ -20,17 +21,8 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Options {
-  std::string checkpoint, to = "hf", output, dtype, type, shard_size;
+  std::string checkpoint, to = "hf", output, dtype, type, shard_size, base;
 };
-
-/// Parameters as the checkpoint's optimizer keeps them, in fp32.
-ReadParameter read_masters(const ShardIndex& shards) {
-  return [&shards](const std::string& name, int64_t begin, Tensor out) {
-    const auto it = shards.tensors().find(name + ":master");
-    require(it != shards.tensors().end(), "export", "{} holds no master of {}", shards.path().string(), name);
-    shards.read({name, "master", it->second.shape, begin, begin + out.numel(), out.view({out.numel()})});
-  };
-}
 
 /// Are there masters of every parameter? Layers that sleep and weights with adapters have none.
 bool has_all_masters(const FinetuneSpec& f) {
@@ -159,6 +151,24 @@ void export_gguf(const Options& options) {
         source.spec.attention.window);
 }
 
+void export_peft(const Options& options) {
+  require(options.dtype.empty() && options.type.empty() && options.shard_size.empty(), "export",
+          "adapters are written in F32, one file; --dtype, --type and --shard-size are for whole models");
+  const fs::path from = checkpoint_of(options.checkpoint), to = options.output;
+  require_new_directory("export", from, to);
+  if (fs::exists(from / "manifest.json")) verify_files(from, read_manifest(from));
+  PartialDirectory partial(to);
+  const AdapterExport done = export_adapters(from, options.base, partial.path());
+  partial.publish(PartialDirectory::Manifest::left_out);
+  fmt::print("{}: adapters of {} matrices, {:.1f} MB of F32, for {}\n", to.string(), done.matrices,
+             static_cast<double>(done.file.size_bytes) / 1e6, done.base);
+  if (!done.base_format.empty())
+    fmt::print(
+        "note: they were trained beside weights in {}; beside weights that are not packed they give another "
+        "model\n",
+        done.base_format);
+}
+
 }  // namespace
 
 void add_export(CLI::App& app) {
@@ -172,12 +182,14 @@ void add_export(CLI::App& app) {
       ->required();
   command
       ->add_option("output", options->output,
-                   "what to write, a directory (hf) or a file (gguf): new, or empty")
+                   "what to write, a directory (hf, peft) or a file (gguf): new, or empty")
       ->required();
   command
-      ->add_option("--to", options->to,
-                   "hf: a clean Hugging Face directory; gguf: one file for llama.cpp and its relatives")
-      ->check(CLI::IsMember({"hf", "gguf"}))
+      ->add_option(
+          "--to", options->to,
+          "hf: a clean Hugging Face directory; gguf: one file for llama.cpp and its relatives; peft: the "
+          "adapters of a lora or dora run alone, as the PEFT library reads them")
+      ->check(CLI::IsMember({"hf", "gguf", "peft"}))
       ->capture_default_str();
   command
       ->add_option(
@@ -193,10 +205,18 @@ void add_export(CLI::App& app) {
   command->add_option(
       "--shard-size", options->shard_size,
       "the most a file of weights of --to hf holds, in MB or GB (10^6 or 10^9 bytes); 5GB when absent");
+  command->add_option(
+      "--base", options->base,
+      "of --to peft: the directory that the run started from; as the recipe says when absent");
   command->footer(
       "Examples:\n  osprey export runs/osp/checkpoints/step-00000500 --to hf osp-hf\n"
-      "  osprey export osp-hf --to gguf --type q8_0 osp.gguf");
-  command->callback([options] { options->to == "gguf" ? export_gguf(*options) : export_hf(*options); });
+      "  osprey export osp-hf --to gguf --type q8_0 osp.gguf\n"
+      "  osprey export runs/finetune_lora --to peft adapter");
+  command->callback([options] {
+    require(options->base.empty() || options->to == "peft", "export", "--base is for --to peft");
+    if (options->to == "peft") return export_peft(*options);
+    options->to == "gguf" ? export_gguf(*options) : export_hf(*options);
+  });
 }
 
 }  // namespace osprey

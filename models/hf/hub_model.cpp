@@ -144,6 +144,13 @@ void add_step_sizes(HubLayout& layout, const ParamStore& params) {
   layout.tensors.insert(layout.tensors.end(), steps.begin(), steps.end());
 }
 
+std::optional<QuantizationConfig> read_packing(const fs::path& directory) {
+  const fs::path path = directory / "config.json";
+  const HubConfig config(path.string(), read_json(path, int64_t{1} << 20, 16));
+  const auto* packed = config.find("quantization_config");
+  return packed ? std::optional(read_quantization_config(config.where(), *packed)) : std::nullopt;
+}
+
 HubModel::HubModel(const fs::path& directory) {
   const fs::path path = directory / "config.json";
   require(fs::is_directory(directory), "checkpoint", "{} is no directory", directory.string());
@@ -256,23 +263,54 @@ void HubModel::declare_packed(ParamStore& params) const {
     if (t.packed) params.at(t.a).stored_format = t.packed->format;
 }
 
-void HubModel::load_packed(const Queue& queue, const HubTensor& t, Parameter& p) const {
-  require(p.stored_format == t.packed->format, "checkpoint", "{} is not declared as a packed weight", p.name);
-  Arena memory("a packed tensor", {}, packed_bytes(p.packed.format, p.packed.rows, p.packed.cols) + 256);
-  const Packed host = make_packed(p.packed.format, p.packed.rows, p.packed.cols,
-                                  [&](const Shape& s, DType d) { return memory.alloc(s, d); });
+namespace {
+
+/// A packed matrix in host memory of its own.
+struct HostPacked {
+  HostPacked(const BlockFormat& format, const Shape& shape)
+      : memory("a packed tensor", {}, packed_bytes(format, shape[0], shape[1]) + 256),
+        values(make_packed(format, shape[0], shape[1],
+                           [&](const Shape& s, DType d) { return memory.alloc(s, d); })) {}
+  void upload(const Queue& queue, Parameter& p) const {
+    kernels::upload(queue, p.packed.codes, values.codes.data);
+    kernels::upload(queue, p.packed.scales, values.scales.data);
+    if (values.tensor_scale.defined())
+      kernels::upload(queue, p.packed.tensor_scale, values.tensor_scale.data);
+    ++p.version;
+  }
+  Arena memory;
+  Packed values;
+};
+
+}  // namespace
+
+void HubModel::read_packed(const HubTensor& t, const Packed& host) const {
   const PackedNames names(t.name);
-  const auto read = [&](const std::string& name, const Tensor& to) { tensors_->read(name, to); };
-  read(names.codes, host.codes);
-  read(names.scales, host.scales);
-  if (host.tensor_scale.defined()) read(names.tensor_scale, host.tensor_scale);
+  tensors_->read(names.codes, host.codes);
+  tensors_->read(names.scales, host.scales);
+  if (host.tensor_scale.defined()) tensors_->read(names.tensor_scale, host.tensor_scale);
   const auto impossible = find_impossible(host);
   require(!impossible, "checkpoint", "{}: {} is damaged: {}", tensors_->path().string(), t.name,
           impossible.value_or(""));
-  kernels::upload(queue, p.packed.codes, host.codes.data);
-  kernels::upload(queue, p.packed.scales, host.scales.data);
-  if (host.tensor_scale.defined()) kernels::upload(queue, p.packed.tensor_scale, host.tensor_scale.data);
-  ++p.version;
+}
+
+void HubModel::load_packed(const Queue& queue, const HubTensor& t, Parameter& p) const {
+  require(p.stored_format == t.packed->format, "checkpoint", "{} is not declared as a packed weight", p.name);
+  const HostPacked host(t.packed->format, t.shape);
+  read_packed(t, host.values);
+  host.upload(queue, p);
+}
+
+void HubModel::pack(const Queue& queue, const HubTensor& t, Parameter& p) const {
+  const HostPacked host(*p.stored_format, p.shape);
+  std::vector<float> values(static_cast<size_t>(p.shape.numel()));
+  const Tensor x = make_tensor(values.data(), p.shape, DType::f32);
+  read_hub_parameter(*tensors_, t, p.name, 0, x);
+  kernels::quantize(host_queue(queue), {.y = host.values, .x = x, .rule = p.scheme->spec->weights->scale});
+  const auto impossible = find_impossible(host.values);
+  require(!impossible, "checkpoint", "{}: {} cannot be packed, it holds NaN or Inf: {}",
+          tensors_->path().string(), t.name, impossible.value_or(""));
+  host.upload(queue, p);
 }
 
 static bool all_finite(const Tensor& t) {
@@ -297,6 +335,10 @@ void HubModel::load(const Queue& queue, ParamStore& params) const {
       const bool unused = is_step_size(name) && !params.find(name);  // computed without quantization
       if (unused) continue;
       Parameter& p = params.at(name);
+      if (p.stored_format) {
+        pack(queue, t, p);
+        continue;
+      }
       require_shape("checkpoint", p.name.c_str(), p.value, t.parameter_shape());
       write_from_host(queue, p.value, [&](const Tensor& host) {
         read_hub_parameter(*tensors_, t, name, 0, host);
@@ -315,7 +357,15 @@ ReadParameter read_values(const HubModel& hub) {
   return [&hub, stored](const std::string& name, int64_t begin, Tensor out) {
     const auto at = stored.find(name);
     require(at != stored.end(), "checkpoint", "{} holds no {}", hub.tensors().path().string(), name);
-    read_hub_parameter(hub.tensors(), *at->second, name, begin, out);
+    const HubTensor& t = *at->second;
+    if (!t.packed) return read_hub_parameter(hub.tensors(), t, name, begin, out);
+    const int64_t cols = t.shape[1], rows = out.numel() / cols;
+    require(begin % cols == 0 && out.numel() % cols == 0, "checkpoint",
+            "{} is packed and read in whole rows, got [{}, {})", name, begin, begin + out.numel());
+    const HostPacked host(t.packed->format, t.shape);
+    hub.read_packed(t, host.values);
+    kernels::dequantize(Queue{}, {.y = out.view({rows, cols}),
+                                  .x = host.values.row_range(begin / cols, begin / cols + rows)});
   };
 }
 

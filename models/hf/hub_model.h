@@ -31,6 +31,10 @@ void add_step_sizes(HubLayout& layout, const ParamStore& params);
 /// The recipe key that no architecture of transformers can express ("model.attention.kind: gated"), if any.
 std::optional<std::string> beyond_transformers(const ModelSpec& spec);
 
+/// How a directory says that its weights are packed, by its config.json alone; nothing where it does not.
+/// Errors: no config.json, or one that read_quantization_config() refuses.
+std::optional<QuantizationConfig> read_packing(const std::filesystem::path& directory);
+
 struct HubFamily;
 
 /// A Hugging Face directory opened for evaluation, generation or export.
@@ -52,8 +56,9 @@ class HubModel {
   /// Sets Parameter::stored_format where this directory holds packed weights; before materialize().
   void declare_packed(ParamStore& params) const;
   /// Fills all values of a store in which make_model(spec(), ...) was declared, and step sizes that were too.
-  /// Errors: packed weights that no quantization leaves (find_impossible()); a declared step size that is not
-  /// stored, or is no number.
+  /// A weight that is declared packed and is not so here is quantized as its scheme says, one at a time.
+  /// Errors: packed weights that no quantization leaves (find_impossible()), weights to pack that hold NaN or
+  /// Inf; a declared step size that is not stored, or is no number.
   void load(const Queue& queue, ParamStore& params) const;
   /// The names, shapes and formulas of this directory.
   const HubLayout& layout() const { return layout_; }
@@ -63,7 +68,10 @@ class HubModel {
   void take_prefix_of_files(const HubFamily& family);
   void find_step_sizes();
   void check_tensors(const HubFamily& family) const;
+  friend ReadParameter read_values(const HubModel& hub);
+  void read_packed(const HubTensor& t, const Packed& host) const;
   void load_packed(const Queue& queue, const HubTensor& t, Parameter& p) const;
+  void pack(const Queue& queue, const HubTensor& t, Parameter& p) const;
   ModelSpec spec_;
   HubContext context_;
   std::optional<QuantizationConfig> quantization_;
@@ -71,7 +79,8 @@ class HubModel {
   std::unique_ptr<SafetensorsModel> tensors_;
 };
 
-/// The parameters of a directory that is not packed. Aliasing: `hub`, which must outlive it.
+/// The parameters of a directory; packed weights as what they stand for, rotations left in, in whole rows.
+/// Aliasing: `hub`, which must outlive it.
 ReadParameter read_values(const HubModel& hub);
 
 }  // namespace osprey

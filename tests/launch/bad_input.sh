@@ -130,10 +130,14 @@ everywhere 'telemetry.oscillation: follows weights of 4 bits, and no group of qu
 everywhere 'telemetry.oscillation only applies when quantization is true' --set telemetry.quantization=false --set telemetry.oscillation=true
 tune() { for command in check plan; do refused "$1" "$osprey" "$command" recipes/smoke/adamw.yaml --set "finetune=$2" "${@:3}"; done; }
 tune 'finetune.method must be one of .*did you mean owlore' '{method: owlora}'
-tune 'finetune.rank only applies when method is galore, owlore or lora' '{method: lisa, rank: 4}'
+tune 'finetune.rank only applies when method is galore, owlore, lora or dora' '{method: lisa, rank: 4}'
 tune '3 layers cannot be active in a model of 2' '{method: lisa, active_layers: 3}'
 tune '65 is more than the smaller side of layers.0.attn.q.weight' '{method: galore, rank: 65}'
-tune 'lora adapts a model that is there; name its directory in model.path' '{method: lora}'
+tune 'lora and dora adapt a model that is there; name its directory in model.path' '{method: lora}'
+tune 'lora and dora adapt a model that is there; name its directory in model.path' '{method: dora}'
+tune 'finetune.base_format only applies when method is lora or dora' '{method: galore, rank: 4, base_format: mxfp4}'
+tune "finetune.base_format: 'mxfp3' is no format; there are mxfp4," '{method: lora, base_format: mxfp3}'
+tune 'quant: has nothing to say where finetune.base_format packs' '{method: lora, base_format: mxfp4}' --set 'quant=[{preset: weight_only}]'
 tune 'nowhere.json' '{method: owlore, active_layers: 1, rank: 4, scores: nowhere.json}'
 tune 'knows neither ssnorm nor embedding_projection' '{method: lisa}' --set model.norm=ssnorm
 tune 'has no gradients in subspaces yet' '{method: galore, rank: 4}' --set model.ffn_size=192 --set 'quant=[{preset: weight_only}]'
@@ -304,6 +308,10 @@ refused 'shard-size is for --to hf' "$osprey" export "$golden/llama3" "$folder/o
 refused 'neither tokenizer.model nor tokenizer.json' "$osprey" export "$golden/llama3" "$folder/out" --to gguf
 refused 'are written of the llama family' "$osprey" export "$golden/gpt2" "$folder/out" --to gguf
 refused 'exists; give the name of a new file' "$osprey" export "$golden/llama3" README.md --to gguf
+refused 'base is for --to peft' "$osprey" export "$golden/llama3" "$folder/out" --base "$folder"
+refused 'adapters are written in F32, one file' "$osprey" export "$checkpoint" "$folder/out" --to peft --dtype f32
+refused 'was trained without adapters; give a checkpoint of a lora or dora run' "$osprey" export "$checkpoint" "$folder/out" --to peft
+refused 'holds no adapters, only a model' "$osprey" export "$golden/llama3" "$folder/out" --to peft
 [[ ! -e $folder/out ]] || { echo "FAILED: an export that was refused left something behind"; failed=$((failed + 1)); }
 
 # Reports.

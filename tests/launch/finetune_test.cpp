@@ -4,29 +4,27 @@
 
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 
-#include "framework/parallel/thread_comm.h"
-#include "launch/checkpoints.h"
 #include "models/hf/hub_model.h"
+#include "tests/support/finetune_run.h"
 #include "tests/support/refusal.h"
 #include "tests/support/temp_dir.h"
-#include "tests/support/tiny_run.h"
 
 namespace osprey {
 namespace {
 
+using test::finetune_recipe;
+using test::from_directory;
+using test::model_directory;
+using test::Outcome;
+using test::Overrides;
 using test::TempDir;
 using test::tiny_run;
 using test::TinyResult;
-using Overrides = std::vector<std::string>;
+using test::train_in_stages;
 
-/// A four-layer model that any method trains, by AdamW.
 Recipe recipe_of(const std::string& method, Overrides more = {}, int64_t ranks = 1) {
-  Overrides all = {"model.layers=4", "model.norm=rmsnorm", "model.embedding_projection=false",
-                   "optim=[{match: '*', kind: adamw, learning_rate: 5.0e-3}]", "finetune=" + method};
-  all.insert(all.end(), more.begin(), more.end());
-  return test::tiny_recipe(all, ranks);
+  return finetune_recipe(method, std::move(more), ranks);
 }
 
 const char* const lisa = "{method: lisa, active_layers: 2, interval: 2}";
@@ -164,63 +162,6 @@ TEST(Finetune, MemoryIsWhatThePlanSaysAndDoesNotGrow) {
   }
 }
 
-struct Losses : StepHook {
-  std::vector<double> all;
-  void after_step(Trainer&, const StepResult& r) override { all.push_back(r.loss); }
-};
-
-struct Outcome {
-  std::vector<double> losses;
-  std::vector<std::vector<double>> parameters;
-};
-
-/// What a rank of `osprey train` does, on synthetic tokens.
-Outcome train(const Recipe& recipe, Communicator& world) {
-  Session session(recipe, world, Queue{},
-                  SessionMemory::of(plan_memory(recipe, world.rank(), world.size(), 1, DeviceKind::cpu)));
-  session.initialize();
-  test::SyntheticSource source(recipe.model.vocab_size, world.rank(), world.size(), 1 << 20);
-  TrainerParts parts = session.parts();
-  parts.train = &source;
-  Trainer trainer(recipe.train, parts);
-  const auto saver = make_checkpoint_hook(recipe, nullptr, trainer, session, {});
-  const std::optional<int64_t> resumed = resume_run(*saver);
-  Losses losses;
-  trainer.add_hook(session.finetuning.get());
-  trainer.add_hook(session.schemes.get());
-  trainer.add_hook(&losses);
-  trainer.add_hook(saver.get());
-  trainer.run(resumed.value_or(0));
-  Outcome out{losses.all, {}};
-  for (const auto& p : session.params.all()) out.parameters.push_back(test::read(p->value));
-  return out;
-}
-
-/// To each of the stages in turn, in processes of their own as it were: (ranks, steps).
-Outcome train_in_stages(const std::string& method, Overrides overrides,
-                        const std::vector<std::pair<int, int64_t>>& stages) {
-  const TempDir folder;
-  overrides.push_back("run.output_dir=" + folder.path().string());
-  overrides.push_back("checkpoint.every_steps=null");
-  Outcome all;
-  for (const auto& [ranks, steps] : stages) {
-    overrides.push_back(fmt::format("train.steps={}", steps));
-    const Recipe recipe = recipe_of(method, overrides, ranks);
-    Outcome one;
-    if (ranks == 1) {
-      one = train(recipe, *make_self_comm());
-    } else {
-      run_thread_ranks(ranks, [&](Communicator& world) {
-        Outcome mine = train(recipe, world);
-        if (world.rank() == 0) one = std::move(mine);
-      });
-    }
-    all.losses.insert(all.losses.end(), one.losses.begin(), one.losses.end());
-    all.parameters = one.parameters;
-  }
-  return all;
-}
-
 TEST(Finetune, ResumingIsExactWhereverItHappens) {
   const Overrides none, small = {"train.precision=bf16", "train.master_weights=none",
                                  "optim=[{match: '*', kind: adamw, learning_rate: 5.0e-3, moments: int8}]"};
@@ -256,17 +197,6 @@ TEST(Finetune, ARunGoesOnWithAnotherNumberOfRanks) {
   for (size_t i = 0; i < whole.losses.size(); ++i) EXPECT_NEAR(whole.losses[i], changed.losses[i], 5e-5) << i;
 }
 
-/// A checkpoint of a short run, as a directory that fine-tuning may start from.
-std::string model_directory(const TempDir& folder) {
-  Overrides o = {"run.output_dir=" + folder.path().string(), "run.name=base", "checkpoint.every_steps=null"};
-  train(recipe_of("{method: full}", o), *make_self_comm());
-  return (folder.path() / "base" / "checkpoints" / "step-00000006").string();
-}
-
-Overrides from_directory(const std::string& path) {
-  return {"model={path: " + path + "}", "train.precision=fp32"};
-}
-
 TEST(Finetune, TrainingStartsFromTheValuesOfADirectory) {
   const TempDir folder;
   const std::string path = model_directory(folder);
@@ -284,71 +214,6 @@ TEST(Finetune, TrainingStartsFromTheValuesOfADirectory) {
   });
 }
 
-const char* const lora = "{method: lora, rank: 4, alpha: 8}";
-
-TEST(Finetune, AdaptersLearnBesideWeightsThatStay) {
-  const TempDir folder;
-  const Overrides base = from_directory(model_directory(folder));
-  Overrides longer = base;
-  longer.push_back("train.steps=30");
-  const Recipe recipe = recipe_of(lora, longer);
-  std::vector<std::vector<double>> start;
-  std::vector<std::string> names;
-  const TinyResult r = tiny_run(recipe, 1, 1, 4, {}, DeviceKind::cpu, [&](Session& s) {
-    for (const auto& p : s.params.all()) {
-      start.push_back(test::read(p->value));
-      names.push_back(p->name);
-    }
-    return std::unique_ptr<StepHook>();
-  });
-  EXPECT_LT(r.losses.back(), r.losses.front() - 0.1);
-  for (size_t i = 0; i < names.size(); ++i)
-    EXPECT_EQ(r.parameters[i] != start[i], names[i].find("lora") != std::string::npos) << names[i];
-}
-
-TEST(Finetune, ACheckpointOfAdaptersIsTheMergedModel) {
-  const TempDir folder, out;
-  Overrides o = from_directory(model_directory(folder));
-  o.push_back("run.output_dir=" + out.path().string());
-  o.push_back("checkpoint.every_steps=null");
-  const Recipe recipe = recipe_of(lora, o);
-  const Outcome trained = train(recipe, *make_self_comm());
-  // Weights and factors by name, as they were when training ended.
-  Session session(recipe, *make_self_comm(), Queue{}, {});
-  std::map<std::string, std::vector<double>> values;
-  for (size_t i = 0; i < trained.parameters.size(); ++i)
-    values[session.params.all()[i]->name] = trained.parameters[i];
-  const HubModel hub(out.path() / "tiny" / "checkpoints" / "step-00000006");
-  ParamStore merged;
-  make_model(hub.spec(), 32)->declare(merged);
-  merged.materialize({}, DType::f32, ParamStore::Gradients::off);
-  hub.load(Queue{}, merged);
-  int adapted = 0;
-  for (const auto& p : merged.all()) {
-    std::vector<double> expected = values.at(p->name);
-    for (const AdapterNames& names : session.finetuning->adapters()) {
-      if (names.weight != p->name) continue;
-      ++adapted;
-      const auto &a = values.at(names.a), &b = values.at(names.b);
-      const size_t cols = static_cast<size_t>(names.a_shape[1]), rank = 4;
-      for (size_t i = 0; i < expected.size(); ++i)
-        for (size_t r = 0; r < rank; ++r)
-          expected[i] += 2.0 * b[i / cols * rank + r] * a[r * cols + i % cols];
-    }
-    EXPECT_LT(test::largest_difference(test::read(p->value), expected), 1e-6) << p->name;
-  }
-  EXPECT_EQ(adapted, 4 * 7);
-}
-
-TEST(Finetune, ResumingAdaptersIsExact) {
-  const TempDir folder;
-  const Overrides base = from_directory(model_directory(folder));
-  const Outcome whole = train_in_stages(lora, base, {{1, 8}}),
-                resumed = train_in_stages(lora, base, {{1, 3}, {1, 8}});
-  EXPECT_EQ(whole.losses, resumed.losses);
-  EXPECT_EQ(whole.parameters, resumed.parameters);
-}
-
 TEST(Finetune, WhatDoesNotFitIsRefused) {
   const auto said = [](const std::string& method, const Overrides& more = {}) {
     return test::refusal([&] { plan_memory(recipe_of(method, more), 0, 1, 1, DeviceKind::cpu); });
@@ -359,7 +224,7 @@ TEST(Finetune, WhatDoesNotFitIsRefused) {
   expect(said("{method: lisa, active_layers: 5}"), "5 layers cannot be active in a model of 4");
   expect(said("{method: owlore, active_layers: 2, rank: 33}"), "33 is more than the smaller side of");
   expect(said("{method: galore, rank: 8, targets: 'layers.*.q'}"), "matches no matrix of a layer");
-  expect(said("{method: lora, rank: 4}"), "lora adapts a model that is there");
+  expect(said("{method: lora, rank: 4}"), "lora and dora adapt a model that is there");
   expect(said("{method: lisa}", {"model.norm=ssnorm"}), "knows neither ssnorm");
   expect(said("{method: galore, rank: 8}",
               {"optim=[{match: '*norm*', kind: adamw, learning_rate: 1.0e-3}, {match: "

@@ -26,3 +26,7 @@ set_tests_properties(e2e:scaling PROPERTIES LABELS e2e TIMEOUT 600 PROCESSORS 2)
 # A quantized run is packed; the packed checkpoint computes what was trained.
 add_test(NAME e2e:packed COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/launch/packed.sh $<TARGET_FILE:osprey> ${PROJECT_SOURCE_DIR})
 set_tests_properties(e2e:packed PROPERTIES LABELS e2e TIMEOUT 300 PROCESSORS 2)
+
+# Adapters, read by PEFT; skipped, with the reason, where it is not installed.
+add_test(NAME e2e:peft COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/launch/peft.sh $<TARGET_FILE:osprey> ${PROJECT_SOURCE_DIR})
+set_tests_properties(e2e:peft PROPERTIES LABELS e2e TIMEOUT 300 SKIP_RETURN_CODE 77)

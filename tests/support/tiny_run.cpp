@@ -91,7 +91,8 @@ TinyResult run_rank(const Recipe& recipe, Communicator& world, int threads, int6
   const std::unique_ptr<StepHook> last = hook ? hook(session) : nullptr;
   if (last) trainer.add_hook(last.get());
   trainer.run(0);
-  for (const auto& p : session.params.all()) result.parameters.push_back(read(p->value));
+  for (const auto& p : session.params.all())
+    result.parameters.push_back(p->stored_format ? Values() : read(p->value));
   result.memory = session.memory(&trainer);
   result.replayed_steps = trainer.replayed_steps();
   return result;

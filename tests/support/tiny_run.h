@@ -27,7 +27,7 @@ Recipe tiny_recipe(const std::vector<std::string>& overrides = {}, int64_t ranks
 
 struct TinyResult {
   std::vector<double> losses, grad_norms;
-  std::vector<std::vector<double>> parameters;  // of rank 0, at the end, in the order of the store
+  std::vector<std::vector<double>> parameters;  // of rank 0, at the end, in the store's order; packed: empty
   std::vector<MemoryCategory> memory;
   int64_t replayed_steps = 0;
 };

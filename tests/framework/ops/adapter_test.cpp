@@ -133,6 +133,81 @@ TEST(AdapterOp, InBf16ItIsNearTheMergedProduct) {
               2e-2);
 }
 
+/// A weight whose rows have lengths of their own (DoRA), on given numbers.
+struct Dora {
+  TestBed bed;
+  Parameter *w, *a, *b, *m;
+  Var x, y;
+
+  /// Values of w (out, in), a (rank, in), b (out, rank), m (out), x (N, in) and dy (N, out).
+  Dora(int64_t out, int64_t width, int64_t r, float s, DType dtype, const std::array<Values, 6>& v) {
+    w = &bed.params.add("w", 0, {out, width}, {});
+    w->trainable = false;
+    a = &bed.params.add("a", 0, {r, width}, {});
+    b = &bed.params.add("b", 0, {out, r}, {});
+    m = &bed.params.add("m", 0, {out}, {});
+    w->adapter = std::make_shared<LowRankAdapter>(LowRankAdapter{a, b, s, m});
+    bed.params.materialize(bed.queue.device, dtype, ParamStore::Gradients::on);
+    write(w->value, v[0]), write(a->value, v[1]), write(b->value, v[2]), write(m->value, v[3]);
+    bed.params.begin_step();
+    const int64_t n = static_cast<int64_t>(v[4].size()) / width;
+    x = bed.tape.source(make(bed.inputs, {n, width}, dtype, v[4]));
+    y = linear(bed.tape, x, *w);
+    bed.tape.backward_from(y, make(bed.inputs, {n, out}, dtype, v[5]));
+  }
+};
+
+TEST(AdapterOp, WithMagnitudesItIsWhatPeftComputes) {
+  // PEFT 0.15.2 in fp64, LoraConfig(r=2, lora_alpha=3, use_dora=True), with row lengths that are the weight's
+  // plus those below.
+  const std::array<Values, 6> v = {
+      Values{0.625, -0.75, 0.75, 0.6875, -0.6875, 0.875, -0.8125, 0.4375, 0.25, -0.0625, 0.0, -1.0},
+      Values{0.375, -0.6875, 0.4375, 0.75, 0.1875, -0.875, -1.0, -0.3125},
+      Values{1.0, 0.9375, -0.5, -0.6875, 0.375, 0.1875},
+      Values{0.25, -0.5, 0.125},
+      Values{0.125, 0.8125, 0.8125, -0.875, 0.25, -0.3125, -0.75, -0.875, -0.3125, -0.5625, 0.125, -0.0625},
+      Values{0.0, -0.6875, 0.8125, 0.0625, 0.0, 0.6875, 0.6875, -1.0, -0.375}};
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    Dora d(3, 4, 2, 1.5f, dtype, v);
+    const double tolerance = dtype == DType::f32 ? 2e-6 : 2e-2;
+    const auto near = [&](const Values& found, const Values& wanted, const char* what) {
+      EXPECT_LT(relative_error(found, wanted), tolerance) << what << " " << name(dtype);
+    };
+    near(read(d.bed.tape.value(d.y)),
+         {-1.592522, 0.5336595, 0.05669004, 0.04709946, -0.4022352, 1.012396, 0.5304296, -0.3490929,
+          0.2839679},
+         "y");
+    near(read(d.bed.tape.gradient_of(d.x)),
+         {0.7352934, -1.176675, -0.002731199, -0.623458, 0.4160996, -0.5933063, -0.025627, -0.4460716,
+          0.6798811, -1.514868, 0.05405874, 0.6261199},
+         "dx");
+    near(read(d.a->grad),
+         {0.03344375, 0.1104153, 0.2730339, -1.018604, -0.0978142, -0.06819034, 0.312684, -0.6984344}, "da");
+    near(read(d.b->grad), {0.1022731, 0.2132933, 0.1545957, 0.2831571, -1.954253, -0.3114069}, "db");
+    near(read(d.m->grad), {0.2214457, -0.0188213, 0.5490298}, "dm");
+    d.bed.tape.reset();
+    d.bed.arena.check_guards();
+  }
+}
+
+TEST(AdapterOp, WithMagnitudesOfNothingItBeginsAsTheWeightBitForBit) {
+  constexpr int64_t out = 40, width = 24, n = 5;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const std::array<Values, 6> v = {random_values("w", out * width, dtype),
+                                     random_values("a", 4 * width, dtype),
+                                     Values(out * 4),
+                                     Values(out),
+                                     random_values("x", n * width, dtype),
+                                     random_values("dy", n * out, dtype)};
+    Dora d(out, width, 4, 2.0f, dtype, v);
+    const Values adapted = read(d.bed.tape.value(d.y));
+    d.bed.tape.reset();
+    d.w->adapter = nullptr;
+    const Var y = linear(d.bed.tape, d.bed.tape.input(make(d.bed.inputs, {n, width}, dtype, v[4])), *d.w);
+    EXPECT_EQ(adapted, read(d.bed.tape.value(y))) << name(dtype);
+  }
+}
+
 /// Sets a basis that it was given, and keeps the gradient it was shown.
 struct GivenBasis final : BasisSource {
   bool wants_gradient() const override { return true; }

@@ -1,0 +1,387 @@
+// Adapters beside frozen weights, plain and packed, as whole runs.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "framework/files/json.h"
+#include "launch/adapter_export.h"
+#include "models/hf/hub_model.h"
+#include "tests/support/finetune_run.h"
+#include "tests/support/refusal.h"
+
+namespace osprey {
+namespace {
+
+using test::finetune_recipe;
+using test::from_directory;
+using test::model_directory;
+using test::Outcome;
+using test::Overrides;
+using test::TempDir;
+using test::tiny_run;
+using test::TinyResult;
+using test::train_in_stages;
+using test::train_with_checkpoints;
+
+const char* const lora = "{method: lora, rank: 4, alpha: 8}";
+
+TEST(Adapters, AdaptersLearnBesideWeightsThatStay) {
+  const TempDir folder;
+  const Overrides base = from_directory(model_directory(folder));
+  Overrides longer = base;
+  longer.push_back("train.steps=30");
+  const Recipe recipe = finetune_recipe(lora, longer);
+  std::vector<std::vector<double>> start;
+  std::vector<std::string> names;
+  const TinyResult r = tiny_run(recipe, 1, 1, 4, {}, DeviceKind::cpu, [&](Session& s) {
+    for (const auto& p : s.params.all()) {
+      start.push_back(test::read(p->value));
+      names.push_back(p->name);
+    }
+    return std::unique_ptr<StepHook>();
+  });
+  EXPECT_LT(r.losses.back(), r.losses.front() - 0.1);
+  for (size_t i = 0; i < names.size(); ++i)
+    EXPECT_EQ(r.parameters[i] != start[i], names[i].find("lora") != std::string::npos) << names[i];
+}
+
+TEST(Adapters, ResumingAdaptersIsExact) {
+  const TempDir folder;
+  const Overrides base = from_directory(model_directory(folder));
+  const Outcome whole = train_in_stages(lora, base, {{1, 8}}),
+                resumed = train_in_stages(lora, base, {{1, 3}, {1, 8}});
+  EXPECT_EQ(whole.losses, resumed.losses);
+  EXPECT_EQ(whole.parameters, resumed.parameters);
+}
+
+const char* const dora = "{method: dora, rank: 4, alpha: 8}";
+
+/// What the checkpoint of a run with adapters of rank 4 and scale 2 must hold of each adapted weight, in
+/// double: weight + scale b a, with rows of the weight's own lengths plus the magnitude where there is one.
+std::vector<double> merged_by_hand(std::map<std::string, std::vector<double>>& values,
+                                   const AdapterNames& names) {
+  std::vector<double> w = values.at(names.weight);
+  const auto &a = values.at(names.a), &b = values.at(names.b);
+  const size_t cols = static_cast<size_t>(names.a_shape[1]), rank = 4;
+  const auto length = [&](size_t row) {
+    double sum = 0;
+    for (size_t c = 0; c < cols; ++c) sum += w[row * cols + c] * w[row * cols + c];
+    return std::sqrt(sum);
+  };
+  for (size_t row = 0; row < w.size() / cols; ++row) {
+    const double own = length(row);
+    for (size_t c = 0; c < cols; ++c)
+      for (size_t r = 0; r < rank; ++r) w[row * cols + c] += 2.0 * b[row * rank + r] * a[r * cols + c];
+    if (names.magnitude.empty()) continue;
+    const double factor = (own + values.at(names.magnitude)[row]) / length(row);
+    for (size_t c = 0; c < cols; ++c) w[row * cols + c] *= factor;
+  }
+  return w;
+}
+
+TEST(Adapters, LengthsAndDirectionsLearnBesideWeightsThatStay) {
+  const TempDir folder;
+  Overrides longer = from_directory(model_directory(folder));
+  longer.push_back("train.steps=30");
+  const Recipe recipe = finetune_recipe(dora, longer);
+  std::vector<std::vector<double>> start;
+  std::vector<std::string> names;
+  const TinyResult r = tiny_run(recipe, 1, 1, 4, {}, DeviceKind::cpu, [&](Session& s) {
+    for (const auto& p : s.params.all()) {
+      start.push_back(test::read(p->value));
+      names.push_back(p->name);
+    }
+    return std::unique_ptr<StepHook>();
+  });
+  EXPECT_LT(r.losses.back(), r.losses.front() - 0.1);
+  for (size_t i = 0; i < names.size(); ++i)
+    EXPECT_EQ(r.parameters[i] != start[i], names[i].find("lora") != std::string::npos) << names[i];
+  const TinyResult two = tiny_run(finetune_recipe(dora, longer, 2), 2, 1, 4);
+  for (size_t i = 0; i < 6; ++i) EXPECT_NEAR(r.losses[i], two.losses[i], 2e-5);
+}
+
+TEST(Adapters, ResumingLengthsIsExact) {
+  const TempDir folder;
+  const std::string model = model_directory(folder);
+  const char* const packed = "{method: dora, rank: 4, alpha: 8, base_format: mxfp4}";
+  for (const char* method : {dora, packed})
+    for (const char* precision : {"train.precision=fp32", "train.precision=bf16"}) {
+      Overrides base = from_directory(model);
+      base.push_back(precision);
+      const Outcome whole = train_in_stages(method, base, {{1, 8}}),
+                    resumed = train_in_stages(method, base, {{1, 3}, {1, 8}});
+      EXPECT_EQ(whole.losses, resumed.losses) << method << precision;
+      EXPECT_EQ(whole.parameters, resumed.parameters) << method << precision;
+    }
+}
+
+const char* const packed_lora = "{method: lora, rank: 4, alpha: 8, base_format: mxfp4}";
+
+/// The same model with its linear layers packed, beside `from`.
+std::string packed_directory(const std::string& from, const char* format = "mxfp4", bool inputs = false) {
+  const std::string to = from + "-" + format + (inputs ? "-inputs" : "");
+  const HubModel hub(from);
+  QuantizationConfig config;
+  config.groups.emplace_back().weights.emplace().format = format;
+  if (inputs) config.groups[0].activations.emplace();
+  const HubLayout layout = hub_layout(hub.spec(), hub.context(), &config);
+  std::filesystem::create_directories(to);
+  write_hub_tensors(Queue{}, std::filesystem::path(to) / "model.safetensors", layout, read_values(hub),
+                    hub.context().file_type());
+  write_hub_texts(to, layout, from);
+  return to;
+}
+
+/// What a packed weight stands for.
+test::Values values_of(const Packed& packed) {
+  std::vector<float> values(static_cast<size_t>(packed.rows * packed.cols));
+  kernels::dequantize(Queue{},
+                      {.y = make_tensor(values.data(), {packed.rows, packed.cols}, DType::f32), .x = packed});
+  return {values.begin(), values.end()};
+}
+
+/// Makes the weights of a run what another one holds packed.
+struct SetWeights {
+  std::map<std::string, test::Values> values;
+  std::unique_ptr<StepHook> remember(Session& s) {
+    for (const auto& p : s.params.all())
+      if (p->stored_format) values[p->name] = values_of(p->packed);
+    return nullptr;
+  }
+  std::unique_ptr<StepHook> set(Session& s) {
+    for (const auto& [name, v] : values) {
+      test::write(s.params.at(name).value, v);
+      ++s.params.at(name).version;
+    }
+    return nullptr;
+  }
+};
+
+TEST(Adapters, AdaptersBesidePackedWeightsLearnWhatTheyWouldBesideTheirValues) {
+  const TempDir folder;
+  const std::string model = model_directory(folder);
+  SetWeights weights;
+  using Gradients = std::vector<std::vector<double>>;
+  const auto run = [&](const char* method, const auto& start, Gradients& gradients) {
+    return tiny_run(
+        finetune_recipe(method, from_directory(model)), 1, 1, 1 << 20,
+        [&](Session& s, int64_t) {
+          for (const auto& p : s.params.all())
+            if (p->trainable) gradients.push_back(test::read(p->grad));
+        },
+        DeviceKind::cpu, start);
+  };
+  Gradients packed, plain;
+  const TinyResult a = run(
+      packed_lora, [&](Session& s) { return weights.remember(s); }, packed);
+  const TinyResult b = run(
+      lora, [&](Session& s) { return weights.set(s); }, plain);
+  EXPECT_EQ(weights.values.size(), 4u * 7u);
+  ASSERT_EQ(packed.size(), 6u * 4u * 7u * 2u);
+  // The same numbers are multiplied; what is summed up in another order differs by rounding.
+  for (size_t i = 0; i < packed.size(); ++i) EXPECT_LT(test::relative_error(packed[i], plain[i]), 2e-6) << i;
+  for (size_t i = 0; i < a.losses.size(); ++i) EXPECT_NEAR(a.losses[i], b.losses[i], 1e-5);
+}
+
+TEST(Adapters, ADirectoryOfPackedWeightsAndOneThatIsPackedAsItIsLoadedTrainAlike) {
+  const TempDir folder;
+  const std::string model = model_directory(folder);
+  for (const std::string format : {"mxfp4", "int8_row", "nvfp4"}) {
+    const std::string method = "{method: lora, rank: 4, alpha: 8, base_format: " + format + "}";
+    const TinyResult loaded = tiny_run(finetune_recipe(method, from_directory(model))),
+                     stored = tiny_run(
+                         finetune_recipe(lora, from_directory(packed_directory(model, format.c_str()))));
+    EXPECT_EQ(loaded.losses, stored.losses) << format;
+    EXPECT_EQ(loaded.parameters, stored.parameters) << format;
+    const TinyResult ranks = tiny_run(finetune_recipe(method, from_directory(model), 2), 2);
+    for (size_t i = 0; i < loaded.losses.size(); ++i)
+      EXPECT_NEAR(loaded.losses[i], ranks.losses[i], 2e-5) << format;
+  }
+}
+
+TEST(Adapters, PackedWeightsTakeTheMemoryOfTheirFormatAndNoCopyIsKept) {
+  const TempDir folder;
+  const Overrides base = from_directory(model_directory(folder));
+  const auto bytes = [&](const char* method, std::map<std::string, int64_t>& all) {
+    for (const MemoryCategory& c :
+         plan_memory(finetune_recipe(method, base), 0, 1, 1, test::test_device().kind))
+      all[c.name] = c.bytes;
+  };
+  std::map<std::string, int64_t> plain, packed;
+  bytes(lora, plain);
+  bytes(packed_lora, packed);
+  // Four layers of q (64, 64), k and v (32, 64), o (64, 64), gate and up (96, 64), down (64, 96): four bits,
+  // and a byte for each 32, where there were four bytes.
+  constexpr int64_t matrices = 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 96);
+  EXPECT_EQ(plain["parameters"] - packed["parameters"], matrices * 4 - matrices * 17 / 32);
+  EXPECT_EQ(packed["packed weights"], 0) << "a copy beside the weights";
+  const TinyResult r = tiny_run(finetune_recipe(packed_lora, base));
+  for (const MemoryCategory& m : r.memory)
+    if (m.name != "token buffers")
+      EXPECT_NEAR(static_cast<double>(m.bytes), static_cast<double>(packed[m.name]),
+                  0.05 * static_cast<double>(packed[m.name]))
+          << m.name;
+}
+
+/// The last checkpoint of a run from `model` into `out`, and its final parameters by name; packed: what they
+/// stand for.
+struct Finished {
+  std::filesystem::path checkpoint;
+  std::map<std::string, std::vector<double>> values;
+  std::vector<AdapterNames> adapters;
+
+  Finished(const std::string& method, const std::string& model, const TempDir& out,
+           const Overrides& more = {})
+      : checkpoint(out.path() / "tiny" / "checkpoints" / "step-00000006") {
+    Overrides o = from_directory(model);
+    o.push_back("run.output_dir=" + out.path().string());
+    o.push_back("checkpoint.every_steps=null");
+    o.insert(o.end(), more.begin(), more.end());
+    const Recipe recipe = finetune_recipe(method, o);
+    const Outcome trained = train_with_checkpoints(recipe, *make_self_comm());
+    Session session(recipe, *make_self_comm(), Queue{}, {});
+    session.initialize();
+    for (size_t i = 0; i < trained.parameters.size(); ++i) {
+      const Parameter& p = *session.params.all()[i];
+      values[p.name] = p.stored_format ? values_of(p.packed) : trained.parameters[i];
+    }
+    adapters = session.finetuning->adapters();
+  }
+};
+
+TEST(Adapters, ACheckpointIsWhatTheForwardPassComputes) {
+  const TempDir folder;
+  const std::string model = model_directory(folder);
+  for (const char* method :
+       {lora, packed_lora, dora, "{method: dora, rank: 4, alpha: 8, base_format: nvfp4}"}) {
+    SCOPED_TRACE(method);
+    const TempDir out;
+    Finished run(method, model, out);
+    const HubModel hub(run.checkpoint);
+    EXPECT_EQ(hub.quantization(), nullptr);
+    const ReadParameter read = read_values(hub);
+    EXPECT_EQ(run.adapters.size(), 4u * 7u);
+    for (const AdapterNames& names : run.adapters) {
+      const std::vector<double> expected = merged_by_hand(run.values, names);
+      std::vector<float> found(expected.size());
+      read(names.weight, 0, make_tensor(found.data(), {static_cast<int64_t>(found.size())}, DType::f32));
+      EXPECT_LT(test::largest_difference({found.begin(), found.end()}, expected), 1e-6) << names.weight;
+    }
+  }
+}
+
+TEST(Adapters, ResumingBesidePackedWeightsIsExact) {
+  const TempDir folder;
+  const std::string model = model_directory(folder);
+  const auto compare = [&](const char* method, const Overrides& base) {
+    const Outcome whole = train_in_stages(method, base, {{1, 8}}),
+                  resumed = train_in_stages(method, base, {{1, 3}, {1, 8}});
+    EXPECT_EQ(whole.losses, resumed.losses);
+    EXPECT_EQ(whole.parameters, resumed.parameters);
+  };
+  compare(packed_lora, from_directory(model));
+  compare(lora, from_directory(packed_directory(model)));
+}
+
+TEST(Adapters, PackedWeightsThatDoNotFitAreRefused) {
+  const TempDir folder;
+  const std::string model = model_directory(folder), packed = packed_directory(model);
+  const auto said = [](const std::string& method, const std::string& path, const Overrides& more = {}) {
+    return test::refusal([&] {
+      Overrides o = from_directory(path);
+      o.insert(o.end(), more.begin(), more.end());
+      plan_memory(finetune_recipe(method, o), 0, 1, 1, DeviceKind::cpu);
+    });
+  };
+  const auto expect = [](const std::string& text, const char* part) {
+    EXPECT_NE(text.find(part), std::string::npos) << text;
+  };
+  expect(said("{method: lora, base_format: mxfp3}", model), "'mxfp3' is no format; there are mxfp4,");
+  expect(said("{method: lora, base_format: int4_g128}", model),
+         "finetune.base_format] does not fit the model");
+  expect(said(packed_lora, model, {"quant=[{preset: weight_only}]"}), "drop one of them");
+  expect(said(packed_lora, packed), "holds its weights packed already; drop the key");
+  expect(said("{method: full}", packed), "packed weights do not train");
+  expect(said(lora, packed, {"quant=[{preset: weight_only}]"}), "which are packed already");
+  expect(said(lora, packed_directory(model, "mxfp4", true)), "packed for inputs that are rounded as well");
+}
+
+TEST(Adapters, AsFilesAreTheMastersUnderTheNamesOfPeft) {
+  const TempDir folder;
+  const std::string model = model_directory(folder);
+  for (const std::string method : {"lora", "dora"})
+    for (const char* format : {"", ", base_format: mxfp4"}) {
+      SCOPED_TRACE(method + format);
+      const TempDir out, to;
+      Finished run("{method: " + method + ", rank: 4, alpha: 6, rank_stabilized: true" + format + "}", model,
+                   out);
+      const AdapterExport done = export_adapters(run.checkpoint, "", to.path());
+      EXPECT_EQ(done.base, model);
+      EXPECT_EQ(done.matrices, 4 * 7);
+      const SafetensorsFile file(to / "adapter_model.safetensors");
+      EXPECT_EQ(file.tensors().size(), 4u * 7u * (method == "dora" ? 3u : 2u));
+      const auto stored = [&](const std::string& name, const std::vector<int64_t>& shape) {
+        const StoredTensor* t = file.find("base_model.model.model.layers.2." + name);
+        EXPECT_NE(t, nullptr) << name;
+        EXPECT_EQ(t->shape, shape) << name;
+        std::vector<float> v(static_cast<size_t>(t->numel()));
+        file.read(*t, 0, make_tensor(v.data(), {t->numel()}, DType::f32));
+        return std::vector<double>(v.begin(), v.end());
+      };
+      EXPECT_EQ(stored("mlp.down_proj.lora_A.weight", {4, 96}),
+                run.values.at("layers.2.mlp.down.lora_a.weight"));
+      EXPECT_EQ(stored("mlp.down_proj.lora_B.weight", {64, 4}),
+                run.values.at("layers.2.mlp.down.lora_b.weight"));
+      if (method == "dora") {
+        const auto lengths = stored("mlp.down_proj.lora_magnitude_vector", {64});
+        const auto &w = run.values.at("layers.2.mlp.down.weight"),
+                   &change = run.values.at("layers.2.mlp.down.lora_magnitude.weight");
+        for (size_t r = 0; r < 64; ++r) {
+          double sum = 0;
+          for (size_t c = 0; c < 96; ++c) sum += w[r * 96 + c] * w[r * 96 + c];
+          EXPECT_NEAR(lengths[r], std::sqrt(sum) + change[r], 1e-6);
+        }
+      }
+      const nlohmann::json config = read_json(to / "adapter_config.json", 1 << 20, 8);
+      EXPECT_EQ(config["peft_type"], "LORA");
+      EXPECT_EQ(config["r"], 4);
+      EXPECT_EQ(config["lora_alpha"], 6);
+      EXPECT_EQ(config["use_rslora"], true);
+      EXPECT_EQ(config["use_dora"], method == "dora");
+      EXPECT_EQ(config["base_model_name_or_path"], model);
+      EXPECT_EQ(config["target_modules"], nlohmann::json({"down_proj", "gate_proj", "k_proj", "o_proj",
+                                                          "q_proj", "up_proj", "v_proj"}));
+    }
+}
+
+TEST(Adapters, OfSomeLayersAreNamedOneByOne) {
+  const TempDir folder, out, to;
+  Finished run("{method: lora, rank: 4, targets: 'layers.{0,3}.attn.q.weight'}", model_directory(folder),
+               out);
+  export_adapters(run.checkpoint, "somewhere", to.path());
+  const nlohmann::json config = read_json(to / "adapter_config.json", 1 << 20, 8);
+  EXPECT_EQ(config["target_modules"],
+            nlohmann::json({"model.layers.0.self_attn.q_proj", "model.layers.3.self_attn.q_proj"}));
+  EXPECT_EQ(config["base_model_name_or_path"], "somewhere");
+}
+
+TEST(Adapters, ThatAreNotThereOrLackTheirBaseAreRefused) {
+  const TempDir folder, out, to;
+  const std::string model = model_directory(folder);
+  const auto said = [&](const std::filesystem::path& from, const std::string& base) {
+    return test::refusal([&] { export_adapters(from, base, to.path()); });
+  };
+  EXPECT_NE(said(model, "").find("was trained without adapters"), std::string::npos) << said(model, "");
+  Finished run("{method: dora, rank: 4}", model, out);
+  EXPECT_NE(said(run.checkpoint, "nowhere").find("name the directory that the run started from with --base"),
+            std::string::npos);
+  std::filesystem::remove(run.checkpoint / "recipe.yaml");
+  EXPECT_NE(said(run.checkpoint, "").find("holds no adapters, only a model"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace osprey
