@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "framework/data/instruction_data.h"
+#include "models/hf/hub_model.h"
 
 namespace osprey {
 namespace {
@@ -63,6 +64,21 @@ RunData open_data(Recipe& recipe, int threads) {
                                      recipe.train.steps_of_epochs));
   }
   return data;
+}
+
+std::vector<std::string> check_files(const Recipe& recipe) {
+  std::vector<std::string> notes;
+  if (!recipe.model_path.empty() && !has_weights(recipe.model_path))
+    notes.push_back(
+        fmt::format("{} holds no weights; config.json says what model it is, and training needs them",
+                    recipe.model_path));
+  if (has_tokenizer(recipe.data.tokenizer))
+    open_tokenizer(recipe);
+  else
+    notes.push_back(fmt::format(
+        "there is no tokenizer at {} yet, so that its vocabulary is not compared with the model's",
+        recipe.data.tokenizer));
+  return notes;
 }
 
 std::unique_ptr<ValidationData> open_validation(const DataSpec& spec,

@@ -24,6 +24,10 @@ struct RunData {
 /// to. Not collective: every rank opens all of it, and finds the same errors.
 RunData open_data(Recipe& recipe, int threads);
 
+/// For commands that need no data: what of the files that the recipe names is not there yet, as lines for
+/// people. Errors: a tokenizer that is damaged, or has more tokens than the model.
+std::vector<std::string> check_files(const Recipe& recipe);
+
 /// The first `max_tokens` that evaluation reads, of sources of either kind; null where the spec has none.
 std::unique_ptr<ValidationData> open_validation(const DataSpec& spec,
                                                 std::shared_ptr<const Tokenizer> tokenizer,

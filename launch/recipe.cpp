@@ -155,10 +155,11 @@ Recipe read_recipe(const std::string& path, const std::vector<std::string>& over
 }
 
 Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides,
-                   std::optional<int64_t> ranks) {
+                   std::optional<int64_t> ranks, ModelFiles files) {
   Recipe recipe = read_recipe(path, overrides, ranks);
   if (!recipe.model_path.empty()) {
-    recipe.model = HubModel(recipe.model_path).spec();
+    const bool whole = files == ModelFiles::weights || has_weights(recipe.model_path);
+    recipe.model = whole ? HubModel(recipe.model_path).spec() : read_model_config(recipe.model_path);
     if (recipe.data.tokenizer.empty()) recipe.data.tokenizer = recipe.model_path;
   }
   return recipe;

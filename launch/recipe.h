@@ -40,10 +40,13 @@ struct Recipe {
   void rank_rules(Fields& f, int64_t ranks) const;
 };
 
+/// Must the model directory that a recipe may name hold weights, or is its config.json enough?
+enum class ModelFiles { weights, config };
+
 /// Reads, overrides and checks a recipe file; where it names a model directory, reads what model that is.
 /// Errors: all problems in one Error, a line each, with file and line; see read_yaml.
 Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides,
-                   std::optional<int64_t> ranks = {});
+                   std::optional<int64_t> ranks = {}, ModelFiles files = ModelFiles::weights);
 
 /// The same without a look at the model directory that the recipe may name: `model` is then not filled in.
 Recipe read_recipe(const std::string& path, const std::vector<std::string>& overrides = {},

@@ -101,6 +101,15 @@ void save_tokenizer_label(const Tokenizer& tokenizer, const std::string& directo
 
 std::unique_ptr<Tokenizer> make_bytes_tokenizer() { return std::make_unique<BytesTokenizer>(); }
 
+bool has_tokenizer(const std::string& where) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  if (where == "bytes" || fs::is_regular_file(where, ignored)) return true;
+  for (const char* name : {"osprey_tokenizer.json", "tokenizer.json", "tokenizer.model"})
+    if (fs::exists(fs::path(where) / name, ignored)) return true;
+  return false;
+}
+
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& where) {
   namespace fs = std::filesystem;
   if (where == "bytes") return make_bytes_tokenizer();

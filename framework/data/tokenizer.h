@@ -67,6 +67,9 @@ class Tokenizer {
 /// Errors: what is missing, damaged or not a tokenizer is named with the cure.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& where);
 
+/// Is there something at `where` that load_tokenizer would read?
+bool has_tokenizer(const std::string& where);
+
 /// 256 bytes and an end of text: 257 tokens.
 std::unique_ptr<Tokenizer> make_bytes_tokenizer();
 

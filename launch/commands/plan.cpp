@@ -93,9 +93,13 @@ void add_plan(CLI::App& app) {
           "--device", options->device,
           "what is planned for: cpu, cuda (also where there is no GPU), or what the recipe says here")
       ->check(CLI::IsMember({"recipe", "cpu", "cuda"}));
-  command->footer("Example:\n  osprey plan recipes/pretrain/osp_1b4.yaml --ranks 8 --device cuda");
+  command->footer(
+      "Example:\n  osprey plan recipes/pretrain/osp_1b4.yaml --ranks 8 --device cuda\n"
+      "Of a model to be fine-tuned, DIR/config.json is enough:\n"
+      "  osprey plan recipes/finetune/owlore.yaml --set model.path=DIR");
   command->callback([options] {
-    Recipe recipe = load_recipe(options->recipe, options->overrides, options->ranks);
+    Recipe recipe = load_recipe(options->recipe, options->overrides, options->ranks, ModelFiles::config);
+    for (const std::string& line : check_files(recipe)) fmt::print(stderr, "note: {}\n", line);
     if (recipe.train.epochs) open_data(recipe, options->threads);  // the data say how many steps there are
     const DeviceKind kind = options->device == "recipe" ? planned_device(recipe.run)
                             : options->device == "cuda" ? DeviceKind::cuda

@@ -80,8 +80,7 @@ std::optional<int32_t> first(const std::vector<int32_t>& tokens) {
 
 /// Weights that only Python can read, by running what they say.
 void refuse_pickles(const fs::path& directory) {
-  if (fs::exists(directory / "model.safetensors") || fs::exists(directory / "model.safetensors.index.json"))
-    return;
+  if (has_weights(directory)) return;
   for (const auto& entry : fs::directory_iterator(directory)) {
     const std::string ending = entry.path().extension().string();
     require(
@@ -93,7 +92,37 @@ void refuse_pickles(const fs::path& directory) {
   }
 }
 
+struct OpenConfig {
+  HubConfig config;
+  const HubFamily& family;
+  ModelSpec spec;
+};
+
+OpenConfig open_config(const fs::path& directory) {
+  const fs::path path = directory / "config.json";
+  require(fs::is_directory(directory), "checkpoint", "{} is no directory", directory.string());
+  require(fs::exists(path), "checkpoint", "{} holds no config.json; it is no checkpoint", directory.string());
+  HubConfig config(path.string(), read_json(path, int64_t{1} << 20, 16));
+  const HubFamily& family = family_of_type(config);
+  ModelSpec spec = family.read(config);
+  // The rules of the recipe hold for a config, too (heads divide the width, ...).
+  read_spec<ModelSpec>(dump_spec(spec), config.where());
+  return {std::move(config), family, std::move(spec)};
+}
+
 }  // namespace
+
+bool has_weights(const fs::path& directory) {
+  return fs::exists(directory / "model.safetensors") ||
+         fs::exists(directory / "model.safetensors.index.json");
+}
+
+ModelSpec read_model_config(const fs::path& directory) {
+  OpenConfig open = open_config(directory);
+  refuse_pickles(directory);
+  read_packing(directory);  // refuses what only others unpack
+  return std::move(open.spec);
+}
 
 std::vector<const HubFamily*> hub_families() { return {&llama_hub, &gpt2_hub, &opt_hub}; }
 
@@ -152,14 +181,8 @@ std::optional<QuantizationConfig> read_packing(const fs::path& directory) {
 }
 
 HubModel::HubModel(const fs::path& directory) {
-  const fs::path path = directory / "config.json";
-  require(fs::is_directory(directory), "checkpoint", "{} is no directory", directory.string());
-  require(fs::exists(path), "checkpoint", "{} holds no config.json; it is no checkpoint", directory.string());
-  const HubConfig config(path.string(), read_json(path, int64_t{1} << 20, 16));
-  const HubFamily& family = family_of_type(config);
-  spec_ = family.read(config);
-  // The rules of the recipe hold for a config, too (heads divide the width, ...).
-  read_spec<ModelSpec>(dump_spec(spec_), config.where());
+  const auto [config, family, spec] = open_config(directory);
+  spec_ = spec;
   context_.sequence_len = spec_.family == ModelSpec::Family::gpt
                               ? spec_.max_positions
                               : config.whole("max_position_embeddings", 2048);

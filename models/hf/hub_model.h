@@ -35,6 +35,12 @@ std::optional<std::string> beyond_transformers(const ModelSpec& spec);
 /// Errors: no config.json, or one that read_quantization_config() refuses.
 std::optional<QuantizationConfig> read_packing(const std::filesystem::path& directory);
 
+/// Are there safetensors in a directory?
+bool has_weights(const std::filesystem::path& directory);
+/// What model a directory holds by its config.json alone, which has the last word on whether the head is
+/// tied; there need not be weights. Errors: as HubModel has them before it looks at tensors.
+ModelSpec read_model_config(const std::filesystem::path& directory);
+
 struct HubFamily;
 
 /// A Hugging Face directory opened for evaluation, generation or export.
