@@ -5,6 +5,7 @@ build_packages=(g++ cmake ninja-build pkg-config libopenmpi-dev openmpi-bin liby
   libcli11-dev nlohmann-json3-dev libfmt-dev libsentencepiece-dev libpcre2-dev libutf8proc-dev libeigen3-dev zlib1g-dev
   libzstd-dev)
 corpus_packages=(dict-gcide)               # the English dictionary that the quickstart trains on
+instruction_packages=(dict-wn)             # the one that its questions and answers are made of
 test_packages=(libgtest-dev iproute2)      # iproute2: two hosts made of network namespaces
 
 say() { printf '\n== %s\n' "$*"; }
