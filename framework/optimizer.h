@@ -23,9 +23,11 @@ struct Subspace;
 struct StateSpec {
   const char* name;  // checkpoint key suffix: "momentum", "adam_m", ...
   DType dtype;
-  int64_t per = 1;  // one number for so many elements of the gradient, the last ones rounded up
+  int64_t per = 1;  // one number for so many elements (of Optimizer::state_shape), the last ones rounded up
 };
-inline constexpr int max_states = 4;
+/// StateSpec::per of a state that is one number.
+inline constexpr int64_t one_for_all = int64_t{1} << 62;
+inline constexpr int max_states = 5;
 
 /// What one rank updates: a whole parameter, or a flat range of one.
 struct ParamPiece {
@@ -39,9 +41,10 @@ struct ParamPiece {
   Tensor
       master;   // f32: read and written; the same memory as `value` when that is f32 or there are no masters
   Tensor grad;  // f32: read
-  std::array<Tensor, max_states> state;  // like grad, or (numel / per) where several elements share one
-  const Subspace* subspace = nullptr;    // of a matrix that is trained in one
-  int64_t since = 0;                     // the step at which the states began at zero
+  std::array<Tensor, max_states>
+      state;                           // of Optimizer::state_shape, or (numel / per) where elements share one
+  const Subspace* subspace = nullptr;  // of a matrix that is trained in one
+  int64_t since = 0;                   // the step at which the states began at zero
 };
 
 struct StepInfo {
@@ -59,6 +62,8 @@ class Optimizer {
   /// Are elements updated one by one, so that some rows of a matrix may go before the others? Rows begin at
   /// multiples of 256.
   virtual bool element_wise() const { return granularity() == ShardGranularity::element; }
+  /// Of the states that it keeps for a gradient of this shape.
+  virtual Shape state_shape(const Shape& gradient) const { return gradient; }
   /// Can it update bf16 values that have no fp32 master?
   virtual bool updates_in_place() const { return false; }
   /// Peak learning rate; the schedule multiplies it.

@@ -3,6 +3,7 @@
 
 #include <span>
 
+#include "kernels/numerics/adamw.h"
 #include "kernels/step_control.h"
 
 namespace osprey::kernels {
@@ -24,13 +25,15 @@ struct AdamWPiece {
 /// changes when its step_apply is 0.
 /// Aliasing: `value` is `master` itself when it is f32, and never overlaps it when it is bf16.
 /// Numerics: fp32; the bias corrections are formed in double. eps stands beside the corrected root, as in
-/// torch.optim.AdamW. Results do not depend on threads or on how a parameter is cut into ranges.
+/// torch.optim.AdamW, unless eps_place says otherwise. Results do not depend on threads or on how a parameter
+/// is cut into ranges.
 struct AdamW {
   std::span<const AdamWPiece> pieces;
   double learning_rate = 0;
   double beta1 = 0.9, beta2 = 0.95;
   double eps = 1e-8;
   double weight_decay = 0;
+  EpsPlace eps_place = EpsPlace::corrected_root;
   int64_t since = 0;  // the step at which m and v were zero
   Tensor control;     // see kernels/step_control.h
 };

@@ -2,6 +2,7 @@
 // Adam in little memory: moments in bf16 or 8 bits, bf16 weights without a master, and steps that somebody
 // else takes. Where everything is fp32, kernels/adamw.h is the faster one.
 
+#include "kernels/numerics/adamw.h"
 #include "kernels/step_control.h"
 
 namespace osprey::kernels {
@@ -32,6 +33,7 @@ struct CompactAdam {
   double beta1 = 0.9, beta2 = 0.999;
   double eps = 1e-8;
   double weight_decay = 0;
+  EpsPlace eps_place = EpsPlace::corrected_root;
   int64_t since = 0;
   uint64_t seed = 0, stream = 0;
   int64_t first_element = 0;  // where this range begins in its parameter; a multiple of 256 with 8 bits

@@ -47,7 +47,7 @@ Session::Session(const Recipe& recipe, Communicator& comm, const Queue& q, const
   if (!schemes)
     schemes = std::make_unique<QuantSchemes>(recipe_.quant, params, static_cast<uint64_t>(recipe_.run.seed),
                                              recipe_.train.global_batch_tokens);
-  optimizers = std::make_unique<OptimizerGroups>(recipe_.optim, params);
+  optimizers = std::make_unique<OptimizerGroups>(recipe_.optim, params, recipe_.finetune);
   const bool brief = recipe_.train.updates == Updates::in_backward;
   if (brief)
     for (const auto& p : params.all())

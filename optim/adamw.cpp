@@ -63,6 +63,7 @@ void AdamW::step(const Queue& queue, std::span<const ParamPiece> pieces, const S
                            .beta2 = settings_.beta2,
                            .eps = settings_.eps,
                            .weight_decay = settings_.weight_decay,
+                           .eps_place = settings_.eps_place,
                            .since = first.since,
                            .control = info.control});
   }
@@ -80,6 +81,7 @@ void AdamW::step_compact(const Queue& queue, const ParamPiece& p, const StepInfo
                                 .beta2 = settings_.beta2,
                                 .eps = settings_.eps,
                                 .weight_decay = settings_.weight_decay,
+                                .eps_place = settings_.eps_place,
                                 .since = p.since,
                                 .seed = info.seed,
                                 .stream = stream_of(std::string(p.name)),

@@ -2,6 +2,7 @@
 // Adam with decoupled weight decay.
 
 #include "framework/optimizer.h"
+#include "kernels/numerics/adamw.h"
 
 namespace osprey {
 
@@ -21,6 +22,7 @@ class AdamW final : public Optimizer {
     double beta1 = 0.9, beta2 = 0.95;
     double eps = 1e-8;
     MomentFormat moments = MomentFormat::fp32;
+    EpsPlace eps_place = EpsPlace::corrected_root;
   };
   explicit AdamW(const Settings& settings) : settings_(settings) {}
 

@@ -2,6 +2,7 @@
 
 #include "framework/config/glob.h"
 #include "framework/config/reader.h"
+#include "framework/finetune/targets.h"
 #include "framework/quant/step_sizes.h"
 #include "optim/registry.h"
 
@@ -154,15 +155,19 @@ GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups,
   return result;
 }
 
-OptimizerGroups::OptimizerGroups(std::span<const OptimizerGroupSpec> groups, const ParamStore& params) {
+OptimizerGroups::OptimizerGroups(std::span<const OptimizerGroupSpec> groups, const ParamStore& params,
+                                 const FinetuneSpec& finetune) {
   std::vector<NamedShape> shapes;
   for (const auto& p : params.all()) shapes.push_back({p->name, p->shape});
   GroupAssignment assignment = assign_groups(groups, shapes);
   warnings_ = std::move(assignment.warnings);
   for (const OptimizerGroupSpec& spec : groups) {
-    optimizers_.push_back(make_optimizer(spec));
-    in_subspaces_.push_back(make_subspace_optimizer(spec));
+    optimizers_.push_back(make_optimizer(spec, finetune));
+    in_subspaces_.push_back(make_subspace_optimizer(spec, finetune));
+    scaling_.push_back(make_scaling_optimizer(spec, finetune));
   }
+  if (finetune.scales_gradients())
+    for (const Parameter* p : target_matrices(finetune, params)) scaled_.insert(p->name);
   for (size_t i = 0; i < shapes.size(); ++i)
     group_[shapes[i].name] = static_cast<size_t>(assignment.group[i]);
 }
@@ -171,10 +176,11 @@ const Optimizer& OptimizerGroups::of(const Parameter& parameter) const {
   const auto found = group_.find(parameter.name);
   require(found != group_.end(), "optim", "{} was declared after the optimizer groups were formed",
           parameter.name);
-  if (!parameter.subspace) return *optimizers_[found->second];
-  const auto& optimizer = in_subspaces_[found->second];
-  require(optimizer != nullptr, "optim.kind",
-          "{} is trained in a subspace, which {} cannot; give it to adamw", parameter.name,
+  const bool scaled = scaled_.contains(parameter.name);
+  if (!parameter.subspace && !scaled) return *optimizers_[found->second];
+  const auto& optimizer = (scaled ? scaling_ : in_subspaces_)[found->second];
+  require(optimizer != nullptr, "optim.kind", "{} is trained {}, which {} cannot; give it to adamw",
+          parameter.name, scaled ? "by finetune.method: apollo" : "in a subspace",
           optimizers_[found->second]->kind());
   return *optimizer;
 }

@@ -5,9 +5,11 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "framework/config/fields.h"
+#include "framework/finetune/spec.h"
 #include "framework/optimizer.h"
 #include "framework/parameter.h"
 #include "optim/adamw.h"
@@ -57,19 +59,23 @@ GroupAssignment assign_groups(std::span<const OptimizerGroupSpec> groups,
                               std::span<const NamedShape> parameters);
 
 /// The optimizers of a run, and which of them trains which parameter: one for each entry, and one more for
-/// its matrices that are trained in a subspace.
+/// its matrices that are trained in a subspace, or whose gradients are scaled (finetune.method: apollo).
 class OptimizerGroups {
  public:
-  /// Errors: as assign_groups.
-  OptimizerGroups(std::span<const OptimizerGroupSpec> groups, const ParamStore& params);
+  /// Errors: as assign_groups and, where gradients are scaled, target_matrices.
+  OptimizerGroups(std::span<const OptimizerGroupSpec> groups, const ParamStore& params,
+                  const FinetuneSpec& finetune = {});
 
-  /// Errors: throws for a parameter that the store did not hold.
+  /// Errors: throws for a parameter that the store did not hold, and one that its entry cannot train as
+  /// finetune.method says.
   const Optimizer& of(const Parameter& parameter) const;
   const std::vector<std::string>& warnings() const { return warnings_; }
 
  private:
   std::vector<std::unique_ptr<Optimizer>> optimizers_;    // of the entries
   std::vector<std::unique_ptr<Optimizer>> in_subspaces_;  // the same for matrices in subspaces; null for muon
+  std::vector<std::unique_ptr<Optimizer>> scaling_;  // for those whose gradients are scaled; null likewise
+  std::unordered_set<std::string> scaled_;           // the names of these
   std::unordered_map<std::string, size_t> group_;
   std::vector<std::string> warnings_;
 };

@@ -19,7 +19,9 @@ int64_t rows_at_a_time(const Shape& shape) {
   return std::min(shape[0], std::max<int64_t>(1, elements_at_a_time / shape[1]));
 }
 
-int64_t direction_bytes(const ParamPiece& p) { return padded(p.grad.numel() * size_bytes(p.value.dtype)); }
+int64_t direction_bytes(const ParamPiece& p) {  // of one that may have no gradient now
+  return padded(p.subspace->projected_shape(p.full_shape).numel() * size_bytes(p.value.dtype));
+}
 
 }  // namespace
 
@@ -46,6 +48,7 @@ void SubspaceAdam::step(const Queue& queue, std::span<const ParamPiece> pieces, 
                                   .beta1 = settings_.beta1,
                                   .beta2 = settings_.beta2,
                                   .eps = settings_.eps,
+                                  .eps_place = settings_.eps_place,
                                   .since = p.since,
                                   .seed = info.seed,
                                   .stream = stream_of(std::string(p.name)),

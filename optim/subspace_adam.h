@@ -9,8 +9,8 @@ namespace osprey {
 ///   value -= lr (scale B^T d + weight_decay value)   (left; d B for the right side).
 /// Matrices stay whole. A basis that is replaced leaves the moments as they are: their signs are aligned with
 /// the old basis by who replaces it (framework/finetune). Numerics: d is rounded to the values' type before
-/// it is brought back, in pieces of rows; masters or chance as in kernels/compact_adam.h. eps stands beside
-/// the corrected root (the published code: beside the uncorrected one). Reference: GaLore, Zhao et al.
+/// it is brought back, in pieces of rows; masters or chance as in kernels/compact_adam.h. eps stands where
+/// the settings say (the published code: beside the plain root). Reference: GaLore, Zhao et al.
 /// 2403.03507, algorithm 2.
 class SubspaceAdam final : public Optimizer {
  public:

@@ -1,9 +1,10 @@
 #include "framework/finetune/finetuning.h"
 
 #include <algorithm>
+#include <utility>
 
-#include "framework/config/glob.h"
 #include "framework/finetune/leading_subspace.h"
+#include "framework/finetune/targets.h"
 #include "kernels/core/random.h"
 #include "kernels/device.h"
 
@@ -50,13 +51,15 @@ Finetuning::Finetuning(const FinetuneSpec& spec, ParamStore& params, uint64_t se
                           .interval = spec_.steps_of_a_turn(),
                           .order = spec_.turn_order(),
                           .scores = {},
-                          .seed = seed};
+                          .seed = seed,
+                          .counting = spec_.reference ? LayerTurns::Setup::Counting::all_turns
+                                                      : LayerTurns::Setup::Counting::this_turn};
   if (!spec_.scores.empty()) setup.scores = read_layer_scores(spec_.scores, layers);
   turns_ = std::make_unique<LayerTurns>(setup);
 }
 
 void Finetuning::mark_frozen() {
-  if (!spec_.takes_turns() && !spec_.in_subspaces()) return;
+  if (!spec_.takes_turns() && !spec_.in_subspaces() && !spec_.scales_gradients()) return;
   for (const auto& p : params_.all()) {
     if (p->layer >= 0) continue;
     p->trainable = spec_.trains(of_embedding(p->name)         ? spec_.train_embedding
@@ -67,19 +70,13 @@ void Finetuning::mark_frozen() {
 
 void Finetuning::mark_subspaces() {
   if (!spec_.in_subspaces()) return;
-  const Glob targets(spec_.targets);
-  for (const auto& p : params_.all()) {
-    if (p->layer < 0 || !p->matrix() || !targets.matches(p->name)) continue;
-    const int64_t smaller = std::min(p->shape[0], p->shape[1]);
-    require(spec_.rank <= smaller, "finetune.rank", "{} is more than the smaller side of {} {}; lower it",
-            spec_.rank, p->name, p->shape);
+  projected_ = target_matrices(spec_, params_);
+  for (Parameter* p : projected_) {
     p->subspace = std::make_shared<Subspace>();
     p->subspace->side = Subspace::smaller_side(p->shape);
     p->subspace->rank = spec_.rank;
     p->subspace->scale = spec_.scale;
-    projected_.push_back(p.get());
   }
-  require(!projected_.empty(), "finetune.targets", "\"{}\" matches no matrix of a layer", spec_.targets);
 }
 
 std::optional<int> Finetuning::places() const {
@@ -96,41 +93,76 @@ size_t Finetuning::bucket_index(int layer) const {
 void Finetuning::materialize(const Queue& queue) {
   if (turns_) {
     active_ = turns_->at(0);
-    std::vector<bool> awake(params_.buckets().size());
-    for (int place = 0; place < static_cast<int>(active_.size()); ++place) {
-      const int layer = active_[static_cast<size_t>(place)].layer;
-      params_.bind_gradients(place, layer);
-      awake[bucket_index(layer)] = true;
-    }
-    for (size_t b = 0; b < awake.size(); ++b)
-      if (!awake[b] && params_.buckets()[b].layer >= 0)
-        for (Parameter* p : params_.buckets()[b].params) p->trainable = false;
+    for (int place = 0; place < static_cast<int>(active_.size()); ++place)
+      params_.bind_gradients(place, active_[static_cast<size_t>(place)].layer);
+    if (!spec_.reference) put_others_to_sleep();
   }
   if (projected_.empty()) return;
   int64_t bytes = 0;
   for (const Parameter* p : projected_)
     if (p->trainable) bytes += p->subspace->basis_shape(p->shape).numel() * size_bytes(params_.dtype()) + 64;
   bases_ = std::make_unique<Arena>("bases of subspaces", queue.device, bytes);
-  for (Parameter* p : projected_)
-    if (p->trainable) p->subspace->basis = bases_->alloc(p->subspace->basis_shape(p->shape), params_.dtype());
+  for (Parameter* p : projected_) {
+    if (!p->trainable) continue;
+    p->subspace->basis = bases_->alloc(p->subspace->basis_shape(p->shape), params_.dtype());
+    // One that no step has chosen yet is saved, too.
+    if (spec_.reference && !queue.meta()) kernels::fill_bytes(queue, p->subspace->basis, 0);
+  }
+}
+
+void Finetuning::put_others_to_sleep() {
+  for (Bucket& b : params_.buckets()) {
+    const bool awake = b.layer < 0 || std::any_of(active_.begin(), active_.end(),
+                                                  [&](const ActiveLayer& t) { return t.layer == b.layer; });
+    if (awake) continue;
+    for (Parameter* p : b.params) {
+      p->trainable = false;
+      if (spec_.reference) parts_.updater->rest(*p);
+    }
+    if (spec_.reference) parts_.plan->buckets[bucket_index(b.layer)] = {};
+  }
+}
+
+void Finetuning::attach(const Parts& parts) {
+  parts_ = parts;
+  if (!turns_ || !spec_.reference) return;
+  awake_plan_ = parts_.plan->buckets;
+  put_others_to_sleep();
 }
 
 /// Moves everything that belongs to a place from one layer to another.
-void Finetuning::hand_over(int place, int from, int to, int64_t step) {
+void Finetuning::hand_over(int place, int from, int to, int64_t since) {
+  Bucket &asleep = params_.bucket(from), &awake = params_.bucket(to);
+  for (size_t i = 0; i < asleep.params.size(); ++i) {
+    Parameter& p = *asleep.params[i];
+    std::swap(p.trainable, awake.params[i]->trainable);
+    if (p.subspace) p.subspace->refresh = nullptr;
+  }
+  params_.bind_gradients(place, to);
+  if (spec_.reference)
+    switch_state(from, to, since);
+  else
+    move_state(from, to, since);
+}
+
+/// State and bases belong to places: they begin anew with another layer.
+void Finetuning::move_state(int from, int to, int64_t since) {
   Bucket &asleep = params_.bucket(from), &awake = params_.bucket(to);
   for (size_t i = 0; i < asleep.params.size(); ++i) {
     Parameter &p = *asleep.params[i], &q = *awake.params[i];
-    std::swap(p.trainable, q.trainable);
-    if (!p.subspace) continue;
-    q.subspace->basis = p.subspace->basis;
-    p.subspace->basis = {};
-    p.subspace->refresh = nullptr;
+    if (p.subspace) q.subspace->basis = std::exchange(p.subspace->basis, {});
+    if (parts_.updater) parts_.updater->pass_on(p, q, since);
   }
-  params_.bind_gradients(place, to);
-  for (size_t i = 0; i < asleep.params.size(); ++i)
-    if (parts_.updater) parts_.updater->pass_on(*asleep.params[i], *awake.params[i], step);
   if (parts_.plan)
     std::swap(parts_.plan->buckets[bucket_index(from)], parts_.plan->buckets[bucket_index(to)]);
+}
+
+/// State and bases belong to layers: they rest, or go on where they stood.
+void Finetuning::switch_state(int from, int to, int64_t since) {
+  for (const Parameter* p : params_.bucket(from).params) parts_.updater->rest(*p);
+  for (const Parameter* p : params_.bucket(to).params) parts_.updater->go_on(*p, since);
+  parts_.plan->buckets[bucket_index(from)] = {};
+  parts_.plan->buckets[bucket_index(to)] = awake_plan_[bucket_index(to)];
 }
 
 /// Returns whether others are active now.
@@ -185,19 +217,20 @@ void Finetuning::refresh(const Queue& queue, Parameter& p, const Tensor& gradien
   Subspace& s = *p.subspace;
   if (queue.meta()) return;
   if (wants_gradient()) {
-    std::vector<float> basis = leading_subspace(queue, {.gradient = gradient,
-                                                        .side = s.side,
-                                                        .rank = s.rank,
-                                                        .exact = spec_.basis == FinetuneSpec::Basis::exact,
-                                                        .seed = seed_,
-                                                        .stream = stream_of(p.name),
-                                                        .draw = static_cast<uint64_t>(step_)});
+    std::vector<float> basis =
+        leading_subspace(queue, {.gradient = gradient,
+                                 .side = s.side,
+                                 .rank = s.rank,
+                                 .exact = spec_.reference || spec_.basis == FinetuneSpec::Basis::exact,
+                                 .seed = seed_,
+                                 .stream = stream_of(p.name),
+                                 .draw = static_cast<uint64_t>(step_)});
     const auto since = std::find_if(active_.begin(), active_.end(),
                                     [&](const ActiveLayer& t) { return t.layer == p.layer; });
     const bool first = step_ == (since == active_.end() ? 0 : since->since);
     if (basis.empty() && first) basis = random_subspace(s.rank, s.basis.shape[1], seed_, stream_of(p.name));
     if (!basis.empty()) {
-      if (!first) align_signs(basis, floats(queue, s.basis), s.rank);
+      if (!first && !spec_.reference) align_signs(basis, floats(queue, s.basis), s.rank);
       set_floats(queue, s.basis, basis);
     }
   }
@@ -210,8 +243,8 @@ void Finetuning::refresh(const Queue& queue, Parameter& p, const Tensor& gradien
 std::vector<NamedPiece> Finetuning::pieces() const {
   std::vector<NamedPiece> all;
   for (const Parameter* p : projected_) {
-    if (!p->trainable) continue;
     const Tensor& basis = p->subspace->basis;
+    if (!basis.defined()) continue;
     all.push_back({p->name, "basis", basis.shape, 0, basis.numel(), basis});
   }
   return all;

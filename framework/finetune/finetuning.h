@@ -15,8 +15,9 @@
 namespace osprey {
 
 /// Between declaring parameters and allocating them it marks what trains; while the run goes on it moves
-/// gradients, optimizer state and bases from layers that fall asleep to those that wake up.
-/// Both are pure functions of (settings, seed, step): there is nothing to save but the bases.
+/// gradients, optimizer state and bases from layers that fall asleep to those that wake up. With
+/// spec.reference it moves gradients alone: every layer has state and a basis of its own. Both are pure
+/// functions of (settings, seed, step): there is nothing to save but the bases.
 class Finetuning final : public StepHook, private BasisSource {
  public:
   /// `params` is declared and not yet materialized.
@@ -26,7 +27,9 @@ class Finetuning final : public StepHook, private BasisSource {
 
   /// How many layers have gradients at a time; nothing: all. For ParamStore::materialize.
   std::optional<int> places() const;
-  /// After params.materialize(): allocates bases, and gives places to the layers of step 0.
+  /// After params.materialize(): allocates bases, and gives places to the layers of step 0. The other layers
+  /// sleep from here on, with spec.reference from attach() on, so that a plan made in between is one of all
+  /// layers.
   void materialize(const Queue& queue);
   struct Parts {
     ShardPlan* plan = nullptr;  // is changed when layers change
@@ -34,7 +37,7 @@ class Finetuning final : public StepHook, private BasisSource {
     Reducer* reducer = nullptr;  // null on meta
     Communicator* device_world = nullptr;
   };
-  void attach(const Parts& parts) { parts_ = parts; }
+  void attach(const Parts& parts);
 
   /// Wakes up and puts to sleep what `step` wants, and says whose basis it sets anew.
   void before_step(Trainer&, int64_t step) override;
@@ -45,7 +48,7 @@ class Finetuning final : public StepHook, private BasisSource {
   /// As it was when `step` steps were done, with empty state that is to be loaded.
   void stand_after(int64_t step);
 
-  /// Bases of what trains now; all ranks hold them.
+  /// Bases of what trains now, with spec.reference of all layers; all ranks hold them.
   std::vector<NamedPiece> pieces() const;
   /// What adapts which weight; empty without adapters.
   const std::vector<AdapterNames>& adapters() const { return adapters_; }
@@ -60,8 +63,11 @@ class Finetuning final : public StepHook, private BasisSource {
   void refresh(const Queue& queue, Parameter& p, const Tensor& gradient) override;
   void mark_frozen();
   void mark_subspaces();
+  void put_others_to_sleep();
   bool set_turns(const std::vector<ActiveLayer>& turns);
-  void hand_over(int place, int from, int to, int64_t step);
+  void hand_over(int place, int from, int to, int64_t since);
+  void move_state(int from, int to, int64_t since);
+  void switch_state(int from, int to, int64_t since);
   size_t bucket_index(int layer) const;
 
   FinetuneSpec spec_;
@@ -72,9 +78,10 @@ class Finetuning final : public StepHook, private BasisSource {
   std::vector<ActiveLayer> active_;
   std::unique_ptr<Arena> bases_;
   std::vector<AdapterNames> adapters_;
-  std::vector<Parameter*> projected_;  // that have a subspace, of all layers
-  bool told_ = false;                  // who is active
-  int64_t step_ = 0;                   // that is being prepared or computed
+  std::vector<Parameter*> projected_;   // that have a subspace, of all layers
+  std::vector<BucketPlan> awake_plan_;  // with spec.reference: of every bucket while it is awake
+  bool told_ = false;                   // who is active
+  int64_t step_ = 0;                    // that is being prepared or computed
 };
 
 }  // namespace osprey

@@ -96,8 +96,10 @@ const std::vector<ActiveLayer>& LayerTurns::at(int64_t step) {
     draws_ = 0;
     turns_.clear();
   }
+  if (draws_ == 0) steps_.assign(static_cast<size_t>(setup_.layers), 0);
   for (; draws_ < wanted; ++draws_) {
     std::vector<int> entering = draw(draws_);
+    for (const ActiveLayer& t : turns_) steps_[static_cast<size_t>(t.layer)] += setup_.interval;
     if (turns_.empty()) {
       for (const int layer : entering) turns_.push_back({layer, 0});
       continue;
@@ -105,7 +107,11 @@ const std::vector<ActiveLayer>& LayerTurns::at(int64_t step) {
     std::vector<ActiveLayer*> leaving;
     for (ActiveLayer& t : turns_)
       if (std::erase(entering, t.layer) == 0) leaving.push_back(&t);
-    for (size_t i = 0; i < leaving.size(); ++i) *leaving[i] = {entering[i], draws_ * setup_.interval};
+    const bool all_turns = setup_.counting == Setup::Counting::all_turns;
+    for (size_t i = 0; i < leaving.size(); ++i) {
+      const int64_t before = all_turns ? steps_[static_cast<size_t>(entering[i])] : 0;
+      *leaving[i] = {entering[i], draws_ * setup_.interval - before};
+    }
   }
   return turns_;
 }

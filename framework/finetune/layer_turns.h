@@ -18,7 +18,7 @@ std::vector<double> read_layer_scores(const std::string& path, int64_t layers);
 /// place.
 struct ActiveLayer {
   int layer = 0;
-  int64_t since = 0;  // the step at which it became active
+  int64_t since = 0;  // the step at which it became active, or as Setup::counting says
   bool operator==(const ActiveLayer&) const = default;
 };
 
@@ -29,6 +29,9 @@ class LayerTurns {
     FinetuneSpec::Order order = FinetuneSpec::Order::drawn;
     std::vector<double> scores;  // empty: all alike
     uint64_t seed = 0;
+    /// What `since` counts from: waking up; or as if all steps of the layer, of earlier turns too, had come
+    /// right before now, for layers whose optimizer state goes on where it stood.
+    enum class Counting { this_turn, all_turns } counting = Counting::this_turn;
   };
   /// Errors: more active layers than there are, or than have a score above zero.
   explicit LayerTurns(const Setup& setup);
@@ -44,7 +47,8 @@ class LayerTurns {
  private:
   std::vector<int> shuffled(int64_t cycle) const;
   Setup setup_;
-  int64_t draws_ = 0;  // that `turns_` has seen
+  int64_t draws_ = 0;           // that `turns_` has seen
+  std::vector<int64_t> steps_;  // of every layer in these draws
   std::vector<ActiveLayer> turns_;
 };
 

@@ -10,9 +10,10 @@
 namespace osprey {
 
 struct FinetuneSpec {
-  enum class Method { full, lora, dora, galore, lisa, owlore, badam };
+  enum class Method { full, lora, dora, galore, lisa, owlore, badam, apollo };
   enum class Order { drawn, ascending, descending, shuffled };
   enum class Basis { randomized, exact };
+  enum class Scaling { channel, tensor };
 
   Method method = Method::full;
   // Layers that take turns: lisa, owlore, badam. What is absent is what the method published.
@@ -20,12 +21,14 @@ struct FinetuneSpec {
   std::optional<Order> order;
   std::string scores;
   std::optional<bool> train_embedding, train_head, train_final_norm;
-  // Subspaces (galore, owlore) and adapters (lora, dora).
+  // Subspaces (galore, owlore), projections (apollo) and adapters (lora, dora).
   int64_t rank = 128;
   std::string targets = "layers.*.{attn,mlp}.{q,k,v,o,gate,up,down}.weight";
   int64_t refresh_every = 200;
   double scale = 1.0;
   Basis basis = Basis::randomized;
+  Scaling scaling = Scaling::channel;
+  bool reference = false;  // owlore as its published code does it
   double alpha = 16;
   bool rank_stabilized = false;
   std::string base_format;  // of the frozen matrices of layers; empty: as they are
@@ -34,6 +37,8 @@ struct FinetuneSpec {
     return method == Method::lisa || method == Method::owlore || method == Method::badam;
   }
   bool in_subspaces() const { return method == Method::galore || method == Method::owlore; }
+  /// Are gradients whole, and moments those of random projections?
+  bool scales_gradients() const { return method == Method::apollo; }
   bool adapts() const { return method == Method::lora || method == Method::dora; }
 
   int64_t layers_at_a_time() const {

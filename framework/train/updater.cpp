@@ -1,6 +1,7 @@
 #include "framework/train/updater.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "kernels/device.h"
 #include "kernels/pointwise.h"
@@ -13,13 +14,15 @@ static Tensor flat_range(const Tensor& t, int64_t begin, int64_t end) {
   return make_tensor(flat.data, {end - begin}, t.dtype, t.device);
 }
 
-/// Of the gradient: a table that is updated some rows at a time holds none.
-static Shape gradient_shape(const ParamPiece& p) {
-  return p.grad.defined() ? p.grad.shape : Shape{p.end - p.begin};
+/// Of its gradient, which it may not have now.
+static Shape gradient_shape(const Optimizer& optimizer, const ParamPiece& p) {
+  if (optimizer.granularity() == ShardGranularity::element) return {p.end - p.begin};
+  return p.subspace ? p.subspace->projected_shape(p.full_shape) : p.full_shape;
 }
 
-static int64_t state_elements(const ParamPiece& p, const StateSpec& s) {
-  return (gradient_shape(p).numel() + s.per - 1) / s.per;
+static Shape state_shape(const Optimizer& optimizer, const ParamPiece& p, const StateSpec& s) {
+  const Shape shape = optimizer.state_shape(gradient_shape(optimizer, p));
+  return s.per == 1 ? shape : Shape{(shape.numel() + s.per - 1) / s.per};
 }
 
 Updater::Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan,
@@ -46,7 +49,8 @@ Updater::Updater(const Queue& queue, ParamStore& params, const ShardPlan& plan,
     workspace_bytes = std::max(workspace_bytes, g.optimizer->workspace_bytes(queue, g.pieces));
     for (const ParamPiece& p : g.pieces) {
       if (masters_ == Masters::kept && p.value.dtype != DType::f32) state_bytes += p.value.numel() * 4 + 64;
-      for (const StateSpec& s : g.states) state_bytes += state_elements(p, s) * size_bytes(s.dtype) + 64;
+      for (const StateSpec& s : g.states)
+        state_bytes += state_shape(*g.optimizer, p, s).numel() * size_bytes(s.dtype) + 64;
     }
   }
   state_ = std::make_unique<Arena>("optimizer state", queue.device, state_bytes + 4096, place);
@@ -77,7 +81,7 @@ void Updater::allocate(Group& group) {
     p.master = in_place ? p.value : state_->alloc(p.value.shape, DType::f32);
     for (size_t i = 0; i < group.states.size(); ++i) {
       const StateSpec& s = group.states[i];
-      p.state[i] = state_->alloc(s.per == 1 ? gradient_shape(p) : Shape{state_elements(p, s)}, s.dtype);
+      p.state[i] = state_->alloc(state_shape(*group.optimizer, p, s), s.dtype);
     }
   }
 }
@@ -101,8 +105,13 @@ void Updater::initialize(uint64_t seed) {
 }
 
 void Updater::step(const Tensor& control, uint64_t seed) {
-  for (const Group& g : groups_)
-    g.optimizer->step(queue_, g.pieces, {.control = control, .seed = seed, .workspace = scratch_});
+  for (const Group& g : groups_) {
+    some_.clear();
+    std::copy_if(g.pieces.begin(), g.pieces.end(), std::back_inserter(some_),
+                 [](const ParamPiece& p) { return p.grad.defined(); });
+    if (!some_.empty())
+      g.optimizer->step(queue_, some_, {.control = control, .seed = seed, .workspace = scratch_});
+  }
 }
 
 void Updater::step_layer(int layer, const Tensor& control, uint64_t seed) {
@@ -173,6 +182,21 @@ void Updater::pass_on(const Parameter& from, const Parameter& to, int64_t step) 
         p.master = p.value;
       else
         kernels::copy(queue_, {.y = p.master, .x = p.value});
+    }
+}
+
+void Updater::rest(const Parameter& parameter) {
+  for (Group& g : groups_)
+    for (size_t i = 0; i < g.pieces.size(); ++i)
+      if (g.parameters[i] == &parameter) g.pieces[i].grad = {};
+}
+
+void Updater::go_on(const Parameter& parameter, int64_t since) {
+  for (Group& g : groups_)
+    for (size_t i = 0; i < g.pieces.size(); ++i) {
+      if (g.parameters[i] != &parameter) continue;
+      point(g.pieces[i], parameter, *g.optimizer);
+      g.pieces[i].since = since;
     }
 }
 

@@ -40,6 +40,11 @@ class Updater {
   /// What was the state of `from` is that of `to` from now on, a parameter of the same shape: zero, and its
   /// masters are the values of `to`. `step` is the first one that it is for.
   void pass_on(const Parameter& from, const Parameter& to, int64_t step);
+  /// Updates of a parameter stop, and its state and masters stay, until go_on(): its gradient's memory may be
+  /// another's. A parameter without one when the updater is made rests from the beginning.
+  void rest(const Parameter& parameter);
+  /// Updates go on, as if those before had been the steps from `since` on.
+  void go_on(const Parameter& parameter, int64_t since);
   /// Sets what this rank has of a parameter's master; round_values() and a gather then set its value.
   void assign(const Parameter& parameter, std::span<const float> values);
 

@@ -1,7 +1,6 @@
 #include "kernels/core/random.h"
 
-#include <cmath>
-#include <numbers>
+#include "kernels/numerics/normal.h"
 
 namespace osprey {
 
@@ -12,9 +11,7 @@ uint64_t stream_of(std::string_view name) {
 }
 
 float random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
-  const Philox p = philox(seed, stream, index);
-  const double u = (p.v[0] + 0.5) / 4294967296.0, w = (p.v[1] + 0.5) / 4294967296.0;
-  return static_cast<float>(std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * w));
+  return normal_of(philox(seed, stream, index));
 }
 
 }  // namespace osprey

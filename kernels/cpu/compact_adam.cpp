@@ -27,8 +27,9 @@ void compact_adam(const Queue& queue, const CompactAdam& a) {
   if (control[step_apply] == 0) return;
   const int64_t step = static_cast<int64_t>(control[step_number]);
   const double learning_rate = a.learning_rate * control[step_learning_rate_factor];
-  const AdamWFactors factors = adamw_factors({learning_rate, a.beta1, a.beta2, a.eps, a.weight_decay},
-                                             step - a.since, control[step_grad_scale]);
+  const AdamWFactors factors =
+      adamw_factors({learning_rate, a.beta1, a.beta2, a.eps, a.weight_decay, a.eps_place}, step - a.since,
+                    control[step_grad_scale]);
   const float first_scale = static_cast<float>(1 / (1 - power(a.beta1, step - a.since + 1)));
   const CompactRange range = {.weight_f32 = pointer_if<float>(a.weight, DType::f32),
                               .weight_bf16 = pointer_if<bf16>(a.weight, DType::bf16),

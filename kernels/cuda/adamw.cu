@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(threads, 3) update(const __grid_constant__ Par
 
 void adamw(const Queue& queue, const kernels::AdamW& args) {
   Parameters p{};
-  p.constants = {args.learning_rate, args.beta1, args.beta2, args.eps, args.weight_decay};
+  p.constants = {args.learning_rate, args.beta1, args.beta2, args.eps, args.weight_decay, args.eps_place};
   p.control = args.control.as<double>();
   p.since = args.since;
   const auto flush = [&] {

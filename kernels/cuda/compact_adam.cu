@@ -166,7 +166,7 @@ void compact_adam(const Queue& queue, const CompactAdam& a) {
   p.grad = a.grad.as<float>();
   p.m = moments(a.m);
   p.v = moments(a.v);
-  p.constants = {a.learning_rate, a.beta1, a.beta2, a.eps, a.weight_decay};
+  p.constants = {a.learning_rate, a.beta1, a.beta2, a.eps, a.weight_decay, a.eps_place};
   p.seed = a.seed;
   p.stream = a.stream;
   p.first_element = a.first_element;

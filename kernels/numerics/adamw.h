@@ -16,9 +16,14 @@ struct AdamWFactors {
   float decay;      // learning_rate * weight_decay
 };
 
+/// Beside which root of the second moment eps stands: torch.optim.AdamW adds it to the one that is corrected
+/// for its bias, AdamW of transformers to the one that is not.
+enum class EpsPlace : int64_t { corrected_root, plain_root };
+
 /// What they are formed from; the learning rate is the one after the schedule.
 struct AdamWConstants {
   double learning_rate, beta1, beta2, eps, weight_decay;
+  EpsPlace eps_place = EpsPlace::corrected_root;
 };
 
 /// x^n for n >= 0, by products alone: the same bits on every device.
@@ -33,12 +38,13 @@ OSPREY_HD double power(double x, int64_t n) {
 
 /// The factors of 0-based step `step`.
 OSPREY_HD AdamWFactors adamw_factors(const AdamWConstants& c, int64_t step, double grad_scale) {
+  const double root_scale = 1 / sqrt(1 - power(c.beta2, step + 1));
   return {static_cast<float>(grad_scale),
           static_cast<float>(1 - c.beta1),
           static_cast<float>(c.beta2),
           static_cast<float>(1 - c.beta2),
-          static_cast<float>(1 / sqrt(1 - power(c.beta2, step + 1))),
-          static_cast<float>(c.eps),
+          static_cast<float>(root_scale),
+          static_cast<float>(c.eps_place == EpsPlace::plain_root ? c.eps * root_scale : c.eps),
           static_cast<float>(c.learning_rate / (1 - power(c.beta1, step + 1))),
           static_cast<float>(c.learning_rate * c.weight_decay)};
 }

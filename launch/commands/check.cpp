@@ -25,7 +25,8 @@ void add_check(CLI::App& app) {
   command->footer(
       "Example:\n  osprey check recipes/quickstart/osp.yaml --ranks 2 --set train.micro_batch_size=8");
   command->callback([options] {
-    Recipe recipe = load_recipe(options->recipe, options->overrides, options->ranks);
+    Recipe recipe = load_recipe(options->recipe, options->overrides, options->ranks, ModelFiles::config);
+    for (const std::string& line : check_files(recipe)) std::fprintf(stderr, "note: %s\n", line.c_str());
     if (recipe.train.epochs) open_data(recipe, 1);  // the data say how many steps there are
     // Patterns can only be judged against the parameters of this very model.
     ParamStore params;
@@ -33,7 +34,7 @@ void add_check(CLI::App& app) {
     const auto base = declare_packed_base(recipe, params);
     const Finetuning finetuning(recipe.finetune, params, static_cast<uint64_t>(recipe.run.seed));
     const QuantSchemes schemes(recipe.quant, params, 0, recipe.train.global_batch_tokens);
-    const OptimizerGroups groups(recipe.optim, params);
+    const OptimizerGroups groups(recipe.optim, params, recipe.finetune);
     for (const std::string& warning : groups.warnings()) std::fprintf(stderr, "note: %s\n", warning.c_str());
     for (const std::string& line : schemes.timeline(recipe.train.total_steps()))
       std::fprintf(stderr, "%s\n", line.c_str());

@@ -130,6 +130,41 @@ TEST(CompactAdam, InFp32ItIsAdamW) {
   }
 }
 
+TEST(CompactAdam, EpsMayStandBesideThePlainRoot) {
+  // As in the AdamW of transformers: lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps).
+  constexpr double eps = 0.01;
+  const std::vector<float> start = normal(count, 1, 1), gradient = normal(count, 0.1f, 2);
+  const DeviceCopy<float> a(start), b(start), g(gradient), ma(zeros()), va(zeros()), mb(zeros()), vb(zeros());
+  const auto scalars = control({.step = 2});
+  const kernels::AdamWPiece piece{
+      .value = a.flat(), .master = a.flat(), .grad = g.flat(), .m = ma.flat(), .v = va.flat()};
+  kernels::adamw(test_queue(), {.pieces = {&piece, 1},
+                                .learning_rate = 0.01,
+                                .beta1 = 0.9,
+                                .beta2 = 0.95,
+                                .eps = eps,
+                                .eps_place = EpsPlace::plain_root,
+                                .control = scalars.flat()});
+  CompactAdam c = settings();
+  c.weight = b.flat();
+  c.grad = g.flat();
+  c.m.values = mb.flat();
+  c.v.values = vb.flat();
+  c.eps = eps;
+  c.eps_place = EpsPlace::plain_root;
+  c.weight_decay = 0;
+  c.control = scalars.flat();
+  kernels::compact_adam(test_queue(), c);
+  const auto pa = a.values(), pb = b.values();
+  const double step = 0.01 * std::sqrt(1 - std::pow(0.95, 3)) / (1 - std::pow(0.9, 3));
+  for (size_t i = 0; i < count; ++i) {
+    const double x = gradient[i], m = 0.1 * x, v = 0.05 * x * x;
+    const double want = static_cast<double>(start[i]) - step * m / (std::sqrt(v) + eps);
+    ASSERT_NEAR(pa[i], want, 1e-6) << i;
+    ASSERT_NEAR(pb[i], want, 1e-6) << i;
+  }
+}
+
 TEST(CompactAdam, ADirectionIsTheStepThatIsNotTaken) {
   const DeviceCopy<float> w(zeros()), d(zeros()), g(normal(count, 0.1f, 2)), m(zeros()), v(m.values()),
       m2(m.values()), v2(m.values());

@@ -130,7 +130,7 @@ everywhere 'telemetry.oscillation: follows weights of 4 bits, and no group of qu
 everywhere 'telemetry.oscillation only applies when quantization is true' --set telemetry.quantization=false --set telemetry.oscillation=true
 tune() { for command in check plan; do refused "$1" "$osprey" "$command" recipes/smoke/adamw.yaml --set "finetune=$2" "${@:3}"; done; }
 tune 'finetune.method must be one of .*did you mean owlore' '{method: owlora}'
-tune 'finetune.rank only applies when method is galore, owlore, lora or dora' '{method: lisa, rank: 4}'
+tune 'finetune.rank only applies when method is galore, owlore, lora, dora or apollo' '{method: lisa, rank: 4}'
 tune '3 layers cannot be active in a model of 2' '{method: lisa, active_layers: 3}'
 tune '65 is more than the smaller side of layers.0.attn.q.weight' '{method: galore, rank: 65}'
 tune 'lora and dora adapt a model that is there; name its directory in model.path' '{method: lora}'
@@ -138,6 +138,12 @@ tune 'lora and dora adapt a model that is there; name its directory in model.pat
 tune 'finetune.base_format only applies when method is lora or dora' '{method: galore, rank: 4, base_format: mxfp4}'
 tune "finetune.base_format: 'mxfp3' is no format; there are mxfp4," '{method: lora, base_format: mxfp3}'
 tune 'quant: has nothing to say where finetune.base_format packs' '{method: lora, base_format: mxfp4}' --set 'quant=[{preset: weight_only}]'
+tune '65 is more than the smaller side of layers.0.attn.q.weight' '{method: apollo, rank: 65}'
+tune 'finetune.scaling must be one of .*did you mean tensor' '{method: apollo, rank: 4, scaling: tensors}'
+tune 'finetune.scaling only applies when method is apollo' '{method: galore, rank: 4, scaling: tensor}'
+tune 'finetune.reference only applies when method is owlore' '{method: lisa, reference: true}'
+tune 'finetune.basis only applies when method is galore or owlore, and reference is false' \
+  '{method: owlore, active_layers: 1, rank: 4, reference: true, basis: exact}'
 tune 'nowhere.json' '{method: owlore, active_layers: 1, rank: 4, scores: nowhere.json}'
 tune 'knows neither ssnorm nor embedding_projection' '{method: lisa}' --set model.norm=ssnorm
 tune 'has no gradients in subspaces yet' '{method: galore, rank: 4}' --set model.ffn_size=192 --set 'quant=[{preset: weight_only}]'
@@ -147,6 +153,16 @@ brief 'train.updates: in_backward knows no norm of all gradients.*set max_grad_n
 brief 'train.updates: in_backward uses gradients as they are formed.*micro steps on each of 1 rank' --set train.max_grad_norm=null --set train.micro_batch_size=1
 brief 'quant: freezes elements of weights between backward and update' --set train.max_grad_norm=null --set 'quant=[{preset: lsq, freeze: {}}]'
 tune 'nowhere is no directory' '{method: full}' --set 'model={path: nowhere}'
+# A directory without weights can be planned, not trained; a tokenizer that does not fit is told before.
+mkdir "$folder/config_only" && cp tests/models/hf/golden/llama3/config.json "$folder/config_only"
+bare=(--set "model={path: $folder/config_only}" --set data.sequence_len=32)
+for command in check plan; do
+  "$osprey" "$command" recipes/smoke/adamw.yaml "${bare[@]}" --set data.tokenizer="$folder/nowhere" >"$folder/log" 2>&1 &&
+    grep -q 'config_only holds no weights' "$folder/log" && grep -q 'there is no tokenizer at .*nowhere yet' "$folder/log" ||
+    { echo "FAILED: $command of a directory without weights"; cat "$folder/log"; failed=$((failed + 1)); }
+  refused 'model.vocab_size is 48, but the tokenizer has 257 tokens' "$osprey" "$command" recipes/smoke/adamw.yaml "${bare[@]}" --set data.tokenizer=bytes
+done
+refused 'config_only has neither model.safetensors nor' "$osprey" train recipes/smoke/adamw.yaml "${bare[@]}" "${data[@]}"
 tune 'only applies when path is empty' '{method: full}' --set model.path=nowhere
 refused 'bracket left open' "$osprey" check $recipe --set 'model.layers=[1'
 refused 'exactly one of tokens, steps and epochs; null' "$osprey" check $recipe --set train.tokens=10000

@@ -4,6 +4,8 @@
 
 #include <cmath>
 #include <filesystem>
+#include <map>
+#include <set>
 
 #include "models/hf/hub_model.h"
 #include "tests/support/finetune_run.h"
@@ -29,7 +31,11 @@ Recipe recipe_of(const std::string& method, Overrides more = {}, int64_t ranks =
 
 const char* const lisa = "{method: lisa, active_layers: 2, interval: 2}";
 const char* const owlore = "{method: owlore, active_layers: 2, interval: 3, rank: 8, refresh_every: 2}";
+const char* const published =
+    "{method: owlore, active_layers: 2, interval: 1, rank: 8, refresh_every: 2, reference: true}";
 const char* const galore = "{method: galore, rank: 8, refresh_every: 3}";
+const char* const apollo = "{method: apollo, rank: 8, refresh_every: 3}";
+const char* const apollo_mini = "{method: apollo, rank: 1, refresh_every: 3, scaling: tensor, scale: 4}";
 
 /// The final values of the parameters whose names contain `part`, and their names.
 std::vector<std::vector<double>> parameters_of(const Recipe& recipe, const TinyResult& result,
@@ -110,8 +116,9 @@ TEST(Finetune, InASubspaceOfFullRankTheStepIsAdamsInARotatedBasis) {
 
 TEST(Finetune, EveryMethodLearns) {
   const Overrides longer = {"train.steps=40"};
-  for (const std::string& method : {std::string("{method: full}"), std::string(lisa), std::string(owlore),
-                                    std::string(galore), std::string("{method: badam, interval: 5}")}) {
+  for (const std::string& method :
+       {std::string("{method: full}"), std::string(lisa), std::string(owlore), std::string(galore),
+        std::string(apollo), std::string(apollo_mini), std::string("{method: badam, interval: 5}")}) {
     const TinyResult r = tiny_run(recipe_of(method, longer), 1, 1, 4);
     EXPECT_LT(r.losses.back(), r.losses.front() - (method.find("badam") != std::string::npos ? 0.02 : 0.3))
         << method;
@@ -123,15 +130,34 @@ TEST(Finetune, MethodsLearnInBf16WithoutMastersAndWithSmallMoments) {
     const Overrides small = {
         "train.steps=40", "train.precision=bf16", "train.master_weights=none",
         fmt::format("optim=[{{match: '*', kind: adamw, learning_rate: 5.0e-3, moments: {}}}]", moments)};
-    for (const char* method : {"{method: full}", owlore}) {
+    for (const char* method : {"{method: full}", owlore, apollo}) {
       const TinyResult r = tiny_run(recipe_of(method, small), 1, 1, 4);
       EXPECT_LT(r.losses.back(), r.losses.front() - 0.3) << method << " " << moments;
     }
   }
 }
 
+TEST(Finetune, MomentsOfProjectionsAreAsSmallAsTheirRank) {
+  // Two moments of 4 bytes for every number of a projection, whose side is the longer one of its matrix.
+  std::map<std::string, int64_t> full, small;
+  for (const auto& c : plan_memory(recipe_of("{method: full}"), 0, 1, 1, DeviceKind::cpu))
+    full[c.name] = c.bytes;
+  for (const auto& c : plan_memory(recipe_of("{method: apollo, rank: 2}"), 0, 1, 1, DeviceKind::cpu))
+    small[c.name] = c.bytes;
+  EXPECT_EQ(full["gradients"], small["gradients"]);
+  ParamStore params;
+  const Recipe recipe = recipe_of("{method: full}");
+  make_model(recipe.model, 32)->declare(params);
+  int64_t saved = 0;
+  for (const auto& p : params.all())
+    if (p->layer >= 0 && p->matrix())
+      saved += 8 * (p->shape.numel() - 2 * std::max(p->shape[0], p->shape[1]));
+  EXPECT_NEAR(static_cast<double>(full["optimizer state"] - small["optimizer state"]),
+              static_cast<double>(saved), 0.02 * static_cast<double>(saved));
+}
+
 TEST(Finetune, RanksAgree) {
-  for (const char* method : {lisa, owlore, galore}) {
+  for (const char* method : {lisa, owlore, published, galore, apollo, apollo_mini}) {
     const TinyResult one = tiny_run(recipe_of(method));
     for (const int ranks : {2, 4}) {
       const TinyResult more = tiny_run(recipe_of(method, {}, ranks), ranks);
@@ -144,7 +170,7 @@ TEST(Finetune, RanksAgree) {
 }
 
 TEST(Finetune, MemoryIsWhatThePlanSaysAndDoesNotGrow) {
-  for (const char* method : {lisa, owlore, galore}) {
+  for (const char* method : {lisa, owlore, published, galore, apollo}) {
     const Recipe recipe = recipe_of(method, {"train.steps=12"});
     const auto planned = plan_memory(recipe, 0, 1, 1, test::test_device().kind);
     std::vector<int64_t> state;
@@ -168,7 +194,7 @@ TEST(Finetune, ResumingIsExactWhereverItHappens) {
   Overrides brief = small;
   brief.insert(brief.end(),
                {"train.micro_batch_size=8", "train.max_grad_norm=null", "train.updates=in_backward"});
-  for (const char* method : {lisa, owlore, galore})
+  for (const char* method : {lisa, owlore, published, galore, apollo})
     for (const Overrides& overrides : {none, small, brief}) {
       const Outcome whole = train_in_stages(method, overrides, {{1, 9}});
       // In the middle of a turn, and where one ends.
@@ -192,9 +218,62 @@ TEST(Finetune, ResumingIsExactWhereLayersHaveChangedPlacesMeanwhile) {
 }
 
 TEST(Finetune, ARunGoesOnWithAnotherNumberOfRanks) {
-  const Outcome whole = train_in_stages(owlore, {}, {{1, 8}}),
-                changed = train_in_stages(owlore, {}, {{2, 4}, {1, 8}});
-  for (size_t i = 0; i < whole.losses.size(); ++i) EXPECT_NEAR(whole.losses[i], changed.losses[i], 5e-5) << i;
+  for (const char* method : {owlore, published}) {
+    const Outcome whole = train_in_stages(method, {}, {{1, 8}}),
+                  changed = train_in_stages(method, {}, {{2, 4}, {1, 8}});
+    for (size_t i = 0; i < whole.losses.size(); ++i)
+      EXPECT_NEAR(whole.losses[i], changed.losses[i], 5e-5) << method << " " << i;
+  }
+}
+
+TEST(Finetune, WithEveryLayerAwakeThePublishedChoicesAreAnotherPlaceOfEpsAlone) {
+  // One basis for the whole run, and an eps that is nothing beside either root.
+  const Overrides small = {"optim=[{match: '*', kind: adamw, learning_rate: 5.0e-3, eps: 1.0e-20}]"};
+  const std::string all = "method: owlore, active_layers: 4, rank: 8, refresh_every: 100";
+  const TinyResult ours = tiny_run(recipe_of("{" + all + ", basis: exact}", small)),
+                   theirs = tiny_run(recipe_of("{" + all + ", reference: true}", small));
+  EXPECT_EQ(ours.losses, theirs.losses);
+  EXPECT_EQ(ours.parameters, theirs.parameters);
+  const Overrides large = {"optim=[{match: '*', kind: adamw, learning_rate: 5.0e-3, eps: 1.0e-3}]"};
+  EXPECT_NE(tiny_run(recipe_of("{" + all + ", basis: exact}", large)).losses,
+            tiny_run(recipe_of("{" + all + ", reference: true}", large)).losses);
+}
+
+TEST(Finetune, WithThePublishedChoicesStateSleepsWithItsLayer) {
+  std::map<std::string, std::vector<double>> before;
+  int asleep = 0, woken = 0;
+  tiny_run(recipe_of(published, {"train.steps=12"}), 1, 1, 1 << 20, [&](Session& s, int64_t) {
+    for (const Updater::Group& g : s.updater->groups())
+      for (const ParamPiece& p : g.pieces) {
+        const std::string name(p.name);
+        if (name.find("attn.q") == std::string::npos) continue;
+        const std::vector<double> now = test::read(p.state[0]);
+        const bool empty = before[name].empty() || before[name] == std::vector<double>(now.size(), 0.0);
+        if (p.grad.defined()) {
+          EXPECT_NE(now, before[name]) << name;
+          woken += !empty && p.since > 0;
+        } else if (!before[name].empty()) {
+          EXPECT_EQ(now, before[name]) << name;
+          asleep += !empty;
+        }
+        before[name] = now;
+      }
+  });
+  EXPECT_EQ(before.size(), 4u);
+  EXPECT_GT(asleep, 0);
+  EXPECT_GT(woken, 0);
+}
+
+TEST(Finetune, ThePublishedChoicesHoldStateOfAllLayersAndGradientsOfAFew) {
+  const auto bytes = [](const std::string& method) {
+    std::map<std::string, int64_t> all;
+    for (const auto& c : plan_memory(recipe_of(method), 0, 1, 1, DeviceKind::cpu)) all[c.name] = c.bytes;
+    return all;
+  };
+  auto few = bytes(owlore), kept = bytes(published), every = bytes("{method: galore, rank: 8}");
+  EXPECT_EQ(kept["gradients"], few["gradients"]);
+  EXPECT_EQ(kept["optimizer state"], every["optimizer state"]);
+  EXPECT_EQ(kept["bases of subspaces"], every["bases of subspaces"]);
 }
 
 TEST(Finetune, TrainingStartsFromTheValuesOfADirectory) {
@@ -224,6 +303,12 @@ TEST(Finetune, WhatDoesNotFitIsRefused) {
   expect(said("{method: lisa, active_layers: 5}"), "5 layers cannot be active in a model of 4");
   expect(said("{method: owlore, active_layers: 2, rank: 33}"), "33 is more than the smaller side of");
   expect(said("{method: galore, rank: 8, targets: 'layers.*.q'}"), "matches no matrix of a layer");
+  expect(said("{method: apollo, rank: 33}"), "33 is more than the smaller side of");
+  expect(said("{method: apollo, rank: 8}",
+              {"optim=[{match: '*norm*', kind: adamw, learning_rate: 1.0e-3}, {match: "
+               "'layers.*', kind: muon, learning_rate: 1.0e-3}, {match: '*', kind: adamw, "
+               "learning_rate: 1.0e-3}]"}),
+         "is trained by finetune.method: apollo, which muon cannot");
   expect(said("{method: lora, rank: 4}"), "lora and dora adapt a model that is there");
   expect(said("{method: lisa}", {"model.norm=ssnorm"}), "knows neither ssnorm");
   expect(said("{method: galore, rank: 8}",

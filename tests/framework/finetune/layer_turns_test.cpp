@@ -133,5 +133,26 @@ TEST(LayerScores, FilesThatAreNoneAreRefusedByName) {
   EXPECT_TRUE(refuses([&] { read_layer_scores(path, 2); }, "it has no list \"scores\""));
 }
 
+TEST(LayerTurns, StepsOfEarlierTurnsCountWhereStateIsKept) {
+  LayerTurns::Setup s = setup(5);
+  s.counting = LayerTurns::Setup::Counting::all_turns;
+  LayerTurns turns(s);
+  std::vector<int64_t> trained(32);  // steps of each layer so far, counted here
+  int again = 0;
+  for (int64_t step = 0; step < 20 * s.interval; ++step)
+    for (const ActiveLayer& t : turns.at(step)) {
+      EXPECT_EQ(step - t.since, trained[static_cast<size_t>(t.layer)])
+          << "layer " << t.layer << " step " << step;
+      again += step % s.interval == 0 && trained[static_cast<size_t>(t.layer)] > 0;
+      ++trained[static_cast<size_t>(t.layer)];
+    }
+  EXPECT_GT(again, 20);
+  // Asked for in another order, the same.
+  LayerTurns other(s);
+  const auto late = turns.at(700), early = turns.at(120);
+  EXPECT_EQ(other.at(120), early);
+  EXPECT_EQ(other.at(700), late);
+}
+
 }  // namespace
 }  // namespace osprey
