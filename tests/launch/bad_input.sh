@@ -157,9 +157,15 @@ tune 'nowhere is no directory' '{method: full}' --set 'model={path: nowhere}'
 mkdir "$folder/config_only" && cp tests/models/hf/golden/llama3/config.json "$folder/config_only"
 bare=(--set "model={path: $folder/config_only}" --set data.sequence_len=32)
 for command in check plan; do
-  "$osprey" "$command" recipes/smoke/adamw.yaml "${bare[@]}" --set data.tokenizer="$folder/nowhere" >"$folder/log" 2>&1 &&
-    grep -q 'config_only holds no weights' "$folder/log" && grep -q 'there is no tokenizer at .*nowhere yet' "$folder/log" ||
-    { echo "FAILED: $command of a directory without weights"; cat "$folder/log"; failed=$((failed + 1)); }
+  problem=
+  "$osprey" "$command" recipes/smoke/adamw.yaml "${bare[@]}" --set data.tokenizer="$folder/nowhere" >"$folder/log" 2>&1 || problem="refused it"
+  grep -q 'config_only holds no weights' "$folder/log" || problem+="; does not say that there are no weights"
+  grep -q 'there is no tokenizer at .*nowhere yet' "$folder/log" || problem+="; does not say that there is no tokenizer"
+  if [[ -n $problem ]]; then
+    failed=$((failed + 1))
+    echo "FAILED: $command of a directory without weights: $problem"
+    head -c 2000 "$folder/log"
+  fi
   refused 'model.vocab_size is 48, but the tokenizer has 257 tokens' "$osprey" "$command" recipes/smoke/adamw.yaml "${bare[@]}" --set data.tokenizer=bytes
 done
 refused 'config_only has neither model.safetensors nor' "$osprey" train recipes/smoke/adamw.yaml "${bare[@]}" "${data[@]}"

@@ -54,7 +54,9 @@ TEST_F(GpuRun, EvaluatesAsOnTheCpu) {
 TEST_F(GpuRun, FineTunesAsOnTheCpu) {
   const std::string small = "[{match: '*', kind: adamw, learning_rate: 5.0e-3, moments: int8}]";
   for (const char* method : {"{method: lisa, active_layers: 1, interval: 4}",
-                             "{method: owlore, active_layers: 1, interval: 6, rank: 8, refresh_every: 6}"}) {
+                             "{method: owlore, active_layers: 1, interval: 6, rank: 8, refresh_every: 6}",
+                             "{method: owlore, active_layers: 1, interval: 4, rank: 8, reference: true}",
+                             "{method: apollo, rank: 8, refresh_every: 4}"}) {
     const std::vector<std::string> changes = {"model.norm=rmsnorm", "model.embedding_projection=false",
                                               "optim=" + small, fmt::format("finetune={}", method),
                                               "train.steps=9"};

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "framework/config/dumper.h"
 #include "framework/files/json.h"
 #include "models/hf/hub_model.h"
 #include "tests/support/paths.h"
@@ -106,6 +107,14 @@ TEST_P(GoldenModel, HasTheLogitsLossAndGradientNormOfTransformers) {
   EXPECT_LT(error(m.decode(ids)), 2e-5);
   EXPECT_NEAR(m.train(ids), expected["loss"].get<double>(), 1e-5);
   EXPECT_NEAR(m.gradient_norm() / expected["gradient_norm"].get<double>(), 1, 1e-5);
+}
+
+TEST_P(GoldenModel, ConfigAloneSaysWhatModelItIs) {
+  const TempDir dir;
+  fs::copy_file(golden_dir() / GetParam() / "config.json", dir.path() / "config.json");
+  EXPECT_FALSE(has_weights(dir.path()));
+  EXPECT_TRUE(has_weights(golden_dir() / GetParam()));
+  EXPECT_EQ(dump_spec(read_model_config(dir.path())), dump_spec(HubModel(golden_dir() / GetParam()).spec()));
 }
 
 TEST_P(GoldenModel, ExportedInShardsIsTheSameModel) {
