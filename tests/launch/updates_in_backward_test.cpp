@@ -64,7 +64,8 @@ TEST(UpdatesInBackward, AreThoseAfterBackwardWithEveryMethod) {
   for (const char* method : {"{method: full}", "{method: lisa, active_layers: 2, interval: 3}",
                              "{method: galore, rank: 8, refresh_every: 3}",
                              "{method: owlore, active_layers: 2, interval: 3, rank: 8, refresh_every: 2}",
-                             "{method: badam, interval: 3}"}) {
+                             "{method: owlore, active_layers: 2, interval: 3, rank: 8, reference: true}",
+                             "{method: badam, interval: 3}", "{method: apollo, rank: 8, refresh_every: 3}"}) {
     SCOPED_TRACE(method);
     // Sums over tokens are cut otherwise; Adam's first steps make a sign of a gradient near zero.
     expect_alike(recipe_of(method), recipe_of(method, {in_backward}), 2e-5, 2e-3);
