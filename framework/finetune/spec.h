@@ -28,6 +28,7 @@ struct FinetuneSpec {
   Basis basis = Basis::randomized;
   double alpha = 16;
   bool rank_stabilized = false;
+  std::string adapter;      // directory of adapters to go on from; empty: new ones
   std::string base_format;  // of the frozen matrices of layers; empty: as they are
 
   bool takes_turns() const {

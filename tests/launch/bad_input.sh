@@ -137,6 +137,7 @@ tune 'lora and dora adapt a model that is there; name its directory in model.pat
 tune 'lora and dora adapt a model that is there; name its directory in model.path' '{method: dora}'
 tune 'finetune.base_format only applies when method is lora or dora' '{method: galore, rank: 4, base_format: mxfp4}'
 tune "finetune.base_format: 'mxfp3' is no format; there are mxfp4," '{method: lora, base_format: mxfp3}'
+tune 'finetune.adapter only applies when method is lora or dora' '{method: full, adapter: nowhere}'
 tune 'quant: has nothing to say where finetune.base_format packs' '{method: lora, base_format: mxfp4}' --set 'quant=[{preset: weight_only}]'
 tune 'nowhere.json' '{method: owlore, active_layers: 1, rank: 4, scores: nowhere.json}'
 tune 'knows neither ssnorm nor embedding_projection' '{method: lisa}' --set model.norm=ssnorm
