@@ -1,5 +1,9 @@
 #include "launch/packed_base.h"
 
+#include <fmt/ranges.h>
+
+#include <set>
+
 #include "framework/quant/step_sizes.h"
 #include "models/hf/hub_model.h"
 
@@ -48,6 +52,19 @@ std::unique_ptr<QuantSchemes> declare_packed_base(const Recipe& recipe, ParamSto
   for (const auto& p : params.all())
     if (const QuantGroupSpec* group = base->packs(p->name)) p->stored_format = group->weights->block_format();
   return schemes;
+}
+
+std::string packed_base_note(const ParamStore& params) {
+  std::set<std::string> formats;
+  int64_t count = 0;
+  for (const auto& p : params.all()) {
+    if (!p->stored_format) continue;
+    ++count;
+    formats.emplace(name(*p->stored_format));
+  }
+  return count == 0
+             ? ""
+             : fmt::format("{} frozen matrices are held packed, in {}", count, fmt::join(formats, ", "));
 }
 
 }  // namespace osprey

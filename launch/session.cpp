@@ -10,6 +10,7 @@
 #include "framework/ops/quantized_weights.h"
 #include "framework/parallel/nccl_comm.h"
 #include "framework/telemetry/oscillation.h"
+#include "launch/adapter_files.h"
 #include "launch/packed_base.h"
 #include "launch/together.h"
 #include "models/hf/hub_model.h"
@@ -87,6 +88,8 @@ void Session::initialize() {
     HubModel(recipe_.model_path).load(queue, params);
     updater->take_masters();
   }
+  if (!recipe_.finetune.adapter.empty())
+    load_adapters(queue, recipe_, finetuning->adapters(), params, *updater);
 }
 
 void Session::trace() {

@@ -36,7 +36,8 @@ class Session {
   Session(const Recipe& recipe, Communicator& world, const Queue& queue, const SessionMemory& memory);
 
   /// Fills parameters and masters with their initial values, or with those of the model that training starts
-  /// from, and quantizes as step 0 does; the hook `schemes` sees to later steps.
+  /// from, adapters with those that it goes on from, and quantizes as step 0 does; the hook `schemes` sees to
+  /// later steps.
   void initialize();
   /// Forward and backward of one micro step on meta, so that high-water marks are known.
   void trace();

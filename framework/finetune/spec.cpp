@@ -102,6 +102,9 @@ void FinetuneSpec::fields(Fields& f) {
   f.when(adapts(), "method is lora or dora", [&] {
     f("alpha", alpha, "the adapters' product is multiplied by alpha / rank", positive());
     f("rank_stabilized", rank_stabilized, "alpha / sqrt(rank) instead (rsLoRA, 2312.03732)");
+    f("adapter", adapter,
+      "directory of adapters to go on from, as PEFT or osprey export --to peft writes them, for the same rank, alpha and "
+      "targets; empty: new ones");
     f("base_format", base_format,
       ("hold the frozen matrices of layers packed, quantized as they are loaded, with no copy beside them (after "
        "QLoRA, 2305.14314): one of " +

@@ -31,6 +31,7 @@ struct FinetuneSpec {
   bool reference = false;  // owlore as its published code does it
   double alpha = 16;
   bool rank_stabilized = false;
+  std::string adapter;      // directory of adapters to go on from; empty: new ones
   std::string base_format;  // of the frozen matrices of layers; empty: as they are
 
   bool takes_turns() const {

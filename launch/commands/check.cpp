@@ -36,6 +36,8 @@ void add_check(CLI::App& app) {
     const QuantSchemes schemes(recipe.quant, params, 0, recipe.train.global_batch_tokens);
     const OptimizerGroups groups(recipe.optim, params, recipe.finetune);
     for (const std::string& warning : groups.warnings()) std::fprintf(stderr, "note: %s\n", warning.c_str());
+    if (const std::string packed = packed_base_note(params); !packed.empty())
+      std::fprintf(stderr, "%s\n", packed.c_str());
     for (const std::string& line : schemes.timeline(recipe.train.total_steps()))
       std::fprintf(stderr, "%s\n", line.c_str());
     std::fputs(dump_recipe(recipe).c_str(), stdout);

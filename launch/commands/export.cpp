@@ -7,7 +7,7 @@
 #include "framework/checkpoint/directory.h"
 #include "framework/checkpoint/gguf_tokenizer.h"
 #include "framework/checkpoint/shards.h"
-#include "launch/adapter_export.h"
+#include "launch/adapter_files.h"
 #include "launch/commands/command.h"
 #include "launch/loaded_model.h"
 #include "launch/recipe.h"

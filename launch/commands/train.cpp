@@ -15,6 +15,7 @@
 #include "launch/commands/command.h"
 #include "launch/data_source.h"
 #include "launch/memory_check.h"
+#include "launch/packed_base.h"
 #include "launch/scaling_record.h"
 #include "launch/session.h"
 #include "launch/together.h"
@@ -36,8 +37,11 @@ void stop_on_signals() {
 void print_notes(const Recipe& recipe, const Session& session, const RunData& data) {
   for (const std::string& line : data.notes) fmt::print(stderr, "{}\n", line);
   for (const std::string& warning : session.optimizers->warnings()) fmt::print(stderr, "note: {}\n", warning);
-  for (const std::string& line : session.schemes->timeline(recipe.train.total_steps()))
-    fmt::print(stderr, "{}\n", line);
+  if (const std::string packed = packed_base_note(session.params); !packed.empty())
+    fmt::print(stderr, "{}\n", packed);
+  else
+    for (const std::string& line : session.schemes->timeline(recipe.train.total_steps()))
+      fmt::print(stderr, "{}\n", line);
   if (session.queue.device.kind == DeviceKind::cuda) {
     const kernels::GpuInfo gpu = kernels::gpu_info(session.queue.device.index);
     fmt::print(stderr, "on {} GPU{}: {} (sm_{}), driver for CUDA {}\n", session.world.size(),

@@ -8,9 +8,10 @@
 #include <nlohmann/json.hpp>
 
 #include "framework/files/json.h"
-#include "launch/adapter_export.h"
+#include "launch/adapter_files.h"
 #include "models/hf/hub_model.h"
 #include "tests/support/finetune_run.h"
+#include "tests/support/fuzz.h"
 #include "tests/support/refusal.h"
 
 namespace osprey {
@@ -367,6 +368,93 @@ TEST(Adapters, OfSomeLayersAreNamedOneByOne) {
   EXPECT_EQ(config["target_modules"],
             nlohmann::json({"model.layers.0.self_attn.q_proj", "model.layers.3.self_attn.q_proj"}));
   EXPECT_EQ(config["base_model_name_or_path"], "somewhere");
+}
+
+TEST(Adapters, ARunGoesOnFromFilesWhereTheirRunEnded) {
+  const TempDir folder;
+  const std::string model = model_directory(folder);
+  for (const std::string method : {"{method: lora, rank: 4, alpha: 8", "{method: dora, rank: 4, alpha: 8",
+                                   "{method: dora, rank: 4, alpha: 8, base_format: mxfp4"})
+    for (const char* precision : {"fp32", "bf16"}) {
+      SCOPED_TRACE(method + " " + precision);
+      const TempDir out, to;
+      Finished run(method + "}", model, out);
+      export_adapters(run.checkpoint, "", to.path());
+      Overrides o = from_directory(model);
+      o.push_back(std::string("train.precision=") + precision);
+      Session session(finetune_recipe(method + ", adapter: " + to.path().string() + "}", o),
+                      *make_self_comm(), Queue{}, {});
+      session.initialize();
+      const bool rounds = precision == std::string("bf16");
+      for (const Updater::Group& g : session.updater->groups())
+        for (const ParamPiece& p : g.pieces) {
+          const auto& wanted = run.values.at(std::string(p.name));
+          EXPECT_LT(test::largest_difference(test::read(p.master), wanted), 1e-6) << p.name;
+          EXPECT_LT(test::relative_error(test::read(p.value), wanted), rounds ? 4e-3 : 1e-5) << p.name;
+        }
+    }
+}
+
+TEST(Adapters, FilesThatDoNotFitTheRecipeAreRefused) {
+  const TempDir folder, out, to;
+  const std::string model = model_directory(folder);
+  Finished run("{method: lora, rank: 4, alpha: 8}", model, out);
+  export_adapters(run.checkpoint, "", to.path());
+  const auto said = [&](const std::string& method, const std::filesystem::path& from) {
+    return test::refusal([&] {
+      Session session(
+          finetune_recipe("{" + method + ", adapter: " + from.string() + "}", from_directory(model)),
+          *make_self_comm(), Queue{}, {});
+      session.initialize();
+    });
+  };
+  const auto expect = [](const std::string& text, const char* part) {
+    EXPECT_NE(text.find(part), std::string::npos) << text;
+  };
+  EXPECT_EQ(said("method: lora, rank: 4, alpha: 8", to.path()), "accepted");
+  expect(said("method: lora, rank: 8, alpha: 8", to.path()), "for finetune.rank: 4, the recipe says 8");
+  expect(said("method: lora, rank: 4, alpha: 16", to.path()), "for finetune.alpha: 8, the recipe says 16");
+  expect(said("method: dora, rank: 4, alpha: 8", to.path()),
+         "for finetune.method: lora, the recipe says dora");
+  expect(said("method: lora, rank: 4, alpha: 8, rank_stabilized: true", to.path()),
+         "for finetune.rank_stabilized");
+  expect(said("method: lora, rank: 4, alpha: 8, targets: 'layers.*.attn.q.weight'", to.path()),
+         "adapts nothing that finetune.targets matches");
+  expect(said("method: lora, rank: 4, alpha: 8", model),
+         "name a directory that PEFT or osprey export --to peft wrote");
+}
+
+TEST(Adapters, ConfigurationsThatMeanMoreAreRefusedByKey) {
+  const auto said = [](const std::string& more) {
+    return test::refusal([&] {
+      parse_adapter_config("c.json", R"({"peft_type": "LORA", "r": 8, "lora_alpha": 16)" + more + "}");
+    });
+  };
+  EXPECT_EQ(said(""), "accepted");
+  EXPECT_EQ(said(R"(, "use_dora": true, "rank_pattern": {}, "modules_to_save": null, "bias": "none")"),
+            "accepted");
+  for (const char* more :
+       {R"(, "bias": "all")", R"(, "rank_pattern": {"q_proj": 4})", R"(, "modules_to_save": ["lm_head"])",
+        R"(, "init_lora_weights": "pissa")", R"(, "fan_in_fan_out": true)", R"(, "use_dora": 1)"}) {
+    const std::string key(more + 3, std::string(more).find('"', 3) - 3);
+    EXPECT_NE(said(more).find(key), std::string::npos) << said(more);
+  }
+  for (const char* text :
+       {"[]", "{}", R"({"peft_type": "IA3"})", R"({"peft_type": "LORA", "r": -1, "lora_alpha": 1})",
+        R"({"peft_type": "LORA", "r": 1e9, "lora_alpha": 1})", R"({"peft_type": "LORA", "r": 8})"})
+    EXPECT_NE(test::refusal([&] { parse_adapter_config("c.json", text); }).find("c.json"), std::string::npos)
+        << text;
+}
+
+TEST(Adapters, FuzzedConfigurationsAreReadOrRefused) {
+  const std::string valid =
+      R"({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16.5, "use_rslora": true, "use_dora": false,
+          "target_modules": ["q_proj", "v_proj"], "bias": "none", "rank_pattern": {}, "init_lora_weights": true})";
+  const test::FuzzCount count =
+      test::fuzz({valid}, {"\"r\":", "null", "1e999", "-1", "{}", "[", "\"LORA\"", "\\ud800"},
+                 [](const std::string& text) { parse_adapter_config("c.json", text); });
+  EXPECT_GT(count.accepted, 0);
+  EXPECT_GT(count.refused, 0);
 }
 
 TEST(Adapters, ThatAreNotThereOrLackTheirBaseAreRefused) {

@@ -137,6 +137,7 @@ tune 'lora and dora adapt a model that is there; name its directory in model.pat
 tune 'lora and dora adapt a model that is there; name its directory in model.path' '{method: dora}'
 tune 'finetune.base_format only applies when method is lora or dora' '{method: galore, rank: 4, base_format: mxfp4}'
 tune "finetune.base_format: 'mxfp3' is no format; there are mxfp4," '{method: lora, base_format: mxfp3}'
+tune 'finetune.adapter only applies when method is lora or dora' '{method: full, adapter: nowhere}'
 tune 'quant: has nothing to say where finetune.base_format packs' '{method: lora, base_format: mxfp4}' --set 'quant=[{preset: weight_only}]'
 tune '65 is more than the smaller side of layers.0.attn.q.weight' '{method: apollo, rank: 65}'
 tune 'finetune.scaling must be one of .*did you mean tensor' '{method: apollo, rank: 4, scaling: tensors}'

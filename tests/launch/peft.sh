@@ -37,4 +37,11 @@ adapters dora '{method: dora, rank: 4, alpha: 32}' --set train.precision=fp32
 adapters some '{method: dora, rank: 4, alpha: 7.5, rank_stabilized: true, targets: "layers.1.*.{q,down}.weight"}' \
   --set train.precision=fp32
 adapters rounded '{method: dora, rank: 4, alpha: 32}' --set train.precision=bf16
-"$python" tests/launch/peft_test.py "$base" "$folder" lora:1e-5 dora:1e-5 some:1e-5 rounded:5e-3
+# What PEFT wrote, after a step that moves nothing.
+"$python" tests/launch/peft_test.py "$base" "$folder/theirs" >"$log" 2>&1 || fail "adapters by PEFT"
+"$osprey" train recipes/finetune/dora.yaml "${data[@]}" --set "model.path=$base" --set run.name=theirs \
+  --set "finetune={method: dora, rank: 4, alpha: 8, adapter: '$folder/theirs'}" --set data.sequence_len=64 \
+  --set train.steps=1 --set train.global_batch_tokens=1024 --set train.precision=fp32 \
+  --set optim.0.learning_rate=1.0e-30 >"$log" 2>&1 || fail "training from what PEFT wrote"
+"$osprey" export "$folder/runs/theirs" "$folder/theirs-merged" >"$log" 2>&1 || fail "export of what PEFT wrote"
+"$python" tests/launch/peft_test.py "$base" "$folder" theirs:1e-5 lora:1e-5 dora:1e-5 some:1e-5 rounded:5e-3

@@ -1,9 +1,9 @@
 """peft_test.py BASE FOLDER NAME:TOLERANCE ...: FOLDER/NAME are adapters for BASE, FOLDER/NAME-merged is the model with them.
-Called by peft.sh."""
+peft_test.py BASE DIR: writes random adapters for BASE into DIR (DoRA, rank 4, alpha 8). Called by peft.sh."""
 import sys
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 base, folder = sys.argv[1:3]
@@ -22,6 +22,19 @@ def logits(model):
 def difference(a, b):
     return float((a - b).abs().max() / b.abs().max())
 
+
+if len(sys.argv) == 3:
+    torch.manual_seed(1)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(load(base), LoraConfig(r=4, lora_alpha=8, target_modules=targets, use_dora=True,
+                                                  task_type="CAUSAL_LM"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+        if "lora_magnitude_vector" in name:
+            parameter.data *= 1 + 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    sys.exit()
 
 plain = logits(load(base))
 for argument in sys.argv[3:]:
