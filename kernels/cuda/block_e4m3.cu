@@ -51,8 +51,8 @@ int64_t total_rows(std::span<const Packed> b) {
 struct Panels {
   int64_t a, b, sums;
 };
-Panels panels(int64_t rows, int64_t columns, int64_t cols, int64_t lists, bool apart) {
-  const int64_t room = Stream::scratch_bytes / (apart ? 2 : 1) - 8 * aligned - 4 * lists, row = cols + 12;
+Panels panels(int64_t rows, int64_t columns, int64_t cols, int64_t lists, bool apart, int64_t scratch_bytes) {
+  const int64_t room = scratch_bytes / (apart ? 2 : 1) - 8 * aligned - 4 * lists, row = cols + 12;
   const auto whole = [](int64_t n, int64_t most) {
     return n <= most ? n : std::max(most / panel_unit, int64_t{1}) * panel_unit;
   };
@@ -61,7 +61,7 @@ Panels panels(int64_t rows, int64_t columns, int64_t cols, int64_t lists, bool a
   p.b = whole(columns, (room - p.a * row) / row);
   require((p.a + p.b) * row <= room, "block_matmul", "rows of {} elements are too long for the scratch of a stream",
           cols);
-  if (apart) p.sums = whole(p.a, Stream::scratch_bytes / 2 / (4 * p.b) - 1);
+  if (apart) p.sums = whole(p.a, scratch_bytes / 2 / (4 * p.b) - 1);
   return p;
 }
 
@@ -179,7 +179,7 @@ void multiply(const Queue& queue, const Images& a, const Images& b, const Accum&
 bool library_has_e4m3(const Queue& queue, const kernels::BlockMatmul& args, BlockEngine engine) {
   const bool apart = engine == BlockEngine::fp8_apart;
   const int64_t n = total_rows(args.b), k = args.a.cols, lists = static_cast<int64_t>(args.b.size()) + 1;
-  const Panels p = panels(args.a.rows, n, k, lists, apart);
+  const Panels p = panels(args.a.rows, n, k, lists, apart, stream_scratch_bytes);
   Scratch scratch(queue);
   const Images a = scratch.images(p.a, k, 1), b = scratch.images(p.b, k, lists);
   const Tensor y = apart ? scratch.take({p.sums, p.b}, DType::f32) : args.y.tensor.columns(0, p.b);
@@ -187,11 +187,12 @@ bool library_has_e4m3(const Queue& queue, const kernels::BlockMatmul& args, Bloc
       gemm_of(a, b, 0, apart ? p.sums : p.a, {y, !apart && args.y.add}, args.factor, engine));
 }
 
-void multiply_e4m3(const Queue& queue, const kernels::BlockMatmul& args, BlockEngine engine) {
+void multiply_e4m3(const Queue& queue, const kernels::BlockMatmul& args, BlockEngine engine,
+                   int64_t scratch_bytes) {
   const bool apart = engine == BlockEngine::fp8_apart;
   const int64_t m = args.a.rows, n = total_rows(args.b), k = args.a.cols,
                 lists = static_cast<int64_t>(args.b.size()) + 1;
-  const Panels most = panels(m, n, k, lists, apart);
+  const Panels most = panels(m, n, k, lists, apart, scratch_bytes);
   Scratch scratch(queue);
   const Images a = scratch.images(most.a, k, 1), b = scratch.images(most.b, k, lists);
   void* const sums = apart ? scratch.take({most.sums, most.b}, DType::f32).data : nullptr;

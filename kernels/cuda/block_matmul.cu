@@ -154,4 +154,17 @@ void block_matmul(const Queue& queue, const kernels::BlockMatmul& args) {
   block_matmul_by(block_engine(queue, args), queue, args);
 }
 
+std::vector<std::string_view> block_matmul_engines(const Queue& queue, const kernels::BlockMatmul& args) {
+  const BlockEngine taken = block_engine(queue, args);
+  std::vector<std::string_view> names{name(taken)};
+  for (const BlockEngine e : block_engines)
+    if (e != taken && !why_not(e, queue, args)) names.push_back(name(e));
+  return names;
+}
+
+void block_matmul_by(std::string_view engine, const Queue& queue, const kernels::BlockMatmul& args) {
+  for (const BlockEngine e : block_engines)
+    if (name(e) == engine) block_matmul_by(e, queue, args);
+}
+
 }  // namespace osprey::cuda

@@ -2,6 +2,7 @@
 // Which engine multiplies packed matrices on a GPU, and all of them by name, for tests and benches.
 
 #include "kernels/block_matmul.h"
+#include "kernels/cuda/workspace.h"
 
 namespace osprey::cuda {
 
@@ -49,8 +50,9 @@ void multiply_tiles(const Queue& queue, const TileProduct& args);
 /// Writes list[0 ..] and, at list[rows], how many: the rows that are wide, in ascending order.
 void list_wide(const Queue& queue, const WideRows& rows, int64_t count);
 
-/// The FP8 engines.
-void multiply_e4m3(const Queue& queue, const kernels::BlockMatmul& args, BlockEngine engine);
+/// The FP8 engines. Images lie in `scratch_bytes` of the stream's scratch, in panels where they need more: for tests.
+void multiply_e4m3(const Queue& queue, const kernels::BlockMatmul& args, BlockEngine engine,
+                   int64_t scratch_bytes = stream_scratch_bytes);
 /// Whether cuBLASLt has the products of multiply_e4m3().
 bool library_has_e4m3(const Queue& queue, const kernels::BlockMatmul& args, BlockEngine engine);
 

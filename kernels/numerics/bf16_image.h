@@ -4,7 +4,8 @@
 //
 // bf16 has 8 significant bits, and exponents from 2^-133 (its lowest denormal bit) to 2^127. E2M1 and int4 have 2 and 3
 // bits, with a scale of e4m3 (4 bits) at most 7; int8 has 7. With e8m0 scales, 2^-127 to 2^127, numbers of E2M1 reach
-// from 2^-128 to 1.5 * 2^129, hence the shift; those of int4 from 2^-129 and of int8 from 2^-133, both to below 2^128.
+// from 2^-128 to 1.5 * 2^129 and of int4 from 2^-129 to 2^128, hence the shifts; those of int8 from 2^-133 to below
+// 2^128. (The code -128, which is never written, stands for -2^128 with the largest scale, which fp32 has not either.)
 
 #include "kernels/numerics/block_codec.h"
 
@@ -17,7 +18,8 @@ OSPREY_HD constexpr bool has_bf16_image(Element e, ScaleType s) {
 }
 
 OSPREY_HD constexpr int bf16_image_shift(Element e, ScaleType s) {
-  return e == Element::e2m1 && s == ScaleType::e8m0 ? -2 : 0;
+  if (s != ScaleType::e8m0) return 0;
+  return e == Element::e2m1 ? -2 : e == Element::int4 ? -1 : 0;
 }
 
 /// What elements are multiplied by, from a block's scale: with the shift, and for integers with their unit.

@@ -4,7 +4,7 @@
 //
 // A number of E2M1 is 1 or 1.5 times a power of two, and so it is after any scale of e8m0. E4M3 holds such a number
 // exactly from its lowest bit, 2^-9, up to the binade of 2^8 (1.5 * 2^8 = 384 <= 448). So a row has an exact image if
-// and only if its highest binade is at most 17 above its lowest set bit. By scales alone: wherever they differ by no
+// and only if its highest binade is at most 17 above its lowest set bit (and it lies within 2^-65 and 2^65). By scales alone: wherever they differ by no
 // more than 2^14, for 6 has its binade at 2 and 0.5 and 1.5 have their lowest bit at -1. Zeros take up nothing.
 // The rows that have none are called wide.
 
@@ -54,14 +54,13 @@ OSPREY_HD RowImage row_image(Extent extent, bool nan) {
   constexpr int highest = 8, lowest = -9;  // of E4M3
   if (nan) return {0, true};
   if (extent.top < extent.low) return {0, false};
-  const int exponent = extent.top - highest;
-  const bool wide = extent.low - exponent < lowest || exponent > most_image_exponent ||
-                    exponent < -most_image_exponent;
+  const int own = extent.top - highest, exponent = own < -most_image_exponent ? -most_image_exponent : own;
+  const bool wide = extent.low - exponent < lowest || exponent > most_image_exponent;
   return {wide ? 0 : exponent, wide};
 }
 
-/// The code of E4M3 for magnitude code m of E2M1 times 2^shift; 0 where that is below what E4M3 holds. It must not be
-/// above: m = 0, or its binade plus shift is at most 8.
+/// The code of E4M3 for magnitude code m of E2M1 times 2^shift, where E4M3 has that number; where it would need lower
+/// bits, without them. It must not be too large: m = 0, or its binade plus shift is at most 8.
 OSPREY_HD uint32_t e4m3_of_e2m1(uint32_t m, int shift) {
   if (m == 0) return 0;
   const int exponent = (m < 2 ? -1 : static_cast<int>(m >> 1) - 1) + shift;
