@@ -4,8 +4,8 @@
 
 namespace osprey::bench {
 
-/// Products of packed matrices beside oneDNN's bf16 product of the same shape, in turn; one row of x as in
-/// generation beside a copy. On the CPU.
+/// Products of packed matrices beside the library's bf16 product of the same shape, in turn. On the CPU also one row of x
+/// as in generation, beside a copy; on a GPU every engine, and what quantizing adds.
 void bench_block_gemm(const Queue& queue);
 
 }  // namespace osprey::bench

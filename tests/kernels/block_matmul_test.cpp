@@ -106,6 +106,26 @@ TEST_P(BlockEngines, AgreeWithTheOracleAndAllButOneBitForBit) {
 INSTANTIATE_TEST_SUITE_P(, BlockEngines, testing::ValuesIn(engines),
                          [](const auto& engine) { return std::string(cpu::name(engine.param)); });
 
+TEST(BlockMatmul, EnginesByNameAgreeWithTheOracle) {
+  const BlockFormat& f = block_format("mxfp4");
+  const Problem p({70, {16}, 128, DType::f32, false, 1, 0, Spread::narrow}, f, f);
+  OnDevice on;
+  Buffer probe = p.output();
+  const std::vector<std::string_view> engines = kernels::block_matmul_engines(on.queue, p.args(on(probe)));
+  EXPECT_NE(std::find(engines.begin(), engines.end(), "definition"), engines.end());
+  for (const std::string_view engine : engines) {
+    SCOPED_TRACE(engine);
+    Buffer y = p.output();
+    OnDevice here;
+    kernels::block_matmul_by(engine, here.queue, p.args(here(y)));
+    here.fetch();
+    p.expect(y, engine.starts_with("fp8") ? 8 * kernels::e4m3_slack : 0);
+  }
+  EXPECT_NE(refusal([&] { kernels::block_matmul_by("abacus", on.queue, p.args(on(probe))); })
+                .find("the engine abacus cannot be had for these operands; there are " + std::string(engines[0])),
+            std::string::npos);
+}
+
 // Rows that share a tile with a row of wide scales, or none, are what they are alone.
 TEST(BlockMatmul, ARowDoesNotDependOnItsNeighbours) {
   const BlockFormat& f = block_format("mxfp4");
