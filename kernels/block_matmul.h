@@ -34,11 +34,12 @@ void block_pack(const Queue& queue, const BlockPack& args);
 /// pairs of groups (at most 128) are added in fp32. What overflows fp32 is Inf, NaN or the largest float. An
 /// element depends on its row of a and its row of b, and on whether a has more than 16 rows, on nothing else:
 /// not on the number of threads, other rows, or `pack`. NaN scales make NaN.
-/// GPUs of sm_80 and later differ for e8m0 scales of e2m1, int4 and int8, and e4m3 scales of e2m1 and int4: products are
-/// exact there too, but tensor cores add them in fp32 in their own order (kernels/cuda/block_product.h). For mxfp4 x
-/// mxfp4 with more than 64 rows of a, from sm_89 on, these are FP8 tensor cores, whose sums may be off by e4m3_slack of
-/// sum |a||b|; an element then depends on the shapes as well, as the library's choice of an algorithm does, but is the
-/// same in every run. Errors: throws when shapes or formats do not fit.
+/// GPUs of sm_80 and later differ for e8m0 scales of e2m1, int4 and int8, and e4m3 scales of e2m1 and int4:
+/// products are exact there too, but tensor cores add them in fp32 in their own order
+/// (kernels/cuda/block_product.h). For mxfp4 x mxfp4 with more than 64 rows of a, from sm_89 on, these are
+/// FP8 tensor cores, whose sums may be off by e4m3_slack of sum |a||b|; an element then depends on the shapes
+/// as well, as the library's choice of an algorithm does, but is the same in every run. Errors: throws when
+/// shapes or formats do not fit.
 struct BlockMatmul {
   Accum y;
   Packed a;
@@ -48,15 +49,16 @@ struct BlockMatmul {
 };
 void block_matmul(const Queue& queue, const BlockMatmul& args);
 
-/// Engines that can multiply these operands here, by name, the one that block_matmul() takes first; and block_matmul() by
-/// one of them, for benches. Their numbers agree as far as is said above; what they are: kernels/cpu/block_product.h,
-/// kernels/cuda/block_product.h. Errors: as block_matmul(); throws on a name that is not among them.
+/// Engines that can multiply these operands here, by name, the one that block_matmul() takes first; and
+/// block_matmul() by one of them, for benches. Their numbers agree as far as is said above; what they are:
+/// kernels/cpu/block_product.h, kernels/cuda/block_product.h. Errors: as block_matmul(); throws on a name
+/// that is not among them.
 std::vector<std::string_view> block_matmul_engines(const Queue& queue, const BlockMatmul& args);
 void block_matmul_by(std::string_view engine, const Queue& queue, const BlockMatmul& args);
 
-/// What tests allow FP8 tensor cores to be off by, as a share of sum |a||b|: Hopper's align products to the largest of an
-/// instruction and keep some 14 bits (DeepSeek-V3, arXiv 2412.19437, section 3.3.2); this is four of them, 128 elements of
-/// a row, before sums move on to fp32. Reasoned, not measured.
+/// What tests allow FP8 tensor cores to be off by, as a share of sum |a||b|: Hopper's align products to the
+/// largest of an instruction and keep some 14 bits (DeepSeek-V3, arXiv 2412.19437, section 3.3.2); this is
+/// four of them, 128 elements of a row, before sums move on to fp32. Reasoned, not measured.
 inline constexpr double e4m3_slack = 1.0 / 2048;
 
 }  // namespace osprey::kernels

@@ -27,8 +27,7 @@ void e4m3_image(const Queue& queue, const kernels::E4m3Image& args) {
       for (int64_t i = 0; i < x.cols; ++i) {
         const int shift = static_cast<int>(scales[i / x.format.block]) - 127 - image.exponent;
         const uint32_t c = code(i);
-        out[i] = image.wide ? uint8_t{0}
-                            : static_cast<uint8_t>(e4m3_of_e2m1(c & 7u, shift) | (c & 8u) << 4);
+        out[i] = image.wide ? uint8_t{0} : static_cast<uint8_t>(e4m3_of_e2m1(c & 7u, shift) | (c & 8u) << 4);
       }
     }
   });

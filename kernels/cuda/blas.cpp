@@ -22,8 +22,8 @@ std::string describe(const Gemm& g) {
   };
   return fmt::format("{} x {} x {} (m n k), batch {}, {}{} to {}, {}, {}, c {}, d {}, beta {}", g.m, g.n, g.k,
                      g.batch, g.input == DType::u8 ? "E4M3" : name(g.input), g.a_scales ? " with scales" : "",
-                     name(g.output), part("a", g.transpose_a, g.a_stride), part("b", g.transpose_b, g.b_stride),
-                     g.c_stride, g.d_stride, g.beta);
+                     name(g.output), part("a", g.transpose_a, g.a_stride),
+                     part("b", g.transpose_b, g.b_stride), g.c_stride, g.d_stride, g.beta);
 }
 
 void check(cublasStatus_t status, const char* what, const Gemm& g) {
@@ -77,7 +77,8 @@ constexpr bool has_vectors_of_scales = true;
 void set_scale_modes(Plan* plan, const Gemm& g) {
   const int32_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
   for (const auto attribute : {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_MODE})
-    check(cublasLtMatmulDescSetAttribute(&plan->product, attribute, &mode, sizeof mode), "a mode of scales", g);
+    check(cublasLtMatmulDescSetAttribute(&plan->product, attribute, &mode, sizeof mode), "a mode of scales",
+          g);
 }
 #else
 constexpr bool has_vectors_of_scales = false;
@@ -157,8 +158,8 @@ struct Candidates {
   int count = 0;
 };
 
-/// What the library proposes, fastest by its own estimate first, without what cannot run here; none where it has no
-/// such product.
+/// What the library proposes, fastest by its own estimate first, without what cannot run here; none where it
+/// has no such product.
 Candidates candidates(cublasLtHandle_t handle, Plan* plan, const Gemm& g) {
   Preference preference(g);
   Candidates c;
@@ -167,7 +168,8 @@ Candidates candidates(cublasLtHandle_t handle, Plan* plan, const Gemm& g) {
       handle, &plan->product, &plan->a, &plan->b, plan->layout_of_c(g), &plan->d, &preference.value,
       static_cast<int>(c.all.size()), c.all.data(), &found);
   // What is said of FP8 products that a GPU or a version lacks; Blas::has() passes it on.
-  if (g.input == DType::u8 && (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE))
+  if (g.input == DType::u8 &&
+      (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE))
     return c;
   check(status, "the choice of an algorithm", g);
   for (int i = 0; i < found; ++i) {

@@ -1,6 +1,6 @@
-// mxfp4 x mxfp4 by FP8 tensor cores. Both operands get E4M3 images in the stream's scratch, in panels where they do not
-// fit. Wide rows, which have none, are zeros there; tiles then compute what those rows take part in. Nobody but the
-// device knows how many they are.
+// mxfp4 x mxfp4 by FP8 tensor cores. Both operands get E4M3 images in the stream's scratch, in panels where
+// they do not fit. Wide rows, which have none, are zeros there; tiles then compute what those rows take part
+// in. Nobody but the device knows how many they are.
 
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/block_product.h"
@@ -23,7 +23,8 @@ struct Images {
 /// Hands out pieces of the stream's scratch.
 class Scratch {
  public:
-  explicit Scratch(const Queue& queue) : device_(queue.device), next_(stream_of(queue).scratch(Stream::scratch_bytes)) {}
+  explicit Scratch(const Queue& queue)
+      : device_(queue.device), next_(stream_of(queue).scratch(Stream::scratch_bytes)) {}
   Tensor take(const Shape& shape, DType dtype) {
     const Tensor t = make_tensor(next_, shape, dtype, device_);
     next_ = static_cast<char*>(next_) + (t.bytes() + aligned - 1) / aligned * aligned;
@@ -47,7 +48,8 @@ int64_t total_rows(std::span<const Packed> b) {
   return n;
 }
 
-/// How many rows of a and b have images at a time, and how many rows of sums in fp32, where scales are applied apart.
+/// How many rows of a and b have images at a time, and how many rows of sums in fp32, where scales are
+/// applied apart.
 struct Panels {
   int64_t a, b, sums;
 };
@@ -59,8 +61,8 @@ Panels panels(int64_t rows, int64_t columns, int64_t cols, int64_t lists, bool a
   Panels p{};
   p.a = whole(rows, room / 2 / row);
   p.b = whole(columns, (room - p.a * row) / row);
-  require((p.a + p.b) * row <= room, "block_matmul", "rows of {} elements are too long for the scratch of a stream",
-          cols);
+  require((p.a + p.b) * row <= room, "block_matmul",
+          "rows of {} elements are too long for the scratch of a stream", cols);
   if (apart) p.sums = whole(p.a, scratch_bytes / 2 / (4 * p.b) - 1);
   return p;
 }
@@ -87,7 +89,8 @@ WideRows wide_rows(const Images& images, int64_t begin, int64_t lists_before) {
 void make_images(const Queue& queue, const Images& images, const Segment& s) {
   const int64_t end = s.begin + s.rows.rows;
   const auto part = [&](const Tensor& t) {
-    return make_tensor(static_cast<char*>(t.data) + s.begin * size_bytes(t.dtype), {s.rows.rows}, t.dtype, t.device);
+    return make_tensor(static_cast<char*>(t.data) + s.begin * size_bytes(t.dtype), {s.rows.rows}, t.dtype,
+                       t.device);
   };
   kernels::e4m3_image(queue, {.codes = images.codes.row_range(s.begin, end),
                               .scales = part(images.scales),
@@ -143,8 +146,8 @@ __global__ void __launch_bounds__(scalers) scale_kernel(const Scaling<T> p) {
 }
 
 template <class T>
-void scale(const Queue& queue, const Accum& y, const Tensor& sums, const float* a_scales, const float* b_scales,
-           float factor) {
+void scale(const Queue& queue, const Accum& y, const Tensor& sums, const float* a_scales,
+           const float* b_scales, float factor) {
   const Scaling<T> p{.y = y.tensor.as<T>(),
                      .sums = sums.as<float>(),
                      .a_scales = a_scales,
@@ -155,12 +158,13 @@ void scale(const Queue& queue, const Accum& y, const Tensor& sums, const float* 
                      .factor = static_cast<double>(factor)};
   const auto across = static_cast<unsigned>((p.cols + scalers * per_scaler - 1) / (scalers * per_scaler));
   launch("scaling a product", queue,
-         {.blocks = {static_cast<unsigned>(y.tensor.rows()), across}, .threads = scalers}, scale_kernel<T>, p);
+         {.blocks = {static_cast<unsigned>(y.tensor.rows()), across}, .threads = scalers}, scale_kernel<T>,
+         p);
 }
 
 /// y (+)= factor * a b^T of images.
-void multiply(const Queue& queue, const Images& a, const Images& b, const Accum& y, float factor, BlockEngine engine,
-              int64_t most_sums, void* sums_memory) {
+void multiply(const Queue& queue, const Images& a, const Images& b, const Accum& y, float factor,
+              BlockEngine engine, int64_t most_sums, void* sums_memory) {
   Blas& blas = stream_of(queue).blas();
   const int64_t rows = y.tensor.rows(), cols = y.tensor.cols();
   if (engine != BlockEngine::fp8_apart) return blas.gemm(gemm_of(a, b, 0, rows, y, factor, engine));

@@ -1,6 +1,7 @@
-// Products of packed matrices by tensor cores, without an image in memory: a block of threads unpacks 64 rows of a and
-// of b, 64 elements of each at a time, into bf16 in shared memory. Which rows is either all of them, or, beside FP8
-// products, those that have no E4M3 image; then the blocks share out as many tiles as the device finds there are.
+// Products of packed matrices by tensor cores, without an image in memory: a block of threads unpacks 64 rows
+// of a and of b, 64 elements of each at a time, into bf16 in shared memory. Which rows is either all of them,
+// or, beside FP8 products, those that have no E4M3 image; then the blocks share out as many tiles as the
+// device finds there are.
 
 #include "kernels/cuda/block_product.h"
 #include "kernels/cuda/launch.h"
@@ -13,11 +14,11 @@ namespace osprey::cuda {
 
 namespace {
 
-constexpr int side = 64, deep = 64;              // of a tile of y, and elements of a row at a time
-constexpr int threads = 128;                     // four warps, a quarter of the tile each
-constexpr int piece = side * deep / threads;     // elements that a thread unpacks: half of a row's
-constexpr int pitch = deep + 8;                  // rows 16 bytes more apart: ldmatrix without bank conflicts
-constexpr int per_load = 16;                     // elements under one scale at least
+constexpr int side = 64, deep = 64;           // of a tile of y, and elements of a row at a time
+constexpr int threads = 128;                  // four warps, a quarter of the tile each
+constexpr int piece = side * deep / threads;  // elements that a thread unpacks: half of a row's
+constexpr int pitch = deep + 8;               // rows 16 bytes more apart: ldmatrix without bank conflicts
+constexpr int per_load = 16;                  // elements under one scale at least
 static_assert(piece == 32);
 
 // Eight bytes a member.
@@ -26,8 +27,8 @@ struct Tiles {
   PackedMatrix a, b;
   T* y;
   int64_t y_stride, rows, columns, k, block, add;
-  int64_t a_whole, b_whole;  // may 16 bytes be loaded at once?
-  double factor;             // without tensor scales
+  int64_t a_whole, b_whole;                 // may 16 bytes be loaded at once?
+  double factor;                            // without tensor scales
   const int32_t *a_wide, *a_list, *b_list;  // null: all rows
 };
 
@@ -51,8 +52,8 @@ __device__ inline Sixteen load_some(const uint8_t* p, int64_t bytes, bool whole)
 }
 
 /// Elements from `col` on; zeros where there is no row or the row ends.
-__device__ inline Piece load_piece(const PackedMatrix& m, int64_t row, int64_t col, int64_t cols, int64_t block,
-                                   bool whole) {
+__device__ inline Piece load_piece(const PackedMatrix& m, int64_t row, int64_t col, int64_t cols,
+                                   int64_t block, bool whole) {
   Piece p{};
   const int64_t left = cols - col;
   if (row < 0 || left <= 0) return p;
@@ -65,7 +66,8 @@ __device__ inline Piece load_piece(const PackedMatrix& m, int64_t row, int64_t c
 #pragma unroll
   for (int i = 0; i < 2; ++i)
     if (i * per_load < left)
-      p.scale[i] = bf16_image_scale(e, static_cast<ScaleType>(m.scale), m.scale_at(row, (col + i * per_load) / block));
+      p.scale[i] =
+          bf16_image_scale(e, static_cast<ScaleType>(m.scale), m.scale_at(row, (col + i * per_load) / block));
   return p;
 }
 
@@ -85,15 +87,15 @@ __device__ inline void store_piece(uint16_t* row, Element e, const Piece& p) {
   auto* const to = reinterpret_cast<uint4*>(row);
 #pragma unroll
   for (int i = 0; i < 4; ++i)
-    to[i] = e == Element::int8
-                ? unpack_eight(e, p.raw[i / 2].word[i % 2 * 2], p.raw[i / 2].word[i % 2 * 2 + 1], p.scale[i / 2])
-                : unpack_eight(e, p.raw[0].word[i], 0, p.scale[i / 2]);
+    to[i] = e == Element::int8 ? unpack_eight(e, p.raw[i / 2].word[i % 2 * 2],
+                                              p.raw[i / 2].word[i % 2 * 2 + 1], p.scale[i / 2])
+                               : unpack_eight(e, p.raw[0].word[i], 0, p.scale[i / 2]);
 }
 
 /// acc += a b^T for this warp's quarter of the tile.
 __device__ inline void multiply(const Shared& s, float (&acc)[2][4][4]) {
-  const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size,
-            row = warp / 2 * 32, column = warp % 2 * 32;
+  const int lane = static_cast<int>(threadIdx.x) % warp_size,
+            warp = static_cast<int>(threadIdx.x) / warp_size, row = warp / 2 * 32, column = warp % 2 * 32;
 #pragma unroll
   for (int k = 0; k < deep; k += 16) {
     uint32_t left[2][4], right[2][4];
@@ -205,7 +207,8 @@ struct ListShared {
 
 __global__ void __launch_bounds__(listers) list_kernel(const int32_t* wide, int32_t* list, int64_t count) {
   ListShared& shared = block_shared<ListShared>();
-  const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size;
+  const int lane = static_cast<int>(threadIdx.x) % warp_size,
+            warp = static_cast<int>(threadIdx.x) / warp_size;
   int total = 0;
   for (int64_t base = 0; base < count; base += listers * per_lister) {
     const int64_t first = base + threadIdx.x * int64_t{per_lister};
@@ -245,8 +248,8 @@ void multiply_tiles(const Queue& queue, const TileProduct& args) {
 }
 
 void list_wide(const Queue& queue, const WideRows& rows, int64_t count) {
-  launch("list_wide", queue, {.blocks = 1, .threads = listers, .shared_bytes = sizeof(ListShared)}, list_kernel,
-         rows.wide, rows.list, count);
+  launch("list_wide", queue, {.blocks = 1, .threads = listers, .shared_bytes = sizeof(ListShared)},
+         list_kernel, rows.wide, rows.list, count);
 }
 
 }  // namespace osprey::cuda

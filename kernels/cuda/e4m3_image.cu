@@ -21,8 +21,8 @@ struct Image {
   int64_t whole_codes, whole_out;  // may 16 bytes be moved at once?
 };
 
-/// A warp takes a row, a lane every 32nd block of it: once for what the row takes up, and once more, from the nearest
-/// cache, for its image.
+/// A warp takes a row, a lane every 32nd block of it: once for what the row takes up, and once more, from the
+/// nearest cache, for its image.
 __global__ void __launch_bounds__(warps* warp_size) e4m3_image_kernel(const Image a) {
   const int64_t row = blockIdx.x * int64_t{warps} + threadIdx.x / warp_size;
   const int lane = static_cast<int>(threadIdx.x) % warp_size;

@@ -1,12 +1,12 @@
 #pragma once
-// Rows of mxfp4 as rows of E4M3: each block's scale goes into its elements, and what all elements of a row have in
-// common becomes one power of two, so that FP8 tensor cores can multiply whole rows. Host and device.
+// Rows of mxfp4 as rows of E4M3: each block's scale goes into its elements, and what all elements of a row
+// have in common becomes one power of two, so that FP8 tensor cores can multiply whole rows. Host and device.
 //
-// A number of E2M1 is 1 or 1.5 times a power of two, and so it is after any scale of e8m0. E4M3 holds such a number
-// exactly from its lowest bit, 2^-9, up to the binade of 2^8 (1.5 * 2^8 = 384 <= 448). So a row has an exact image if
-// and only if its highest binade is at most 17 above its lowest set bit (and it lies within 2^-65 and 2^65). By scales alone: wherever they differ by no
-// more than 2^14, for 6 has its binade at 2 and 0.5 and 1.5 have their lowest bit at -1. Zeros take up nothing.
-// The rows that have none are called wide.
+// A number of E2M1 is 1 or 1.5 times a power of two, and so it is after any scale of e8m0. E4M3 holds such a
+// number exactly from its lowest bit, 2^-9, up to the binade of 2^8 (1.5 * 2^8 = 384 <= 448). So a row has an
+// exact image if and only if its highest binade is at most 17 above its lowest set bit (and it lies within
+// 2^-65 and 2^65). By scales alone: wherever they differ by no more than 2^14, for 6 has its binade at 2 and
+// 0.5 and 1.5 have their lowest bit at -1. Zeros take up nothing. The rows that have none are called wide.
 
 #include "kernels/numerics/block_codec.h"
 
@@ -35,7 +35,8 @@ OSPREY_HD Extent e2m1_extent(uint32_t seen, uint32_t scale) {
   if (seen < 1u << 6) top = 1;
   if (seen < 1u << 4) top = 0;
   if (seen < 1u << 2) top = -1;
-  // Of the magnitude codes 1 and 3 (0.5, 1.5) the lowest bit is 2^-1, of 2 and 5 (1, 3) 2^0, of 4 and 7 (2, 6) 2^1.
+  // Of the magnitude codes 1 and 3 (0.5, 1.5) the lowest bit is 2^-1, of 2 and 5 (1, 3) 2^0, of 4 and 7 (2,
+  // 6) 2^1.
   const int low = seen & 0x0au ? -1 : seen & 0x24u ? 0 : seen & 0x90u ? 1 : 2;
   const int exponent = static_cast<int>(scale) - 127;
   return {top + exponent, low + exponent};
@@ -46,7 +47,8 @@ struct RowImage {
   int exponent;
   bool wide;
 };
-/// The largest |exponent| of an image: the product of two, and of both with any sum of products, is a normal float.
+/// The largest |exponent| of an image: the product of two, and of both with any sum of products, is a normal
+/// float.
 inline constexpr int most_image_exponent = 56;
 
 /// Of a row that takes up `extent`. Where `nan` a scale is NaN; such a row is wide.
@@ -59,8 +61,8 @@ OSPREY_HD RowImage row_image(Extent extent, bool nan) {
   return {wide ? 0 : exponent, wide};
 }
 
-/// The code of E4M3 for magnitude code m of E2M1 times 2^shift, where E4M3 has that number; where it would need lower
-/// bits, without them. It must not be too large: m = 0, or its binade plus shift is at most 8.
+/// The code of E4M3 for magnitude code m of E2M1 times 2^shift, where E4M3 has that number; where it would
+/// need lower bits, without them. It must not be too large: m = 0, or its binade plus shift is at most 8.
 OSPREY_HD uint32_t e4m3_of_e2m1(uint32_t m, int shift) {
   if (m == 0) return 0;
   const int exponent = (m < 2 ? -1 : static_cast<int>(m >> 1) - 1) + shift;
@@ -70,8 +72,9 @@ OSPREY_HD uint32_t e4m3_of_e2m1(uint32_t m, int shift) {
   return exponent >= -8 ? halves << (exponent + 8) : exponent == -9 ? halves >> 1 : 0u;
 }
 
-/// The codes of all eight magnitudes of a block with this scale, in a row with this image's exponent: byte m is that
-/// of magnitude m. Where a block has no number of a magnitude that would not fit, its byte means nothing.
+/// The codes of all eight magnitudes of a block with this scale, in a row with this image's exponent: byte m
+/// is that of magnitude m. Where a block has no number of a magnitude that would not fit, its byte means
+/// nothing.
 struct E4m3Table {
   uint32_t low, high;
 };

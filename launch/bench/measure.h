@@ -35,8 +35,8 @@ double best_seconds(const Queue& queue, int rounds, const F& f) {
   return best;
 }
 
-/// Seconds of f(), best of `rounds`, without what the host takes to start it: on a GPU f is recorded eight times over
-/// and replayed. It has run before, so that libraries have made their plans.
+/// Seconds of f(), best of `rounds`, without what the host takes to start it: on a GPU f is recorded eight
+/// times over and replayed. It has run before, so that libraries have made their plans.
 template <class F>
 double best_replayed_seconds(const Queue& queue, int rounds, const F& f) {
   f();

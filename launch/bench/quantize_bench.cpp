@@ -77,6 +77,7 @@ void bench_quantize(const Queue& queue) {
                (read + written) / seconds / copy);
     memory.rewind(mark);
   }
+  if (queue.device.kind != DeviceKind::cuda) return;  // the CPU has no use for what follows
   // What an FP8 product does to its operands first.
   const kernels::E4m3Image image{.codes = memory.alloc({rows, cols}, DType::u8),
                                  .scales = memory.alloc({rows}, DType::f32),
@@ -84,8 +85,8 @@ void bench_quantize(const Queue& queue) {
                                  .x = packed};
   const double seconds = best_replayed_seconds(queue, rounds, [&] { kernels::e4m3_image(queue, image); });
   const double moved = static_cast<double>(packed_bytes(packed.format, rows, cols) + image.codes.bytes());
-  fmt::print("  {:<52}{:>12.2f}{:>10.2f}\n", "mxfp4 to E4M3, rows", static_cast<double>(rows * cols) / seconds / 1e9,
-             moved / seconds / copy);
+  fmt::print("  {:<52}{:>12.2f}{:>10.2f}\n", "mxfp4 to E4M3, rows",
+             static_cast<double>(rows * cols) / seconds / 1e9, moved / seconds / copy);
 }
 
 }  // namespace osprey::bench

@@ -60,7 +60,8 @@ TEST(BlockMatmul, AgreesWithTheOracleInEveryFormat) {
           EXPECT_TRUE(results.back().same_bits(results.front())) << "threads or the pack change bits";
         }
       // What tests/kernels/cuda/block_engines_test.cpp looks at more closely.
-      const bool fp8 = test::test_device().kind == DeviceKind::cuda && c.m > 64 && af == block_format("mxfp4") && bf == af;
+      const bool fp8 =
+          test::test_device().kind == DeviceKind::cuda && c.m > 64 && af == block_format("mxfp4") && bf == af;
       p.expect(results.front(), fp8 ? kernels::e4m3_slack : 0);
       if (HasFatalFailure()) return;
     }
@@ -121,9 +122,11 @@ TEST(BlockMatmul, EnginesByNameAgreeWithTheOracle) {
     here.fetch();
     p.expect(y, engine.starts_with("fp8") ? 8 * kernels::e4m3_slack : 0);
   }
-  EXPECT_NE(refusal([&] { kernels::block_matmul_by("abacus", on.queue, p.args(on(probe))); })
-                .find("the engine abacus cannot be had for these operands; there are " + std::string(engines[0])),
-            std::string::npos);
+  EXPECT_NE(
+      refusal([&] {
+        kernels::block_matmul_by("abacus", on.queue, p.args(on(probe)));
+      }).find("the engine abacus cannot be had for these operands; there are " + std::string(engines[0])),
+      std::string::npos);
 }
 
 // Rows that share a tile with a row of wide scales, or none, are what they are alone.

@@ -133,12 +133,14 @@ TEST(Bf16Numerics, ImagesAreExactForEveryCodeAndScale) {
       if (!has_bf16_image(e, s)) continue;
       const std::vector<double> elements = oracle::enumerate_codes(e);
       for (uint32_t stored = 0; stored < (s == ScaleType::e8m0 ? 255u : 127u); ++stored) {
-        const double scale = s == ScaleType::e8m0 ? std::ldexp(1.0, static_cast<int>(stored) - 127) : e4m3()[stored];
+        const double scale =
+            s == ScaleType::e8m0 ? std::ldexp(1.0, static_cast<int>(stored) - 127) : e4m3()[stored];
         for (uint32_t code = 0; code < elements.size(); ++code) {
           const float f = bf16_image_scale(e, s, decode_scale(s, stored));
           const bf16 image = to_bf16(bf16_image(e, code | 0x1500u, f));
           if (e == Element::int8 && code == 128 && stored == 254) continue;  // no fp32 number either
-          ASSERT_EQ(std::ldexp(static_cast<double>(to_float(image)), -bf16_image_shift(e, s)), elements[code] * scale)
+          ASSERT_EQ(std::ldexp(static_cast<double>(to_float(image)), -bf16_image_shift(e, s)),
+                    elements[code] * scale)
               << static_cast<int>(e) << " " << stored << " " << code;
           ASSERT_TRUE(std::isfinite(to_float(image)));
         }
@@ -170,7 +172,8 @@ TEST(E4m3Image, IsTheRowOrTheRowIsWide) {
   for (const Spread spread : {Spread::narrow, Spread::some, Spread::wide, Spread::any})
     for (const auto& [rows, cols, padding] :
          {std::array<int64_t, 3>{1, 32, 0}, {7, 96, 5}, {33, 1056, 0}, {70, 64, 16}}) {
-      SCOPED_TRACE(fmt::format("{} x {} padding {} spread {}", rows, cols, padding, static_cast<int>(spread)));
+      SCOPED_TRACE(
+          fmt::format("{} x {} padding {} spread {}", rows, cols, padding, static_cast<int>(spread)));
       const test::BlockMatrix x(f, rows, cols, 1, spread);
       const test::PackedOnDevice on_device(x, padding);
       const Images images(on_device, padding);
@@ -188,13 +191,15 @@ TEST(E4m3Image, IsTheRowOrTheRowIsWide) {
           if (wide[at])
             ASSERT_EQ(code, 0);
           else
-            ASSERT_EQ(e4m3()[code] * static_cast<double>(scales[at]), row[static_cast<size_t>(i)]) << r << ", " << i;
+            ASSERT_EQ(e4m3()[code] * static_cast<double>(scales[at]), row[static_cast<size_t>(i)])
+                << r << ", " << i;
         }
         if (wide[at]) ASSERT_EQ(scales[at], 1.0f);
         for (int64_t i = cols; i < cols + padding; ++i)
           ASSERT_EQ(codes[static_cast<size_t>(r * (cols + padding) + i)], 0xa5) << "written between rows";
       }
-      EXPECT_TRUE(images.codes.guards_intact() && images.scales.guards_intact() && images.wide.guards_intact());
+      EXPECT_TRUE(images.codes.guards_intact() && images.scales.guards_intact() &&
+                  images.wide.guards_intact());
     }
   EXPECT_GT(wide_rows, 50);
   EXPECT_GT(others, 100);
@@ -226,7 +231,8 @@ TEST(E4m3Image, WhatDoesNotFitIsNamed) {
   const Tensor c = codes.tensor({3, 64}), s = scales.flat(), w = wide.flat();
   EXPECT_EQ(message(x_device, c, s, w), "accepted");
   EXPECT_EQ(message(other_device, c, s, w), "[e4m3_image] x must be mxfp4, got mxint4");
-  EXPECT_NE(message(x_device, codes.tensor({64, 3}), s, w).find("codes must be u8 (3, 64)"), std::string::npos);
+  EXPECT_NE(message(x_device, codes.tensor({64, 3}), s, w).find("codes must be u8 (3, 64)"),
+            std::string::npos);
   EXPECT_NE(message(x_device, c, w, w).find("scales must be f32 (3)"), std::string::npos);
   EXPECT_NE(message(x_device, c, s, s).find("wide must be i32 (3)"), std::string::npos);
 }

@@ -1,5 +1,6 @@
 #pragma once
-// Products of packed matrices as tests state them: operands on the device, and the result in double precision.
+// Products of packed matrices as tests state them: operands on the device, and the result in double
+// precision.
 
 #include <gtest/gtest.h>
 
@@ -17,13 +18,14 @@
 namespace osprey::test {
 
 /// Scales of e8m0 differ by at most 2^3; by up to 2^40; by anything, b's being the reciprocals of a's; by
-/// anything without regard to overflow; by at most 2^9 but for every fifth row of a and seventh of b, where one differs by
-/// more than 2^14.
+/// anything without regard to overflow; by at most 2^9 but for every fifth row of a and seventh of b, where
+/// one differs by more than 2^14.
 enum class Spread { narrow, wide, opposite, any, some };
 
 /// Random codes, all values of a byte among them, and random scales.
 struct BlockMatrix : oracle::BlockMatrix {
-  BlockMatrix(const BlockFormat& f, int64_t m, int64_t n_cols, uint64_t stream, Spread spread, bool is_b = false) {
+  BlockMatrix(const BlockFormat& f, int64_t m, int64_t n_cols, uint64_t stream, Spread spread,
+              bool is_b = false) {
     format = f;
     rows = m;
     cols = n_cols;

@@ -177,7 +177,8 @@ TEST_F(Blas, MultipliesE4m3WithAndWithoutScalesOfRows) {
                                      add ? " add" : "", fast ? " fast" : ""));
             const std::vector<uint8_t> a = e4m3_codes(m * k, 1), b = e4m3_codes(n * k, 2);
             std::vector<float> a_scales, b_scales;
-            for (int64_t i = 0; i < m; ++i) a_scales.push_back(std::ldexp(1.0f, static_cast<int>(i % 9) - 20));
+            for (int64_t i = 0; i < m; ++i)
+              a_scales.push_back(std::ldexp(1.0f, static_cast<int>(i % 9) - 20));
             for (int64_t j = 0; j < n; ++j) b_scales.push_back(std::ldexp(1.0f, 3 - static_cast<int>(j % 5)));
             const test::DeviceCopy<uint8_t> a_device(a), b_device(b);
             const test::DeviceCopy<float> a_scales_device(a_scales), b_scales_device(b_scales);
@@ -225,8 +226,9 @@ TEST_F(Blas, MultipliesE4m3WithAndWithoutScalesOfRows) {
                                         static_cast<double>(b_scales[static_cast<size_t>(j)])
                                   : 1.0);
                 const double want = factor * sum + (add ? before[static_cast<size_t>(i * n + j)] : 0.0);
-                ASSERT_NEAR(d.get(i, j), want,
-                            share * factor * size + std::fabs(want) * (output == DType::bf16 ? 1.0 / 250 : 1e-6))
+                ASSERT_NEAR(
+                    d.get(i, j), want,
+                    share * factor * size + std::fabs(want) * (output == DType::bf16 ? 1.0 / 250 : 1e-6))
                     << i << ", " << j;
               }
           }

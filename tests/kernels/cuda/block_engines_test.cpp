@@ -1,4 +1,5 @@
-// Every engine of packed products, on a GPU or on the executor, where cuBLASLt's FP8 products are plain loops in fp32.
+// Every engine of packed products, on a GPU or on the executor, where cuBLASLt's FP8 products are plain loops
+// in fp32.
 
 #include <gtest/gtest.h>
 
@@ -55,8 +56,9 @@ TEST_P(BlockEnginesOfGpus, AgreeWithTheOracle) {
     }
   const BlockFormat& f = block_format("mxfp4");
   for (const Spread spread : {Spread::narrow, Spread::some, Spread::wide, Spread::opposite, Spread::any})
-    for (BlockCase c : {BlockCase{70, {80}, 288}, BlockCase{33, {16, 21, 43}, 96, DType::bf16, true, 0.5f, 16},
-                        BlockCase{5, {48}, 64, DType::f32, true, -2}, BlockCase{130, {7, 153}, 160, DType::bf16}}) {
+    for (BlockCase c :
+         {BlockCase{70, {80}, 288}, BlockCase{33, {16, 21, 43}, 96, DType::bf16, true, 0.5f, 16},
+          BlockCase{5, {48}, 64, DType::f32, true, -2}, BlockCase{130, {7, 153}, 160, DType::bf16}}) {
       c.spread = spread;
       SCOPED_TRACE(label(c));
       compared += check(BlockProblem(c, f, f));
@@ -144,7 +146,8 @@ INSTANTIATE_TEST_SUITE_P(, BlockEnginesOfGpus, testing::ValuesIn(cuda::block_eng
                          [](const auto& engine) { return std::string(cuda::name(engine.param)); });
 
 TEST(BlockEngineOfGpus, IsChosenByFormatRowsAndColumns) {
-  if (test::test_device().kind != DeviceKind::cuda) GTEST_SKIP() << "needs a GPU, or the executor that plays one";
+  if (test::test_device().kind != DeviceKind::cuda)
+    GTEST_SKIP() << "needs a GPU, or the executor that plays one";
   if (test::test_queue().stream->properties().major != 9) GTEST_SKIP() << "not the choice of Hopper";
   const auto chosen = [](const char* format, const BlockCase& c) {
     const BlockProblem p(c, block_format(format), block_format(format));
@@ -165,7 +168,8 @@ TEST(BlockEngineOfGpus, IsChosenByFormatRowsAndColumns) {
 }
 
 TEST(BlockEngineOfGpus, ThatCannotBeHadSaysWhy) {
-  if (test::test_device().kind != DeviceKind::cuda) GTEST_SKIP() << "needs a GPU, or the executor that plays one";
+  if (test::test_device().kind != DeviceKind::cuda)
+    GTEST_SKIP() << "needs a GPU, or the executor that plays one";
   const BlockProblem p({70, {16}, 64}, block_format("nvfp4"), block_format("nvfp4"));
   Buffer y = p.output();
   OnDevice on;

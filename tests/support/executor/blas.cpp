@@ -108,8 +108,8 @@ bool Blas::has(const Gemm& gemm) {
 }
 
 void Blas::gemm(const Gemm& gemm) {
-  require(gemm.k > 0 && has(gemm), "gemm", "the library has no product {} x {} x {} of {} to {}", gemm.m, gemm.n, gemm.k,
-          name(gemm.input), name(gemm.output));
+  require(gemm.k > 0 && has(gemm), "gemm", "the library has no product {} x {} x {} of {} to {}", gemm.m,
+          gemm.n, gemm.k, name(gemm.input), name(gemm.output));
   executor::run_on_device(state_->stream.handle(), [gemm] {
     for (int64_t i = 0; i < gemm.batch; ++i) multiply(gemm, i);
   });
