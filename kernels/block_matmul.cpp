@@ -1,5 +1,7 @@
 #include "kernels/block_matmul.h"
 
+#include <algorithm>
+
 #include "kernels/core/dispatch.h"
 
 namespace osprey::kernels {
@@ -44,7 +46,9 @@ void block_pack(const Queue& queue, const BlockPack& args) {
   dispatch(queue, args, cpu::block_pack, cuda::block_pack);
 }
 
-void block_matmul(const Queue& queue, const BlockMatmul& args) {
+namespace {
+
+void check(const Queue& queue, const BlockMatmul& args) {
   const int64_t n = check_b(queue, args.b);
   require_packed("block_matmul", "a", args.a, queue.device);
   const Packed &a = args.a, &b = args.b[0];
@@ -57,8 +61,29 @@ void block_matmul(const Queue& queue, const BlockMatmul& args) {
   require((y.dtype == DType::f32 || y.dtype == DType::bf16) && y.device == queue.device, "block_matmul",
           "y must be f32 or bf16 on {}, got {}", name(queue.device.kind), y);
   if (args.pack.defined()) check_pack(queue, args.pack, args.b);
-  if (y.numel() == 0) return;
+}
+
+}  // namespace
+
+void block_matmul(const Queue& queue, const BlockMatmul& args) {
+  check(queue, args);
+  if (args.y.tensor.numel() == 0) return;
   dispatch(queue, args, cpu::block_matmul, cuda::block_matmul);
+}
+
+std::vector<std::string_view> block_matmul_engines(const Queue& queue, const BlockMatmul& args) {
+  check(queue, args);
+  return queue.device.kind == DeviceKind::cuda ? cuda::block_matmul_engines(queue, args)
+                                               : cpu::block_matmul_engines(queue, args);
+}
+
+void block_matmul_by(std::string_view engine, const Queue& queue, const BlockMatmul& args) {
+  const std::vector<std::string_view> engines = block_matmul_engines(queue, args);
+  require(std::find(engines.begin(), engines.end(), engine) != engines.end(), "block_matmul",
+          "the engine {} cannot be had for these operands; there are {}", engine, fmt::join(engines, ", "));
+  if (args.y.tensor.numel() == 0) return;
+  queue.device.kind == DeviceKind::cuda ? cuda::block_matmul_by(engine, queue, args)
+                                        : cpu::block_matmul_by(engine, queue, args);
 }
 
 }  // namespace osprey::kernels

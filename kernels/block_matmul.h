@@ -2,6 +2,8 @@
 // Products of packed matrices: arithmetic on the codes, not on a rounded copy of the numbers.
 
 #include <span>
+#include <string_view>
+#include <vector>
 
 #include "kernels/block_format.h"
 #include "kernels/core/queue.h"
@@ -22,7 +24,7 @@ void block_pack(const Queue& queue, const BlockPack& args);
 /// y (+)= factor * a b^T, the matrices of b stacked along their rows.
 /// Shapes: a (M, K), b[i] (N_i, K), y (M, sum N_i) f32 or bf16; all of one format, or of two with equal
 /// block and granularity (mxint8 with mxfp4: an 8-bit input of a 4-bit layer).
-/// Numerics: kernels/numerics/block_product.h, on every device and CPU the same bits, with one exception.
+/// Numerics: kernels/numerics/block_product.h, on all CPUs the same bits, with one exception.
 /// Where elements of both are integers times a constant (e2m1, int4, int8), the sum inside a block is exact
 /// and the sums of blocks are added in fp32, first block first; other formats: fp32. The exception: CPUs with
 /// int8 tiles (AMX), more than 16 rows of a, e8m0 scales on both sides, e2m1 or int4 on at least one and int8
@@ -31,8 +33,13 @@ void block_pack(const Queue& queue, const BlockPack& args);
 /// grouped by their scales, an int8 counts as two numbers of 4 bits in a group each, and the exact sums of
 /// pairs of groups (at most 128) are added in fp32. What overflows fp32 is Inf, NaN or the largest float. An
 /// element depends on its row of a and its row of b, and on whether a has more than 16 rows, on nothing else:
-/// not on the number of threads, other rows, or `pack`. NaN scales make NaN. Errors: throws when shapes or
-/// formats do not fit.
+/// not on the number of threads, other rows, or `pack`. NaN scales make NaN.
+/// GPUs of sm_80 and later differ for e8m0 scales of e2m1, int4 and int8, and e4m3 scales of e2m1 and int4:
+/// products are exact there too, but tensor cores add them in fp32 in their own order
+/// (kernels/cuda/block_product.h). For mxfp4 x mxfp4 with more than 64 rows of a, from sm_89 on, these are
+/// FP8 tensor cores, whose sums may be off by e4m3_slack of sum |a||b|; an element then depends on the shapes
+/// as well, as the library's choice of an algorithm does, but is the same in every run. Errors: throws when
+/// shapes or formats do not fit.
 struct BlockMatmul {
   Accum y;
   Packed a;
@@ -42,15 +49,31 @@ struct BlockMatmul {
 };
 void block_matmul(const Queue& queue, const BlockMatmul& args);
 
+/// Engines that can multiply these operands here, by name, the one that block_matmul() takes first; and
+/// block_matmul() by one of them, for benches. Their numbers agree as far as is said above; what they are:
+/// kernels/cpu/block_product.h, kernels/cuda/block_product.h. Errors: as block_matmul(); throws on a name
+/// that is not among them.
+std::vector<std::string_view> block_matmul_engines(const Queue& queue, const BlockMatmul& args);
+void block_matmul_by(std::string_view engine, const Queue& queue, const BlockMatmul& args);
+
+/// What tests allow FP8 tensor cores to be off by, as a share of sum |a||b|: Hopper's align products to the
+/// largest of an instruction and keep some 14 bits (DeepSeek-V3, arXiv 2412.19437, section 3.3.2); this is
+/// four of them, 128 elements of a row, before sums move on to fp32. Reasoned, not measured.
+inline constexpr double e4m3_slack = 1.0 / 2048;
+
 }  // namespace osprey::kernels
 
 namespace osprey::cpu {
 int64_t block_pack_bytes(std::span<const Packed> b);
 void block_pack(const Queue& queue, const kernels::BlockPack& args);
 void block_matmul(const Queue& queue, const kernels::BlockMatmul& args);
+std::vector<std::string_view> block_matmul_engines(const Queue& queue, const kernels::BlockMatmul& args);
+void block_matmul_by(std::string_view engine, const Queue& queue, const kernels::BlockMatmul& args);
 }  // namespace osprey::cpu
 namespace osprey::cuda {
 int64_t block_pack_bytes(std::span<const Packed> b);
 void block_pack(const Queue& queue, const kernels::BlockPack& args);
 void block_matmul(const Queue& queue, const kernels::BlockMatmul& args);
+std::vector<std::string_view> block_matmul_engines(const Queue& queue, const kernels::BlockMatmul& args);
+void block_matmul_by(std::string_view engine, const Queue& queue, const kernels::BlockMatmul& args);
 }  // namespace osprey::cuda

@@ -175,4 +175,19 @@ void block_matmul(const Queue& queue, const BlockMatmul& args) {
   block_matmul_by(block_engine(args.a, args.b[0]), queue, args);
 }
 
+std::vector<std::string_view> block_matmul_engines(const Queue&, const BlockMatmul& args) {
+  const BlockEngine taken = block_engine(args.a, args.b[0]);
+  std::vector<std::string_view> names{name(taken)};
+  for (const BlockEngine e :
+       {BlockEngine::tiles, BlockEngine::dot, BlockEngine::few_rows, BlockEngine::definition})
+    if (e != taken && !why_not(e, args.a, args.b[0])) names.push_back(name(e));
+  return names;
+}
+
+void block_matmul_by(std::string_view engine, const Queue& queue, const BlockMatmul& args) {
+  for (const BlockEngine e :
+       {BlockEngine::tiles, BlockEngine::dot, BlockEngine::few_rows, BlockEngine::definition})
+    if (name(e) == engine) block_matmul_by(e, queue, args);
+}
+
 }  // namespace osprey::cpu

@@ -20,8 +20,9 @@ std::string describe(const Gemm& g) {
   const auto part = [](const char* what, bool transposed, int64_t stride) {
     return fmt::format("{}{} by rows of {}", what, transposed ? "^T" : "", stride);
   };
-  return fmt::format("{} x {} x {} (m n k), batch {}, {} to {}, {}, {}, c {}, d {}, beta {}", g.m, g.n, g.k,
-                     g.batch, name(g.input), name(g.output), part("a", g.transpose_a, g.a_stride),
+  return fmt::format("{} x {} x {} (m n k), batch {}, {}{} to {}, {}, {}, c {}, d {}, beta {}", g.m, g.n, g.k,
+                     g.batch, g.input == DType::u8 ? "E4M3" : name(g.input), g.a_scales ? " with scales" : "",
+                     name(g.output), part("a", g.transpose_a, g.a_stride),
                      part("b", g.transpose_b, g.b_stride), g.c_stride, g.d_stride, g.beta);
 }
 
@@ -38,13 +39,16 @@ struct Plan {
   cublasLtMatmulDescOpaque_t product;
   cublasLtMatrixLayoutOpaque_t a, b, c, d;
   cublasLtMatmulHeuristicResult_t chosen;
-  bool settled;  // is nothing left to be timed?
+  bool possible;  // has the library an algorithm?
+  bool settled;   // is nothing left to be timed?
 
   /// In place the library wants one layout, not two that are equal.
   cublasLtMatrixLayout_t layout_of_c(const Gemm& g) { return g.c == g.d ? &d : &c; }
 };
 
-cudaDataType type_of(DType dtype) { return dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
+cudaDataType type_of(DType dtype) {
+  return dtype == DType::bf16 ? CUDA_R_16BF : dtype == DType::u8 ? CUDA_R_8F_E4M3 : CUDA_R_32F;
+}
 
 struct Layout {
   DType dtype;
@@ -67,6 +71,39 @@ void describe_layout(cublasLtMatrixLayoutOpaque_t* to, const Layout& l, const Ge
         "a batch stride", g);
 }
 
+// Scales of rows and columns: from cuBLAS 12.9 on, for Hopper alone.
+#if CUBLAS_VERSION >= 120900
+constexpr bool has_vectors_of_scales = true;
+void set_scale_modes(Plan* plan, const Gemm& g) {
+  const int32_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+  for (const auto attribute : {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_MODE})
+    check(cublasLtMatmulDescSetAttribute(&plan->product, attribute, &mode, sizeof mode), "a mode of scales",
+          g);
+}
+#else
+constexpr bool has_vectors_of_scales = false;
+void set_scale_modes(Plan*, const Gemm&) {}
+#endif
+
+/// Where the scales lie, which differs from call to call. The library's A is our b.
+void set_scales(Plan* plan, const Gemm& g) {
+  check(cublasLtMatmulDescSetAttribute(&plan->product, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &g.b_scales,
+                                       sizeof g.b_scales),
+        "scales", g);
+  check(cublasLtMatmulDescSetAttribute(&plan->product, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &g.a_scales,
+                                       sizeof g.a_scales),
+        "scales", g);
+}
+
+void describe_fp8(Plan* plan, const Gemm& g) {
+  const auto fast = static_cast<int8_t>(g.fast_sums);
+  check(cublasLtMatmulDescSetAttribute(&plan->product, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast),
+        "how sums are kept", g);
+  if (!g.a_scales) return;
+  set_scale_modes(plan, g);
+  set_scales(plan, g);
+}
+
 void describe_product(Plan* plan, const Gemm& g) {
   // Without a fast variant in its name this compute type uses neither TF32 nor bf16 for f32 operands.
   check(cublasLtMatmulDescInit(&plan->product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product", g);
@@ -76,6 +113,7 @@ void describe_product(Plan* plan, const Gemm& g) {
         "a transposition", g);
   check(cublasLtMatmulDescSetAttribute(&plan->product, CUBLASLT_MATMUL_DESC_TRANSB, &ops[1], sizeof ops[1]),
         "a transposition", g);
+  if (g.input == DType::u8) describe_fp8(plan, g);
   describe_layout(
       &plan->a,
       {g.input, g.transpose_b ? g.n : g.k, g.transpose_b ? g.k : g.n, g.b_stride, g.batch, g.b_batch_stride},
@@ -120,22 +158,26 @@ struct Candidates {
   int count = 0;
 };
 
-/// What the library proposes, fastest by its own estimate first, without what cannot run here.
+/// What the library proposes, fastest by its own estimate first, without what cannot run here; none where it
+/// has no such product.
 Candidates candidates(cublasLtHandle_t handle, Plan* plan, const Gemm& g) {
   Preference preference(g);
   Candidates c;
   int found = 0;
-  check(cublasLtMatmulAlgoGetHeuristic(handle, &plan->product, &plan->a, &plan->b, plan->layout_of_c(g),
-                                       &plan->d, &preference.value, static_cast<int>(c.all.size()),
-                                       c.all.data(), &found),
-        "the choice of an algorithm", g);
+  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+      handle, &plan->product, &plan->a, &plan->b, plan->layout_of_c(g), &plan->d, &preference.value,
+      static_cast<int>(c.all.size()), c.all.data(), &found);
+  // What is said of FP8 products that a GPU or a version lacks; Blas::has() passes it on.
+  if (g.input == DType::u8 &&
+      (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE))
+    return c;
+  check(status, "the choice of an algorithm", g);
   for (int i = 0; i < found; ++i) {
     const cublasLtMatmulHeuristicResult_t& one = c.all[static_cast<size_t>(i)];
     if (one.state == CUBLAS_STATUS_SUCCESS &&
         one.workspaceSize <= static_cast<size_t>(Stream::gemm_workspace_bytes))
       c.all[static_cast<size_t>(c.count++)] = one;
   }
-  require(c.count > 0, "gemm", "{} has no algorithm for {}", version(), describe(g));
   return c;
 }
 
@@ -151,7 +193,8 @@ struct HashKey {
 
 Key key_of(const Gemm& g) {
   int64_t kind = static_cast<int64_t>(g.input) | static_cast<int64_t>(g.output) << 4 |
-                 int64_t{g.transpose_a} << 8 | int64_t{g.transpose_b} << 9 | int64_t{g.c == g.d} << 10;
+                 int64_t{g.transpose_a} << 8 | int64_t{g.transpose_b} << 9 | int64_t{g.c == g.d} << 10 |
+                 int64_t{g.a_scales != nullptr} << 48 | int64_t{g.fast_sums} << 49;
   int shift = 11;
   for (const void* p : {g.a, g.b, g.c, static_cast<const void*>(g.d)}) {
     kind |= static_cast<int64_t>(alignment(p)) << shift;
@@ -202,7 +245,9 @@ struct Blas::State {
     if (plans.size() >= most) plans.clear();
     Plan plan{};
     describe_product(&plan, g);
-    plan.chosen = candidates(handle, &plan, g).all[0];
+    const Candidates proposed = candidates(handle, &plan, g);
+    plan.possible = proposed.count > 0;
+    if (plan.possible) plan.chosen = proposed.all[0];
     plan.settled = !autotune;
     return plans.emplace(key, plan).first->second;
   }
@@ -259,20 +304,37 @@ Blas::~Blas() = default;
 
 std::string Blas::label() const { return version(); }
 
-void Blas::gemm(const Gemm& gemm) {
-  if (gemm.m == 0 || gemm.n == 0 || gemm.batch == 0) return;
-  require(gemm.k > 0, "gemm", "the inner dimension is empty: {}", describe(gemm));
-  require(gemm.input == DType::bf16 || gemm.output == DType::f32, "gemm", "f32 operands give f32: {}",
-          describe(gemm));
+namespace {
+
+/// With c spelled out.
+Gemm completed(const Gemm& gemm) {
   Gemm g = gemm;
   if (!g.c || g.c == g.d) {
     g.c = g.d;
     g.c_stride = g.d_stride;
     g.c_batch_stride = g.d_batch_stride;
   }
+  return g;
+}
+
+}  // namespace
+
+void Blas::gemm(const Gemm& gemm) {
+  if (gemm.m == 0 || gemm.n == 0 || gemm.batch == 0) return;
+  require(gemm.k > 0, "gemm", "the inner dimension is empty: {}", describe(gemm));
+  require(gemm.input != DType::f32 || gemm.output == DType::f32, "gemm", "f32 operands give f32: {}",
+          describe(gemm));
+  const Gemm g = completed(gemm);
   Plan& plan = state_->find(g);
+  require(plan.possible, "gemm", "{} has no algorithm for {}", version(), describe(g));
+  if (g.a_scales) set_scales(&plan, g);
   if (!plan.settled) state_->settle(plan, g);
   state_->run(plan, plan.chosen, g);
+}
+
+bool Blas::has(const Gemm& gemm) {
+  if (gemm.a_scales && (!has_vectors_of_scales || state_->stream.properties().major != 9)) return false;
+  return state_->find(completed(gemm)).possible;
 }
 
 }  // namespace osprey::cuda

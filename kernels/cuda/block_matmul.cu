@@ -1,6 +1,8 @@
 #include "kernels/block_matmul.h"
 
+#include "kernels/cuda/block_product.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/packed_matrix.h"
 #include "kernels/cuda/row.h"
 #include "kernels/numerics/block_product.h"
 
@@ -10,44 +12,10 @@ namespace {
 
 constexpr int side = 16;  // of the square of y that a block of threads makes, an element each
 
-/// A packed matrix. Arguments have eight bytes a member; enumerations travel as int64_t, floats as double.
-struct Matrix {
-  const uint8_t* codes;
-  const void* scales;
-  const float* tensor_scale;  // null where there is none
-  int64_t code_stride, scale_stride, element, scale;
-
-  __device__ Element kind() const { return static_cast<Element>(element); }
-  __device__ uint32_t code(int64_t row, int64_t col) const {
-    const int bits = element_bits(kind());
-    const int64_t bit = col * bits;
-    const uint8_t* at = codes + row * code_stride + bit / 8;
-    const auto shift = static_cast<int>(bit % 8);
-    const uint32_t next = shift + bits > 8 ? at[1] : 0u;
-    return (at[0] | next << 8) >> shift & ((1u << bits) - 1);
-  }
-  __device__ float scale_at(int64_t row, int64_t i) const {
-    const int64_t at = row * scale_stride + i;
-    const auto type = static_cast<ScaleType>(scale);
-    return type == ScaleType::f32 ? static_cast<const float*>(scales)[at]
-                                  : decode_scale(type, static_cast<const uint8_t*>(scales)[at]);
-  }
-  __device__ float whole() const { return tensor_scale ? *tensor_scale : 1.0f; }
-};
-
-Matrix matrix(const Packed& p) {
-  return {.codes = p.codes.as<uint8_t>(),
-          .scales = p.scales.data,
-          .tensor_scale = p.tensor_scale.defined() ? p.tensor_scale.as<float>() : nullptr,
-          .code_stride = p.codes.row_stride(),
-          .scale_stride = p.format.granularity == Granularity::tensor ? 0 : p.scales.row_stride(),
-          .element = static_cast<int64_t>(p.format.element),
-          .scale = static_cast<int64_t>(p.format.scale)};
-}
-
+// Arguments have eight bytes a member; enumerations travel as int64_t, floats as double.
 template <class T>
 struct Product {
-  Matrix a, b;
+  PackedMatrix a, b;
   T* y;
   int64_t y_stride, rows, columns, k, block, one_scale, add;
   double factor;
@@ -91,8 +59,8 @@ void run(const Queue& queue, const kernels::BlockMatmul& args) {
   const bool block = format.granularity == Granularity::block;
   int64_t before = 0;
   for (const Packed& b : args.b) {
-    const Product<T> p{.a = matrix(args.a),
-                       .b = matrix(b),
+    const Product<T> p{.a = packed_matrix(args.a),
+                       .b = packed_matrix(b),
                        .y = args.y.tensor.as<T>() + before,
                        .y_stride = args.y.tensor.row_stride(),
                        .rows = args.a.rows,
@@ -111,14 +79,92 @@ void run(const Queue& queue, const kernels::BlockMatmul& args) {
   }
 }
 
+bool is_mxfp4(const Packed& p) { return p.format == block_format("mxfp4"); }
+
+int compute_capability(const Queue& queue) {
+  const cudaDeviceProp& p = stream_of(queue).properties();
+  return 10 * p.major + p.minor;
+}
+
+void by_tiles(const Queue& queue, const kernels::BlockMatmul& args) {
+  int64_t before = 0;
+  for (const Packed& b : args.b) {
+    multiply_tiles(queue, {.y = {args.y.tensor.columns(before, before + b.rows), args.y.add},
+                           .a = args.a,
+                           .b = b,
+                           .factor = args.factor});
+    before += b.rows;
+  }
+}
+
 }  // namespace
+
+const char* name(BlockEngine engine) {
+  switch (engine) {
+    case BlockEngine::definition:
+      return "definition";
+    case BlockEngine::tiles:
+      return "tiles";
+    case BlockEngine::fp8:
+      return "fp8";
+    case BlockEngine::fp8_fast:
+      return "fp8_fast";
+    case BlockEngine::fp8_apart:
+      return "fp8_apart";
+  }
+  return "?";
+}
+
+const char* why_not(BlockEngine engine, const Queue& queue, const kernels::BlockMatmul& args) {
+  if (engine == BlockEngine::definition) return nullptr;
+  const Packed &a = args.a, &b = args.b[0];
+  const int gpu = compute_capability(queue);
+  for (const Packed* p : {&a, &b})
+    if (const char* why = why_no_image(p->format)) return why;
+  if (gpu < 80) return "the GPU multiplies no bf16";
+  if (engine == BlockEngine::tiles) return nullptr;
+  if (!is_mxfp4(a) || !is_mxfp4(b)) return "E4M3 images are of mxfp4 alone";
+  if (gpu < 89) return "the GPU multiplies no FP8";
+  if (!library_has_e4m3(queue, args, engine))
+    return "the library has no such FP8 product: it asks for 16 columns of y at a time at multiples of 16 bytes, and for "
+           "scales of rows for Hopper";
+  return nullptr;
+}
+
+BlockEngine block_engine(const Queue& queue, const kernels::BlockMatmul& args) {
+  if (args.a.rows > most_rows_of_tiles)
+    for (const BlockEngine engine : {BlockEngine::fp8, BlockEngine::fp8_apart})
+      if (!why_not(engine, queue, args)) return engine;
+  return why_not(BlockEngine::tiles, queue, args) ? BlockEngine::definition : BlockEngine::tiles;
+}
+
+void block_matmul_by(BlockEngine engine, const Queue& queue, const kernels::BlockMatmul& args) {
+  const char* why = why_not(engine, queue, args);
+  require(!why, "block_matmul", "the engine {} cannot be had: {}", name(engine), why ? why : "");
+  if (engine == BlockEngine::tiles) return by_tiles(queue, args);
+  if (engine != BlockEngine::definition) return multiply_e4m3(queue, args, engine);
+  args.y.tensor.dtype == DType::f32 ? run<float>(queue, args) : run<bf16>(queue, args);
+}
 
 int64_t block_pack_bytes(std::span<const Packed>) { return 0; }
 
 void block_pack(const Queue&, const kernels::BlockPack&) {}
 
 void block_matmul(const Queue& queue, const kernels::BlockMatmul& args) {
-  args.y.tensor.dtype == DType::f32 ? run<float>(queue, args) : run<bf16>(queue, args);
+  block_matmul_by(block_engine(queue, args), queue, args);
+}
+
+std::vector<std::string_view> block_matmul_engines(const Queue& queue, const kernels::BlockMatmul& args) {
+  const BlockEngine taken = block_engine(queue, args);
+  std::vector<std::string_view> names{name(taken)};
+  for (const BlockEngine e : block_engines)
+    if (e != taken && !why_not(e, queue, args)) names.push_back(name(e));
+  return names;
+}
+
+void block_matmul_by(std::string_view engine, const Queue& queue, const kernels::BlockMatmul& args) {
+  for (const BlockEngine e : block_engines)
+    if (name(e) == engine) block_matmul_by(e, queue, args);
 }
 
 }  // namespace osprey::cuda

@@ -43,6 +43,29 @@ struct Product {
       kernels::block_matmul(queue, {.y = {y, false}, .a = a, .b = {&b, 1}, .pack = pack});
     });
   }
+  /// GFLOP/s of one engine, of the library, and of the engine with a quantized anew, and with both.
+  struct Rates {
+    double engine, library, with_a, with_both;
+  };
+  Rates rates(const Queue& queue, std::string_view engine, int rounds) {
+    const double flops = 2.0 * static_cast<double>(a.rows * b.rows * a.cols);
+    const auto rate = [&](const auto& f) { return flops / best_replayed_seconds(queue, rounds, f) / 1e9; };
+    const auto multiply = [&] { kernels::block_matmul_by(engine, queue, args()); };
+    return {.engine = rate(multiply),
+            .library = rate([&] {
+              kernels::library_matmul(queue, {.c = y, .a = x, .b = w, .op_b = kernels::Op::transpose});
+            }),
+            .with_a = rate([&] {
+              kernels::quantize(queue, {.y = a, .x = x});
+              multiply();
+            }),
+            .with_both = rate([&] {
+              kernels::quantize(queue, {.y = a, .x = x});
+              kernels::quantize(queue, {.y = b, .x = w});
+              multiply();
+            })};
+  }
+  kernels::BlockMatmul args() const { return {.y = {y, false}, .a = a, .b = {&b, 1}, .pack = pack}; }
   /// With packed weights alone; few rows.
   double weights_alone(const Queue& queue) {
     return best_seconds(queue, 1, [&] {
@@ -61,7 +84,31 @@ struct Product {
 
 }  // namespace
 
+void bench_block_engines(const Queue& queue, std::span<const int64_t> sizes) {
+  constexpr int rounds = 5;
+  constexpr int64_t most_of_definition = 1024;  // an element a thread: minutes beyond
+  fmt::print(
+      "packed operands, n = m = k, by engine, beside cuBLASLt's bf16 product; GFLOP/s, best of {} replays of 8; ratios to "
+      "it, with operands packed already, and with a, or both, quantized anew\n",
+      rounds);
+  fmt::print("  {:<20}{:<12}{:>6}{:>10}{:>10}{:>8}{:>8}{:>8}\n", "formats", "engine", "m", "packed",
+             "cuBLASLt", "ratio", "with a", "both");
+  for (const auto& [a, b] : {std::pair{"mxfp4", "mxfp4"}, {"mxint8", "mxfp4"}, {"nvfp4", "nvfp4"}})
+    for (const int64_t m : sizes) {
+      Product p(queue, m, m, m, a, b);
+      for (const std::string_view engine : kernels::block_matmul_engines(queue, p.args())) {
+        if (engine == "definition" && m > most_of_definition) continue;
+        const Product::Rates r = p.rates(queue, engine, rounds);
+        fmt::print("  {:<20}{:<12}{:>6}{:>10.0f}{:>10.0f}{:>8.2f}{:>8.2f}{:>8.2f}\n",
+                   fmt::format("{} x {}", a, b), engine, m, r.engine, r.library, r.engine / r.library,
+                   r.with_a / r.library, r.with_both / r.library);
+      }
+    }
+}
+
 void bench_block_gemm(const Queue& queue) {
+  constexpr int64_t sizes_of_gpu[] = {1024, 2048, 4096, 8192};
+  if (queue.device.kind == DeviceKind::cuda) return bench_block_engines(queue, sizes_of_gpu);
   constexpr int rounds = 10, rounds_of_short = 60;
   fmt::print(
       "packed operands, n = m = k, b rearranged once, beside oneDNN's bf16 product; GFLOP/s, best of {} to {}, in "

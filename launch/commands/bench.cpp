@@ -66,11 +66,11 @@ void add_bench(CLI::App& app) {
     sub->footer(std::string("Example:\n  osprey bench ") + example);
     return sub;
   };
-  add("gemm", "the model's products, and packed ones, ours beside oneDNN's", "gemm --threads 1")
+  add("gemm", "the model's products, and packed ones, ours beside oneDNN's or cuBLASLt's", "gemm --threads 1")
       ->callback([options] {
         const auto open = options->open();
         bench::bench_gemm(open.queue);
-        if (open.queue.device.kind == DeviceKind::cpu) bench::bench_block_gemm(open.queue);
+        bench::bench_block_gemm(open.queue);
       });
   add("ops", "each op alone, forward and backward", "ops --threads 2")->callback([options] {
     bench::bench_ops(options->open().queue);

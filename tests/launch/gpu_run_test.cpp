@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "framework/telemetry/quantization_observer.h"
+#include "launch/bench/block_bench.h"
 #include "tests/support/test_bed.h"
 #include "tests/support/tiny_run.h"
 
@@ -281,4 +282,17 @@ TEST_F(GpuRun, SkipsAnUpdateWithoutAskingTheHost) {
   EXPECT_TRUE(std::isfinite(r.losses[1]));
   EXPECT_TRUE(std::isnan(r.losses[2]));
   for (double v : r.parameters[0]) ASSERT_TRUE(std::isfinite(v)) << "an update from a NaN loss was applied";
+}
+
+// Products with their images, lists of wide rows and quantizers can be recorded: nothing in them asks the
+// host.
+TEST_F(GpuRun, BenchesEveryEngineOfPackedProducts) {
+  const kernels::OpenQueue open = kernels::open_queue({DeviceKind::cuda, 0}, 1);
+  const int64_t sizes[] = {128};
+  testing::internal::CaptureStdout();
+  bench::bench_block_engines(open.queue, sizes);
+  const std::string out = testing::internal::GetCapturedStdout();
+  for (const char* engine : {"tiles", "definition"}) EXPECT_NE(out.find(engine), std::string::npos) << out;
+  if (kernels::gpu_info(0).compute_capability == 90)
+    EXPECT_NE(out.find("mxfp4 x mxfp4       fp8"), std::string::npos) << out;
 }

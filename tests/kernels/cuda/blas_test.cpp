@@ -7,6 +7,9 @@
 
 #include <cmath>
 
+#include "kernels/block_matmul.h"
+#include "tests/oracle/quantize.h"
+#include "tests/support/device_copy.h"
 #include "tests/support/on_device.h"
 
 namespace osprey {
@@ -150,6 +153,86 @@ TEST_F(Blas, MultipliesBatches) {
 
 TEST_F(Blas, WithoutBetaWhatWasThereDoesNotMatter) {  // buffers start as NaN
   for (const auto& [input, output] : types) expect_plain_loops({16, 16, 16, input, output});
+}
+
+/// E4M3 codes of finite numbers, dense.
+std::vector<uint8_t> e4m3_codes(int64_t count, uint64_t stream) {
+  std::vector<uint8_t> codes;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto code = static_cast<uint8_t>(random_uniform(5, stream, static_cast<uint64_t>(i)) * 256);
+    codes.push_back((code & 0x7f) == 0x7f ? uint8_t{0x7e} : code);
+  }
+  return codes;
+}
+
+TEST_F(Blas, MultipliesE4m3WithAndWithoutScalesOfRows) {
+  const std::vector<double> table = oracle::enumerate_codes(Element::e4m3);
+  int multiplied = 0;
+  for (const auto& [m, n, k] : {std::array<int64_t, 3>{16, 16, 32}, {5, 48, 96}, {130, 80, 512}})
+    for (const DType output : {DType::f32, DType::bf16})
+      for (const bool scaled : {false, true})
+        for (const bool add : {false, true})
+          for (const bool fast : {false, true}) {
+            SCOPED_TRACE(fmt::format("{}x{}x{} to {}{}{}{}", m, n, k, name(output), scaled ? " scaled" : "",
+                                     add ? " add" : "", fast ? " fast" : ""));
+            const std::vector<uint8_t> a = e4m3_codes(m * k, 1), b = e4m3_codes(n * k, 2);
+            std::vector<float> a_scales, b_scales;
+            for (int64_t i = 0; i < m; ++i)
+              a_scales.push_back(std::ldexp(1.0f, static_cast<int>(i % 9) - 20));
+            for (int64_t j = 0; j < n; ++j) b_scales.push_back(std::ldexp(1.0f, 3 - static_cast<int>(j % 5)));
+            const test::DeviceCopy<uint8_t> a_device(a), b_device(b);
+            const test::DeviceCopy<float> a_scales_device(a_scales), b_scales_device(b_scales);
+            Buffer d({m, n}, output, 16);
+            if (add) d.fill(3);
+            const std::vector<double> before = d.values();
+            OnDevice on;
+            const Tensor to = on(d);
+            const Gemm gemm{.a = a_device.flat().data,
+                            .b = b_device.flat().data,
+                            .d = to.data,
+                            .input = DType::u8,
+                            .output = output,
+                            .transpose_b = true,
+                            .m = m,
+                            .n = n,
+                            .k = k,
+                            .a_stride = k,
+                            .b_stride = k,
+                            .d_stride = to.row_stride(),
+                            .alpha = 0.5f,
+                            .beta = add ? 1.0f : 0.0f,
+                            .a_scales = scaled ? a_scales_device.flat().as<float>() : nullptr,
+                            .b_scales = scaled ? b_scales_device.flat().as<float>() : nullptr,
+                            .fast_sums = fast};
+            cuda::Blas& blas = on.queue.stream->blas();
+            if (!blas.has(gemm)) continue;
+            blas.gemm(gemm);
+            on.fetch();
+            ++multiplied;
+            EXPECT_TRUE(d.guards_intact());
+            const bool exact = blas.label() == "plain loops";
+            const double share = exact ? 6e-8 * static_cast<double>(k) : kernels::e4m3_slack * (fast ? 8 : 1);
+            for (int64_t i = 0; i < m; ++i)
+              for (int64_t j = 0; j < n; ++j) {
+                double sum = 0, size = 0;
+                for (int64_t l = 0; l < k; ++l) {
+                  const double product =
+                      table[a[static_cast<size_t>(i * k + l)]] * table[b[static_cast<size_t>(j * k + l)]];
+                  sum += product;
+                  size += std::fabs(product);
+                }
+                const double factor =
+                    0.5 * (scaled ? static_cast<double>(a_scales[static_cast<size_t>(i)]) *
+                                        static_cast<double>(b_scales[static_cast<size_t>(j)])
+                                  : 1.0);
+                const double want = factor * sum + (add ? before[static_cast<size_t>(i * n + j)] : 0.0);
+                ASSERT_NEAR(
+                    d.get(i, j), want,
+                    share * factor * size + std::fabs(want) * (output == DType::bf16 ? 1.0 / 250 : 1e-6))
+                    << i << ", " << j;
+              }
+          }
+  EXPECT_GT(multiplied, 0) << "no product of E4M3 at all; sm_89 and later have them";
 }
 
 TEST_F(Blas, NamesWhatItCannotDo) {

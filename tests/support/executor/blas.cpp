@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/numerics/block_codec.h"
 #include "tests/support/executor/executor.h"
 
 namespace osprey::cuda {
@@ -12,6 +13,7 @@ namespace osprey::cuda {
 namespace {
 
 float load(const void* p, DType dtype, int64_t i) {
+  if (dtype == DType::u8) return decode_element(Element::e4m3, static_cast<const uint8_t*>(p)[i]);
   return dtype == DType::bf16 ? to_float(static_cast<const bf16*>(p)[i]) : static_cast<const float*>(p)[i];
 }
 
@@ -66,7 +68,8 @@ void multiply(const Gemm& g, int64_t index) {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t j = 0; j < g.n; ++j) {
         const int64_t i = first + r;
-        float v = g.alpha * sum[static_cast<size_t>(r * g.n + j)];
+        const float scale = g.a_scales ? g.a_scales[i] * g.b_scales[j] : 1.0f;
+        float v = g.alpha * (scale * sum[static_cast<size_t>(r * g.n + j)]);
         if (g.beta != 0) v += g.beta * load(c, g.output, c_offset + i * c_stride + j);
         store(g.d, g.output, index * g.d_batch_stride + i * g.d_stride + j, v);
       }
@@ -84,10 +87,29 @@ Blas::~Blas() = default;
 
 std::string Blas::label() const { return "plain loops"; }
 
+namespace {
+
+/// What cuBLASLt asks of FP8 operands.
+bool fits_fp8(const Gemm& g) {
+  const int64_t size = size_bytes(g.output);
+  const auto at_sixteen = [](const void* p, int64_t stride_bytes) {
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride_bytes % 16 == 0;
+  };
+  return !g.transpose_a && g.transpose_b && g.batch == 1 && g.k % 16 == 0 && g.n % 16 == 0 &&
+         at_sixteen(g.a, g.a_stride) && at_sixteen(g.b, g.b_stride) && at_sixteen(g.d, g.d_stride * size) &&
+         (!g.c || at_sixteen(g.c, g.c_stride * size)) && (g.a_scales == nullptr) == (g.b_scales == nullptr);
+}
+
+}  // namespace
+
+bool Blas::has(const Gemm& gemm) {
+  if (gemm.input == DType::u8) return fits_fp8(gemm);
+  return gemm.input == DType::bf16 || gemm.output == DType::f32;
+}
+
 void Blas::gemm(const Gemm& gemm) {
-  require(gemm.k > 0 && (gemm.input == DType::bf16 || gemm.output == DType::f32), "gemm",
-          "the library has no product {} x {} x {} of {} to {}", gemm.m, gemm.n, gemm.k, name(gemm.input),
-          name(gemm.output));
+  require(gemm.k > 0 && has(gemm), "gemm", "the library has no product {} x {} x {} of {} to {}", gemm.m,
+          gemm.n, gemm.k, name(gemm.input), name(gemm.output));
   executor::run_on_device(state_->stream.handle(), [gemm] {
     for (int64_t i = 0; i < gemm.batch; ++i) multiply(gemm, i);
   });
