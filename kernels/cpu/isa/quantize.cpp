@@ -140,6 +140,16 @@ void largest_of_blocks(uint32_t* largest, const float* v, int64_t n, int64_t blo
   *largest = most;
 }
 
+uint32_t largest_finite(const bf16* x, int64_t n) {
+  uint16_t most = 0;
+#pragma omp simd reduction(max : most)
+  for (int64_t i = 0; i < n; ++i) {
+    const uint16_t bits = x[i].bits & 0x7fffu, finite = bits < 0x7f80u ? bits : 0;
+    most = finite > most ? finite : most;
+  }
+  return static_cast<uint32_t>(most) << 16;
+}
+
 int64_t magnitudes(const float* v, int64_t n, int unit) {
   const float up = power_of_two(-unit);
   int32_t sum = 0;  // of at most 1024 numbers below 2^21
@@ -429,6 +439,7 @@ const QuantizeTable quantize_table = {
     multiply,
     rotate,
     largest_of_blocks,
+    largest_finite,
     magnitudes,
     slope_sum,
     mxfp4_of_bf16,
