@@ -387,10 +387,7 @@ void unrotate(const Queue& queue, const kernels::Unrotate& a) {
     for (int64_t i = begin; i < end; ++i) {
       const Patch p = patches[i];
       load_run(v, a.x, p.row, p.col, p.cols);
-      if (a.mask.defined()) {
-        const uint8_t* mask = at<uint8_t>(a.mask, p.row, p.col / 8);
-        for (int64_t c = 0; c < p.cols; ++c) v[c] = mask[c / 8] >> c % 8 & 1 ? v[c] : 0.0f;
-      }
+      if (a.mask.defined()) quantize_table().keep(v, at<uint8_t>(a.mask, p.row, p.col / 8), p.cols);
       if (a.rotation)
         quantize_table().rotate({.v = v,
                                  .n = p.cols,

@@ -51,15 +51,16 @@ OSPREY_INLINE void draw_block(__m512i (&draws)[4][4], const LanesTile& a, uint64
   }
 }
 
-/// Of e2m1: magnitude bits of scaled numbers to codes with 16 bits behind the point, and half of their last
-/// bit added: with a draw added what is before the point is what encode_stochastic() finds. From 1 on a
-/// float's bits are the code but for an offset; below, codes are the number of halves.
-OSPREY_INLINE __m512i e2m1_with_fraction(__m512i magnitude) {
-  const __m512 below = (__m512)_mm512_min_epu32(magnitude, _mm512_set1_epi32(0x3f800000));
-  const __m512i halves = _mm512_cvttps_epi32(_mm512_fmadd_round_ps(
-      below, _mm512_set1_ps(0x1p17f), _mm512_set1_ps(0.5f), _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC));
-  const __m512i upper = _mm512_srai_epi32(_mm512_sub_epi32(magnitude, _mm512_set1_epi32(0x3f000000 - 32)), 6);
-  return _mm512_max_epi32(halves, upper);
+/// Of e2m1: magnitudes of scaled numbers, at most 6, to codes with 16 bits behind the point, and half of
+/// their last bit added: with a draw added what is before the point is what encode_stochastic() finds. From 1
+/// on a float's bits are the code but for an offset; those of (1 + a) / 2 go on below, where codes count
+/// halves.
+OSPREY_INLINE __m512i e2m1_with_fraction(__m512 a) {
+  const __m512 half = _mm512_set1_ps(0.5f);
+  const __m512i line =
+      (__m512i)_mm512_mask_fmadd_round_ps(a, _mm512_cmp_ps_mask(a, _mm512_set1_ps(1.0f), _CMP_LT_OQ), half,
+                                          half, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+  return _mm512_srli_epi32(_mm512_sub_epi32(line, _mm512_set1_epi32(0x3f000000 - 32)), 6);
 }
 /// The same to the nearest code, ties to the even one.
 OSPREY_INLINE __m512i nearest_e2m1(__m512i magnitude) {
@@ -118,6 +119,13 @@ OSPREY_INLINE __m512i with_sign_of(__m512i code, __m512i bits) {
     return _mm512_ternarylogic_epi32(code, _mm512_srli_epi32(bits, 32 - l.bits), _mm512_set1_epi32(sign),
                                      0xf8);
   }
+}
+
+/// What is at bit `from` of lanes moved to bit `to`.
+template <int from>
+OSPREY_INLINE __m512i shifted(__m512i v, int to) {
+  return to < from ? _mm512_srli_epi32(v, static_cast<unsigned>(from - to))
+                   : _mm512_slli_epi32(v, static_cast<unsigned>(to - from));
 }
 
 /// Words of consecutive codes, `count` for a lane, to 4 * count bytes of each row.

@@ -42,12 +42,23 @@ OSPREY_INLINE void load_columns_f32(Vec* v, const LanesTile& a, int64_t col, int
   }
 }
 
+/// Of 32 rows the even ones are group 0 and the odd ones group 1: what two lie in a word needs no
+/// permutation. Otherwise lane i of group g is row 16 g + i.
+OSPREY_INLINE bool rows_alternate(const LanesTile& a) {
+  return a.source == LanesTile::columns_bf16 && a.groups == 2;
+}
+
 OSPREY_INLINE void load_columns_bf16(Vec* v, const LanesTile& a, int64_t col, int64_t span) {
   for (int64_t k = 0; k < span; ++k) {
     const char* row = static_cast<const char*>(a.x) + (col + k) * a.x_stride;
     __builtin_prefetch(row + 64, 0, 2);
-    v[k] = load(reinterpret_cast<const bf16*>(row));
-    if (a.groups > 1) v[span + k] = load(reinterpret_cast<const bf16*>(row) + 16);
+    if (a.groups == 2) {
+      const __m512i both = _mm512_loadu_si512(row);
+      v[k] = (Vec)_mm512_slli_epi32(both, 16);
+      v[span + k] = (Vec)_mm512_and_si512(both, _mm512_set1_epi32(-0x10000));
+    } else {
+      v[k] = load(reinterpret_cast<const bf16*>(row));
+    }
   }
 }
 

@@ -96,6 +96,14 @@ void rotate(const RotateRun& a) {
   }
 }
 
+void keep(float* v, const uint8_t* mask, int64_t n) {
+  for (int64_t i = 0; i < n; i += 8) {
+    const uint32_t bits = mask[i / 8];
+#pragma omp simd
+    for (uint32_t k = 0; k < 8; ++k) v[i + k] = bits_float(float_bits(v[i + k]) & (0u - (bits >> k & 1u)));
+  }
+}
+
 OSPREY_INLINE Vec magnitude(Vec v) { return (Vec)((IVec)v & splat(int32_t{0x7fffffff})); }
 
 /// Bits of magnitudes order as integers do.
@@ -438,6 +446,7 @@ const QuantizeTable quantize_table = {
     store_run<bf16>,
     multiply,
     rotate,
+    keep,
     largest_of_blocks,
     largest_finite,
     magnitudes,

@@ -45,6 +45,8 @@ struct QuantizeTable {
   void (*store_bf16)(bf16* y, const float* v, int64_t n, int add);
   void (*multiply)(float* v, int64_t n, float factor);
   void (*rotate)(const RotateRun&);
+  /// Zero where bit i % 8 of mask[i / 8] is; n is a multiple of 8.
+  void (*keep)(float* v, const uint8_t* mask, int64_t n);
   /// Magnitude bits of each block's largest element, in an array of whole groups of 16; `block` is a multiple
   /// of 16 that divides n, or is n.
   void (*largest)(uint32_t* largest, const float* v, int64_t n, int64_t block);

@@ -167,28 +167,46 @@ OSPREY_INLINE void find_scales(Scales& s, const Vec* v, const LanesTile& a) {
     small_scales<e>(s, largest, a.tensor, 1.0f);
 }
 
-/// 32 columns of 16 rows; `s` are the scales of their blocks, `first` the draw of the first number of the top
-/// row.
-template <Element e, bool stochastic, int blocks>
-OSPREY_INLINE void encode_step(uint8_t* codes, uint8_t* mask, const Vec* v, const Scales (&s)[blocks],
-                               const LanesTile& a, uint64_t first) {
-  constexpr int bits = element_bits(e), columns = static_cast<int>(lanes_step), count = bits * columns / 32;
-  __m512i draws[4][4];
-  if constexpr (stochastic) draw_block(draws, a, first);
-  const __m512i largest = _mm512_set1_epi32(static_cast<int>(float_bits(element_layout(e).largest))),
-                magnitude = _mm512_set1_epi32(0x7fffffff);
-  __m512i kept = _mm512_setzero_si512(), words[count] = {};
+/// Bits of 32 columns of 16 rows, `s` being the scales of their blocks: 1 where no number was clipped.
+template <Element e, int blocks>
+OSPREY_INLINE void write_mask(uint8_t* mask, const Vec* v, const Scales (&s)[blocks], const LanesTile& a) {
+  constexpr int columns = static_cast<int>(lanes_step);
+  const __m512 largest = _mm512_set1_ps(element_layout(e).largest);
+  __m512i kept = _mm512_setzero_si512();
 #pragma GCC unroll 2
   for (int b = 0; b < blocks; ++b) {
     const __m512 inverse = _mm512_load_ps(s[b].inverse);
 #pragma GCC unroll 32
     for (int k = b * columns / blocks; k < (b + 1) * columns / blocks; ++k) {
-      const __m512i scaled = (__m512i)_mm512_mul_ps((__m512)v[k], inverse);
-      const __m512i all = _mm512_and_si512(scaled, magnitude), most = _mm512_min_epu32(all, largest);
-      if (mask)
-        kept = _mm512_mask_or_epi32(kept, _mm512_cmple_epu32_mask(all, largest), kept,
-                                    _mm512_set1_epi32(static_cast<int32_t>(1u << k)));
-      __m512i draw = magnitude;
+      const __m512 magnitude = _mm512_abs_ps(_mm512_mul_ps((__m512)v[k], inverse));
+      kept = _mm512_mask_or_epi32(kept, _mm512_cmp_ps_mask(magnitude, largest, _CMP_LE_OQ), kept,
+                                  _mm512_set1_epi32(static_cast<int32_t>(1u << k)));
+    }
+  }
+  alignas(64) uint32_t masks[16];
+  _mm512_store_si512(masks, kept);
+  for (int r = 0; r < 16; ++r) memcpy(mask + r * a.mask_stride, masks + r, 4);
+}
+
+/// Codes of 32 columns of 16 rows, `stride` bytes apart; `first` is the draw of the first number of the top
+/// row.
+template <Element e, bool stochastic, int blocks>
+OSPREY_INLINE void write_codes(uint8_t* codes, int64_t stride, const Vec* v, const Scales (&s)[blocks],
+                               const LanesTile& a, uint64_t first) {
+  constexpr int bits = element_bits(e), columns = static_cast<int>(lanes_step), count = bits * columns / 32;
+  __m512i draws[4][4];
+  if constexpr (stochastic) draw_block(draws, a, first);
+  const __m512 largest = _mm512_set1_ps(element_layout(e).largest);
+  __m512i words[count] = {};
+#pragma GCC unroll 2
+  for (int b = 0; b < blocks; ++b) {
+    const __m512 inverse = _mm512_load_ps(s[b].inverse);
+#pragma GCC unroll 32
+    for (int k = b * columns / blocks; k < (b + 1) * columns / blocks; ++k) {
+      const __m512 scaled = _mm512_mul_ps((__m512)v[k], inverse);
+      // The smaller magnitude, without a sign.
+      const __m512 most = _mm512_range_ps(scaled, largest, 0b1010);
+      __m512i draw = _mm512_setzero_si512();
       if constexpr (stochastic) {
         const __m512i pair = draws[k / 8][k % 8 / 2];
         draw = k % 2 ? _mm512_srli_epi32(pair, 16) : _mm512_and_si512(pair, _mm512_set1_epi32(0xffff));
@@ -196,20 +214,20 @@ OSPREY_INLINE void encode_step(uint8_t* codes, uint8_t* mask, const Vec* v, cons
       __m512i& word = words[k * bits / 32];
       const int at = k * bits % 32;
       if constexpr (e == Element::e2m1) {
-        // The code at bits 16 to 18, the sign above it.
-        __m512i code = stochastic ? _mm512_add_epi32(e2m1_with_fraction(most), draw)
-                                  : _mm512_slli_epi32(nearest_e2m1(most), 16);
-        // mask ? code : sign
-        code =
-            _mm512_ternarylogic_epi32(_mm512_set1_epi32(0x7ffff), code, _mm512_srli_epi32(scaled, 12), 0xca);
-        code = at < 16 ? _mm512_srli_epi32(code, static_cast<unsigned>(at < 16 ? 16 - at : 0))
-                       : _mm512_slli_epi32(code, static_cast<unsigned>(at < 16 ? 0 : at - 16));
-        // word | (code & its four bits)
+        __m512i code;
+        if constexpr (stochastic)
+          code = shifted<16>(_mm512_add_epi32(e2m1_with_fraction(most), draw), at);
+        else
+          code = shifted<0>(nearest_e2m1((__m512i)most), at);
+        const __m512i sign = shifted<28>((__m512i)scaled, at);
+        // mask ? code : sign, and word | (code & its four bits)
+        code = _mm512_ternarylogic_epi32(_mm512_set1_epi32(7 << at), code, sign, 0xca);
         word =
             _mm512_ternarylogic_epi32(word, code, _mm512_set1_epi32(static_cast<int32_t>(15u << at)), 0xf8);
       } else {
         const __m512i code = with_sign_of<e>(
-            stochastic ? stochastic_code_of<e>(most, draw) : nearest_code_of<e>(most), scaled);
+            stochastic ? stochastic_code_of<e>((__m512i)most, draw) : nearest_code_of<e>((__m512i)most),
+            (__m512i)scaled);
         word = _mm512_or_si512(word, _mm512_slli_epi32(code, static_cast<unsigned>(at)));
         if (at + bits > 32) {
           __m512i& next = words[(k * bits / 32 + 1) % count];
@@ -222,35 +240,62 @@ OSPREY_INLINE void encode_step(uint8_t* codes, uint8_t* mask, const Vec* v, cons
     for (int w = b * count / blocks; w < (b + 1) * count / blocks; ++w)
       words[w] = _mm512_maskz_mov_epi32(live, words[w]);
   }
-  store_words(codes, a.code_stride, words);
-  if (!mask) return;
-  alignas(64) uint32_t masks[16];
-  _mm512_store_si512(masks, kept);
-  for (int r = 0; r < 16; ++r) memcpy(mask + r * a.mask_stride, masks + r, 4);
+  store_words(codes, stride, words);
 }
 
+/// Rows of `width` bytes from one matrix to another, strides in bytes.
+OSPREY_INLINE void copy_rows(uint8_t* to, int64_t to_stride, const uint8_t* from, int64_t from_stride,
+                             int64_t rows, int64_t width) {
+  for (int64_t r = 0; r < rows; ++r, to += to_stride, from += from_stride) {
+    int64_t i = 0;
+    for (; i + 64 <= width; i += 64) _mm512_storeu_si512(to + i, _mm512_load_si512(from + i));
+    const __mmask64 rest = (__mmask64{1} << (width - i)) - 1;
+    if (i < width) _mm512_mask_storeu_epi8(to + i, rest, _mm512_load_si512(from + i));
+  }
+}
+
+/// Codes and scales are put together in the nearest cache: rows of y are often a power of two apart, where
+/// few of their lines can be kept.
 template <Element e, ScaleType scale, bool stochastic>
 void quantize_tile(const LanesTile& a) {
   constexpr int bits = element_bits(e), blocks = scale == ScaleType::e8m0 ? 1 : 2;
+  constexpr int64_t code_bytes = (lanes_cols * bits / 8 + 63) / 64 * 64, scale_bytes = 64,
+                    most_rows = lanes_rows * lanes_most_groups;
   alignas(64) Vec numbers[most_vectors];
+  alignas(64) uint8_t codes[most_rows * code_bytes], scales[most_rows * scale_bytes];
   const int64_t span = a.size > lanes_step ? a.size : lanes_step;
+  const bool alternate = rows_alternate(a);
+  const int64_t apart = alternate ? 2 : 1;  // rows of a group
+  const LanesTile group = [&] {
+    LanesTile t = a;
+    t.draw_stride *= static_cast<uint64_t>(apart);
+    t.mask_stride *= apart;
+    return t;
+  }();
+  for (int64_t r = 0; r < lanes_rows * a.groups; ++r)
+    for (int64_t i = 0; i < code_bytes; i += 64) __builtin_prefetch(a.codes + r * a.code_stride + i, 1);
   for (int64_t col = 0; col < a.cols; col += span) {
     read_numbers(numbers, a, col, span);
-    for (int64_t g = 0; g < a.groups; ++g)
+    for (int64_t g = 0; g < a.groups; ++g) {
+      const int64_t top = alternate ? g : lanes_rows * g;
       for (int64_t k = 0; k < span; k += lanes_step) {
         const Vec* v = numbers + g * span + k;
-        const int64_t c = col + k, top = 16 * g;
+        const int64_t c = col + k;
         Scales s[blocks];
         for (int b = 0; b < blocks; ++b) find_scales<e, scale>(s[b], v + 16 * b, a);
-        uint8_t* scales = a.scales + top * a.scale_stride + c / lanes_step * blocks;
-        for (int64_t r = 0; r < 16; ++r, scales += a.scale_stride)
-          for (int b = 0; b < blocks; ++b) scales[b] = static_cast<uint8_t>(s[b].codes[r]);
-        uint8_t* mask = a.mask ? a.mask + top * a.mask_stride + c / 8 : nullptr;
-        encode_step<e, stochastic>(
-            a.codes + top * a.code_stride + c * bits / 8, mask, v, s, a,
+        uint8_t* to = scales + top * scale_bytes + c / lanes_step * blocks;
+        for (int64_t r = 0; r < lanes_rows; ++r, to += apart * scale_bytes)
+          for (int b = 0; b < blocks; ++b) to[b] = static_cast<uint8_t>(s[b].codes[r]);
+        write_codes<e, stochastic>(
+            codes + top * code_bytes + c * bits / 8, apart * code_bytes, v, s, group,
             a.first_draw + static_cast<uint64_t>(top) * a.draw_stride + static_cast<uint64_t>(c));
+        if (a.mask) write_mask<e>(a.mask + top * a.mask_stride + c / 8, v, s, group);
       }
+    }
   }
+  copy_rows(a.codes, a.code_stride, codes, code_bytes, lanes_rows * a.groups, a.cols * bits / 8);
+  copy_rows(a.scales, a.scale_stride, scales, scale_bytes, lanes_rows * a.groups,
+            a.cols / lanes_step * blocks);
 }
 
 template <Element e, ScaleType scale>

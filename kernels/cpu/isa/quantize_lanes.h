@@ -45,8 +45,12 @@ struct LanesTile {
 };
 
 /// So many groups have what they read in the same cache lines.
+constexpr int64_t lanes_most_groups = 8;
 constexpr int64_t lanes_groups(LanesTile::Source source, int size) {
-  return source < LanesTile::columns_bf16 ? 1 : source == LanesTile::columns_bf16 ? 2 : size > 32 ? 2 : 8;
+  return source < LanesTile::columns_bf16    ? 1
+         : source == LanesTile::columns_bf16 ? 2
+         : size > 32                         ? 2
+                                             : lanes_most_groups;
 }
 
 struct LanesTable {
