@@ -19,6 +19,7 @@ constexpr int64_t span = 512;  // k of b that is unpacked at a time
 constexpr int64_t group = 32;  // rows of a, and columns of b, that are multiplied together
 constexpr int64_t step = 64;   // k of a tile
 constexpr int64_t step_bytes = group * step;
+constexpr int64_t wide = 2;  // groups of columns that are written together
 constexpr float largest_float = 3.40282347e38f;
 constexpr int folded_blocks = 8, most_parts = folded_blocks, most_shift = 3;
 
@@ -68,7 +69,7 @@ struct Memory {
   uint8_t* b;        // [part][panel][span / 4][16 columns][4]
   float* b_scales;   // [chunk][part][32 columns]
   int32_t* b_parts;  // [chunk]
-  float* sums;       // [row][32]
+  float* sums;       // [wide][row][32]
   int32_t* tiles;    // [2][2 x 2][16][16]
   int64_t bytes;
 };
@@ -89,7 +90,7 @@ Memory memory_of(const Plan& p, void* buffer) {
   m.b = reinterpret_cast<uint8_t*>(take(p.parts * span * group));
   m.b_scales = reinterpret_cast<float*>(take(span_chunks * p.parts * group * 4));
   m.b_parts = reinterpret_cast<int32_t*>(take(span_chunks * 4));
-  m.sums = reinterpret_cast<float*>(take(p.held * group * 4));
+  m.sums = reinterpret_cast<float*>(take(wide * p.held * group * 4));
   m.tiles = reinterpret_cast<int32_t*>(take(2 * 4 * 16 * 16 * 4));
   m.bytes = at - static_cast<char*>(buffer);
   return m;
@@ -309,14 +310,15 @@ inline void dot_tile(const int8_t* a, const int32_t* a_sums, const float* a_scal
   }
 }
 
-void dot_span(const BlockGemm& g, const Plan& p, const Memory& m, int64_t groups, int64_t begin) {
+void dot_span(const BlockGemm& g, const Plan& p, const Memory& m, float* sums, int64_t groups,
+              int64_t begin) {
   const int64_t end = least(begin + span, (g.k + 7) / 8 * 8);
   for (int64_t i = 0; i < groups; ++i)
     for (int64_t k = begin, c = 0; k < end; k += p.chunk, ++c) {
       const int64_t at = (i * p.chunks + k / p.chunk) * group;
       for (int64_t r = 0; r < group; r += 8)
         dot_tile(m.a + i * p.steps * step_bytes + r * step, m.a_sums + at + r, m.a_scales + at + r, m.b,
-                 m.b_scales + c * group, k, least(p.chunk, end - k), m.sums + (i * group + r) * group);
+                 m.b_scales + c * group, k, least(p.chunk, end - k), sums + (i * group + r) * group);
     }
 }
 
@@ -633,12 +635,13 @@ inline void store_tiles(int32_t* to) {
 }
 
 // Sums of one chunk are added to fp32 while the tiles multiply the next.
-void tile_span(const BlockGemm& g, const Plan& p, const Memory& m, int64_t groups, int64_t begin) {
+void tile_span(const BlockGemm& g, const Plan& p, const Memory& m, float* sums, int64_t groups,
+               int64_t begin) {
   const int64_t end = least(begin + span, g.k), first = begin / p.chunk,
                 chunks = ceil_div(end - begin, p.chunk);
   const int64_t a_part = p.held / group * p.steps * step_bytes, b_part = 2 * span * 16;
   Pending pending{};
-  int32_t *sums = m.tiles, *other = m.tiles + 1024;
+  int32_t *tiles = m.tiles, *other = m.tiles + 1024;
   memory_is_read(m.a);
   for (int64_t i = 0; i < groups; ++i)
     for (int64_t c = 0, k = begin; c < chunks; ++c, k += p.chunk) {
@@ -649,13 +652,13 @@ void tile_span(const BlockGemm& g, const Plan& p, const Memory& m, int64_t group
         for (int pb = 0; pb < m.b_parts[c]; ++pb) {
           multiply_tiles(a + pa * a_part, b + pb * b_part, steps);
           if (pending.tiles) pending.several_parts ? add<true>(pending) : add<false>(pending);
-          store_tiles(sums);
-          pending = {sums, m.a_scales + (chunk * p.parts + pa) * group,
-                     m.b_scales + (c * p.parts + pb) * group, m.sums + i * group * group,
+          store_tiles(tiles);
+          pending = {tiles, m.a_scales + (chunk * p.parts + pa) * group,
+                     m.b_scales + (c * p.parts + pb) * group, sums + i * group * group,
                      m.a_parts[chunk] + m.b_parts[c] > 2};
           int32_t* const free = other;
-          other = sums;
-          sums = free;
+          other = tiles;
+          tiles = free;
         }
     }
   if (pending.tiles) pending.several_parts ? add<true>(pending) : add<false>(pending);
@@ -665,19 +668,36 @@ void release() { _tile_release(); }
 
 #pragma GCC pop_options
 
-// Leaves zeros for the next panels. y's lines are far apart: each is asked for some rows before it is
-// written.
-void finish_panels(const BlockGemm& g, const Memory& m, int64_t row, int64_t rows, int64_t column,
-                   const uint8_t* const* panels) {
-  constexpr int64_t ahead = 16;
-  const __m512 f[2] = {factors(g, panels[0]), factors(g, panels[1])};
-  const __mmask16 mask[2] = {mask16(g.columns - column), mask16(g.columns - column - 16)};
+// The panels of `group` columns from `column` on.
+struct PanelPair {
+  const uint8_t* panels[2];
+  PanelPair(const BlockGemm& g, int64_t column) {
+    const int64_t bytes = block_panel_bytes(g.b, g.k);
+    panels[0] = g.b_panels + column / 16 * bytes;
+    panels[1] = column + 16 < g.columns ? panels[0] + bytes : panels[0];
+  }
+};
+
+// Writes columns [column, end), at most wide groups, and leaves zeros for the next ones. y's lines are far
+// apart: those of a row are asked for some rows before they are written.
+void finish_panels(const BlockGemm& g, const Plan& p, const Memory& m, int64_t row, int64_t rows,
+                   int64_t column, int64_t end) {
+  constexpr int64_t ahead = 6;
+  const int64_t halves = 2 * ceil_div(end - column, group), size = g.y_is_f32 ? 4 : 2;
+  __m512 f[2 * wide];
+  __mmask16 mask[2 * wide];
+  for (int64_t h = 0; h < halves; ++h) {
+    f[h] = factors(g, PanelPair(g, column + h / 2 * group).panels[h % 2]);
+    mask[h] = mask16(g.columns - column - 16 * h);
+  }
   for (int64_t r = 0; r < rows; ++r) {
     char* at = y_at(g, row + r, column);
-    if (r + ahead < rows) __builtin_prefetch(at + ahead * g.y_row_bytes, 1);
-    for (int half = 0; half < 2; ++half) {
-      float* sum = m.sums + r * group + 16 * half;
-      if (mask[half]) finish(g, at + half * (g.y_is_f32 ? 64 : 32), mask[half], f[half], _mm512_load_ps(sum));
+    if (r + ahead < rows)
+      for (int64_t i = 0; i < (end - column) * size; i += 64)
+        __builtin_prefetch(at + ahead * g.y_row_bytes + i, 1);
+    for (int64_t h = 0; h < halves; ++h) {
+      float* sum = m.sums + (h / 2 * p.held + r) * group + 16 * (h % 2);
+      if (mask[h]) finish(g, at + h * 16 * size, mask[h], f[h], _mm512_load_ps(sum));
       _mm512_store_ps(sum, _mm512_setzero_ps());
     }
   }
@@ -687,10 +707,10 @@ void multiply(const BlockGemm& g, bool with_tiles) {
   const Plan p = plan_of(g, with_tiles);
   const Memory m = memory_of(p, g.buffer);
   const ScaleTable table(g.b.scale);
-  const int64_t panel_bytes = block_panel_bytes(g.b, g.k);
   const Digits a_digits = digits_table(g.a.element), b_digits = digits_table(g.b.element);
   const __m512i a_values = a_lookup(g), b_values = b_lookup(g, p.b_offset);
   if (with_tiles) configure(least(step, p.chunk));
+  memset(m.sums, 0, static_cast<size_t>(wide * p.held * group) * 4);
   for (int64_t row = 0; row < g.rows; row += p.held) {
     const int64_t rows = least(p.held, g.rows - row), groups = ceil_div(rows, group);
     for (int64_t i = 0; i < groups; ++i) {
@@ -698,16 +718,18 @@ void multiply(const BlockGemm& g, bool with_tiles) {
       p.fold ? fold_group(g, p, m, i, row + i * group, count, a_digits)
              : unpack_group(g, p, m, i, row + i * group, count, true, a_values);
     }
-    memset(m.sums, 0, static_cast<size_t>(groups * group * group) * 4);
-    for (int64_t column = 0; column < g.columns; column += group) {
-      const uint8_t* first = g.b_panels + column / 16 * panel_bytes;
-      const uint8_t* panels[2] = {first, column + 16 < g.columns ? first + panel_bytes : first};
-      for (int64_t k = 0; k < g.k; k += span) {
-        p.fold ? fold_panels(g, p, m, panels, k, b_digits)
-               : unpack_panels(g, p, m, table, panels, k, b_values);
-        with_tiles ? tile_span(g, p, m, groups, k) : dot_span(g, p, m, groups, k);
+    for (int64_t column = 0; column < g.columns; column += wide * group) {
+      const int64_t end = least(g.columns, column + wide * group);
+      float* sums = m.sums;
+      for (int64_t c = column; c < end; c += group, sums += p.held * group) {
+        const PanelPair b(g, c);
+        for (int64_t k = 0; k < g.k; k += span) {
+          p.fold ? fold_panels(g, p, m, b.panels, k, b_digits)
+                 : unpack_panels(g, p, m, table, b.panels, k, b_values);
+          with_tiles ? tile_span(g, p, m, sums, groups, k) : dot_span(g, p, m, sums, groups, k);
+        }
       }
-      finish_panels(g, m, row, rows, column, panels);
+      finish_panels(g, p, m, row, rows, column, end);
     }
   }
   if (with_tiles) release();
