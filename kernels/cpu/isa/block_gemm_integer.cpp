@@ -235,26 +235,43 @@ inline __m512 rescaled(__m512i s, float a_scale, __m512 b_scale, __m512 sum) {
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), _mm512_mul_ps(_mm512_set1_ps(a_scale), b_scale), sum);
 }
 
+// What 16 columns of a row at `at` become: sums scaled by f, and what was there if it is added to.
+inline __m512 result(const BlockGemm& g, const char* at, __mmask16 mask, __m512 f, __m512 sum) {
+  if (!g.add) return _mm512_mul_ps(sum, f);
+  const __m512 old = g.y_is_f32 ? _mm512_maskz_loadu_ps(mask, at)
+                                : _mm512_castsi512_ps(_mm512_slli_epi32(
+                                      _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at)), 16));
+  return _mm512_fmadd_ps(sum, f, old);
+}
+
+// The upper half of a lane is the nearest bf16; what the instruction for it does to denormals is not wanted.
+inline __m512i bf16_on_top(__m512 y) {
+  const __m512i u = _mm512_castps_si512(y),
+                odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1)),
+                rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+  return _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q), u,
+                              _mm512_set1_epi32(0x400000));
+}
+
 // 16 columns of a row, scaled by f.
 inline void finish(const BlockGemm& g, char* at, __mmask16 mask, __m512 f, __m512 sum) {
-  __m512 y = _mm512_mul_ps(sum, f);
-  if (g.add) {
-    const __m512 old = g.y_is_f32 ? _mm512_maskz_loadu_ps(mask, at)
-                                  : _mm512_castsi512_ps(_mm512_slli_epi32(
-                                        _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at)), 16));
-    y = _mm512_fmadd_ps(sum, f, old);
-  }
+  const __m512 y = result(g, at, mask, f, sum);
   if (g.y_is_f32) return _mm512_mask_storeu_ps(at, mask, y);
-  const __m512i u = _mm512_castps_si512(y), high = _mm512_srli_epi32(u, 16);
-  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-  const __m512i rounded =
-      _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd), 16);
-  const __m256i bits = _mm512_cvtepi32_epi16(
-      _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q), high, _mm512_set1_epi32(0x40)));
+  const __m256i bits = _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_on_top(y), 16));
   if (mask == 0xffff)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), bits);
   else
     _mm256_mask_storeu_epi16(at, mask, bits);
+}
+
+// 32 columns of bf16, none of which is past the end.
+inline void finish_two(const BlockGemm& g, char* at, const __m512* f, const float* sums) {
+  const __m512 left = result(g, at, 0xffff, f[0], _mm512_load_ps(sums)),
+               right = result(g, at + 32, 0xffff, f[1], _mm512_load_ps(sums + 16));
+  alignas(64) constexpr uint16_t upper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                              33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  _mm512_storeu_si512(
+      at, _mm512_permutex2var_epi16(bf16_on_top(left), _mm512_load_si512(upper), bf16_on_top(right)));
 }
 
 char* y_at(const BlockGemm& g, int64_t row, int64_t column) {
@@ -594,27 +611,31 @@ inline __m512 tile_sum(const int32_t* s, __m512 a_scale, __m512 b_scale, __m512 
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(s)), scale, sum);
 }
 
+// Of 8 rows from `first` on.
 template <bool several_parts>
-inline void add(const Pending& d) {
+inline void add_rows(const Pending& d, int first) {
   const __m512 scale0 = _mm512_load_ps(d.b_scales), scale1 = _mm512_load_ps(d.b_scales + 16);
-  const int32_t* s = d.tiles;
-  const float* a_scales = d.a_scales;
-  float* to = d.sums;
-  for (int half = 0; half < 2; ++half, s += 256)
-#pragma GCC unroll 4
-    for (int r = 0; r < 16; ++r, s += 16, to += group) {
-      const __m512 a_scale = _mm512_set1_ps(*a_scales++);
-      _mm512_store_ps(to, tile_sum<several_parts>(s, a_scale, scale0, _mm512_load_ps(to)));
-      _mm512_store_ps(to + 16, tile_sum<several_parts>(s + 256, a_scale, scale1, _mm512_load_ps(to + 16)));
-    }
+  const int32_t* s = d.tiles + (first / 16 * 512 + first % 16 * 16);
+  float* to = d.sums + first * group;
+#pragma GCC unroll 8
+  for (int r = 0; r < 8; ++r, s += 16, to += group) {
+    const __m512 a_scale = _mm512_set1_ps(d.a_scales[first + r]);
+    _mm512_store_ps(to, tile_sum<several_parts>(s, a_scale, scale0, _mm512_load_ps(to)));
+    _mm512_store_ps(to + 16, tile_sum<several_parts>(s + 256, a_scale, scale1, _mm512_load_ps(to + 16)));
+  }
+}
+inline void add_rows(const Pending& d, int first) {
+  d.several_parts ? add_rows<true>(d, first) : add_rows<false>(d, first);
 }
 
-// [2 x 2] tiles from `steps` of 64 k.
-inline void multiply_tiles(const int8_t* a, const uint8_t* b, int64_t steps) {
+// [2 x 2] tiles from `steps` of 64 k. Between them what is pending is added, a quarter after each: the
+// reorder buffer does not hold all of it beside products that are under way.
+inline void multiply_tiles(const int8_t* a, const uint8_t* b, int64_t steps, const Pending& pending) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
+  int added = pending.tiles ? 0 : static_cast<int>(group);
   for (int64_t s = 0; s < steps; ++s, a += step_bytes, b += step * 16) {
     _tile_loadd(6, b, 64);
     _tile_loadd(4, a, 64);
@@ -624,7 +645,12 @@ inline void multiply_tiles(const int8_t* a, const uint8_t* b, int64_t steps) {
     _tile_dpbssd(1, 4, 7);
     _tile_dpbssd(2, 5, 6);
     _tile_dpbssd(3, 5, 7);
+    if (added < group) {
+      add_rows(pending, added);
+      added += 8;
+    }
   }
+  for (; added < group; added += 8) add_rows(pending, added);
 }
 
 inline void store_tiles(int32_t* to) {
@@ -650,8 +676,7 @@ void tile_span(const BlockGemm& g, const Plan& p, const Memory& m, float* sums, 
       const uint8_t* b = m.b + (k - begin) * 16;
       for (int pa = 0; pa < m.a_parts[chunk]; ++pa)
         for (int pb = 0; pb < m.b_parts[c]; ++pb) {
-          multiply_tiles(a + pa * a_part, b + pb * b_part, steps);
-          if (pending.tiles) pending.several_parts ? add<true>(pending) : add<false>(pending);
+          multiply_tiles(a + pa * a_part, b + pb * b_part, steps, pending);
           store_tiles(tiles);
           pending = {tiles, m.a_scales + (chunk * p.parts + pa) * group,
                      m.b_scales + (c * p.parts + pb) * group, sums + i * group * group,
@@ -661,7 +686,7 @@ void tile_span(const BlockGemm& g, const Plan& p, const Memory& m, float* sums, 
           tiles = free;
         }
     }
-  if (pending.tiles) pending.several_parts ? add<true>(pending) : add<false>(pending);
+  for (int r = 0; pending.tiles && r < group; r += 8) add_rows(pending, r);
 }
 
 void release() { _tile_release(); }
@@ -695,10 +720,16 @@ void finish_panels(const BlockGemm& g, const Plan& p, const Memory& m, int64_t r
     if (r + ahead < rows)
       for (int64_t i = 0; i < (end - column) * size; i += 64)
         __builtin_prefetch(at + ahead * g.y_row_bytes + i, 1);
-    for (int64_t h = 0; h < halves; ++h) {
-      float* sum = m.sums + (h / 2 * p.held + r) * group + 16 * (h % 2);
-      if (mask[h]) finish(g, at + h * 16 * size, mask[h], f[h], _mm512_load_ps(sum));
+    for (int64_t h = 0; h < halves; h += 2) {
+      float* sum = m.sums + (h / 2 * p.held + r) * group;
+      if (!g.y_is_f32 && mask[h + 1] == 0xffff) {
+        finish_two(g, at + h * 32, f + h, sum);
+      } else {
+        finish(g, at + h * 16 * size, mask[h], f[h], _mm512_load_ps(sum));
+        if (mask[h + 1]) finish(g, at + (h + 1) * 16 * size, mask[h + 1], f[h + 1], _mm512_load_ps(sum + 16));
+      }
       _mm512_store_ps(sum, _mm512_setzero_ps());
+      _mm512_store_ps(sum + 16, _mm512_setzero_ps());
     }
   }
 }
