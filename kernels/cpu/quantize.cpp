@@ -160,13 +160,6 @@ class Numbers {
   const float factor_;
 };
 
-void raise(uint32_t& largest, uint32_t value) {
-  std::atomic_ref<uint32_t> shared(largest);
-  uint32_t seen = shared.load(std::memory_order_relaxed);
-  while (seen < value && !shared.compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
-  }
-}
-
 /// A pass before the one that rounds: magnitude bits of the largest number of every row, or of all, where one
 /// scale covers so much; with e4m3 scales the largest that is finite.
 void find_largest(const Queue& queue, const Numbers& numbers, const Patches& patches, const BlockFormat& f,
@@ -186,6 +179,19 @@ void find_largest(const Queue& queue, const Numbers& numbers, const Patches& pat
       }
     }
   });
+}
+
+/// Where numbers are those of x, as one run after the other.
+bool is_x_itself(const kernels::Quantize& a) {
+  return a.x.defined() && a.x.dtype == DType::bf16 && !a.rotation && a.prescale == 1;
+}
+uint32_t largest_finite(const Queue& queue, const Tensor& x) {
+  uint32_t largest = 0;
+  parallel_for(queue, x.rows(), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      raise(largest, quantize_table().largest_finite_bf16(at<bf16>(x, r, 0), x.cols()));
+  });
+  return largest;
 }
 
 /// A pass after find_largest() for rule stats: sums of magnitudes of every row, or of all, in units of the
@@ -291,11 +297,11 @@ void plain_mxfp4(const Queue& queue, const kernels::Quantize& a) {
 
 void quantize(const Queue& queue, const kernels::Quantize& a) {
   if (is_plain_mxfp4(a)) return plain_mxfp4(queue, a);
-  const int64_t done = quantize_lanes(queue, a);
+  const int64_t in_lanes = rows_in_lanes(a);
   const BlockFormat& f = a.y.format;
   const Element e = f.element;
   const Numbers numbers(a);
-  const Patches patches(a.y.rows, a.y.cols, a.transpose, done);
+  const Patches patches(a.y.rows, a.y.cols, a.transpose, in_lanes);
   const bool blocks = f.granularity == Granularity::block;
 
   uint32_t* largest = nullptr;  // of rows or of all, where that has to be known
@@ -305,7 +311,12 @@ void quantize(const Queue& queue, const kernels::Quantize& a) {
     sums = scratch_of<int64_t>(Scratch::quantize, 2 * count);
     largest = reinterpret_cast<uint32_t*>(sums + count);
     std::fill_n(sums, 2 * count, int64_t{0});
-    find_largest(queue, numbers, patches, f, largest);
+    if (f.scale == ScaleType::e4m3 && is_x_itself(a)) {
+      *largest = largest_finite(queue, a.x);
+    } else {
+      if (in_lanes > 0) *largest = largest_in_lanes(queue, a);
+      find_largest(queue, numbers, patches, f, largest);
+    }
     if (a.rule == ScaleRule::stats) find_magnitudes(queue, numbers, patches, f, largest, sums);
   }
   TensorScale tensor{1, 1};
@@ -313,6 +324,7 @@ void quantize(const Queue& queue, const kernels::Quantize& a) {
     tensor = tensor_scale_of(e, a.rule, *largest);
     *a.y.tensor_scale.as<float>() = tensor.down;
   }
+  if (in_lanes > 0) quantize_in_lanes(queue, a, tensor);
 
   parallel_for(queue, patches.count(), patches.grain(), [&](int64_t begin, int64_t end) {
     alignas(64) float v[Patches::floats] = {};
@@ -375,10 +387,7 @@ void unrotate(const Queue& queue, const kernels::Unrotate& a) {
     for (int64_t i = begin; i < end; ++i) {
       const Patch p = patches[i];
       load_run(v, a.x, p.row, p.col, p.cols);
-      if (a.mask.defined()) {
-        const uint8_t* mask = at<uint8_t>(a.mask, p.row, p.col / 8);
-        for (int64_t c = 0; c < p.cols; ++c) v[c] = mask[c / 8] >> c % 8 & 1 ? v[c] : 0.0f;
-      }
+      if (a.mask.defined()) quantize_table().keep(v, at<uint8_t>(a.mask, p.row, p.col / 8), p.cols);
       if (a.rotation)
         quantize_table().rotate({.v = v,
                                  .n = p.cols,

@@ -1,7 +1,8 @@
 #pragma once
-// The way of quantize() to mxfp4 on CPUs with AVX-512, 16 rows at a time.
+// The way of quantize() to blocks with small scales on CPUs with AVX-512, 16 rows at a time.
 
 #include <array>
+#include <atomic>
 
 #include "kernels/quantize.h"
 
@@ -22,8 +23,20 @@ struct Signs {
   std::array<uint32_t, 128> bits;
 };
 
-/// Quantizes as many of the first rows as this way can do and returns their number: a multiple of 16, or 0
-/// where the arguments or the CPU have it not. The bits are those of every other way.
-int64_t quantize_lanes(const Queue& queue, const kernels::Quantize& args);
+/// largest = max(largest, value), from any thread.
+inline void raise(uint32_t& largest, uint32_t value) {
+  std::atomic_ref<uint32_t> shared(largest);
+  uint32_t seen = shared.load(std::memory_order_relaxed);
+  while (seen < value && !shared.compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
+  }
+}
+
+/// As many of the first rows as this way can do: a multiple of 16, or 0 where the arguments or the CPU have
+/// it not. The functions below are for those rows; the bits are those of every other way.
+int64_t rows_in_lanes(const kernels::Quantize& args);
+/// Magnitude bits of the largest finite number that will be rounded.
+uint32_t largest_in_lanes(const Queue& queue, const kernels::Quantize& args);
+/// `tensor` is for formats with e4m3 scales.
+void quantize_in_lanes(const Queue& queue, const kernels::Quantize& args, TensorScale tensor);
 
 }  // namespace osprey::cpu

@@ -96,6 +96,14 @@ void rotate(const RotateRun& a) {
   }
 }
 
+void keep(float* v, const uint8_t* mask, int64_t n) {
+  for (int64_t i = 0; i < n; i += 8) {
+    const uint32_t bits = mask[i / 8];
+#pragma omp simd
+    for (uint32_t k = 0; k < 8; ++k) v[i + k] = bits_float(float_bits(v[i + k]) & (0u - (bits >> k & 1u)));
+  }
+}
+
 OSPREY_INLINE Vec magnitude(Vec v) { return (Vec)((IVec)v & splat(int32_t{0x7fffffff})); }
 
 /// Bits of magnitudes order as integers do.
@@ -138,6 +146,16 @@ void largest_of_blocks(uint32_t* largest, const float* v, int64_t n, int64_t blo
     most = m > most ? m : most;
   }
   *largest = most;
+}
+
+uint32_t largest_finite(const bf16* x, int64_t n) {
+  uint16_t most = 0;
+#pragma omp simd reduction(max : most)
+  for (int64_t i = 0; i < n; ++i) {
+    const uint16_t bits = x[i].bits & 0x7fffu, finite = bits < 0x7f80u ? bits : 0;
+    most = finite > most ? finite : most;
+  }
+  return static_cast<uint32_t>(most) << 16;
 }
 
 int64_t magnitudes(const float* v, int64_t n, int unit) {
@@ -428,7 +446,9 @@ const QuantizeTable quantize_table = {
     store_run<bf16>,
     multiply,
     rotate,
+    keep,
     largest_of_blocks,
+    largest_finite,
     magnitudes,
     slope_sum,
     mxfp4_of_bf16,

@@ -45,9 +45,13 @@ struct QuantizeTable {
   void (*store_bf16)(bf16* y, const float* v, int64_t n, int add);
   void (*multiply)(float* v, int64_t n, float factor);
   void (*rotate)(const RotateRun&);
+  /// Zero where bit i % 8 of mask[i / 8] is; n is a multiple of 8.
+  void (*keep)(float* v, const uint8_t* mask, int64_t n);
   /// Magnitude bits of each block's largest element, in an array of whole groups of 16; `block` is a multiple
   /// of 16 that divides n, or is n.
   void (*largest)(uint32_t* largest, const float* v, int64_t n, int64_t block);
+  /// Magnitude bits, as those of an fp32, of the largest finite number.
+  uint32_t (*largest_finite_bf16)(const bf16* x, int64_t n);
   /// Sum of magnitudes in units of 2^unit, see unit_exponent(); n <= quantize_run.
   int64_t (*magnitudes)(const float* v, int64_t n, int unit);
   /// Sum of dy times slope_by_step() of x times `inverse`, of int4 or int8; n <= quantize_run.
