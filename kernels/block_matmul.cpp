@@ -1,7 +1,5 @@
 #include "kernels/block_matmul.h"
 
-#include <algorithm>
-
 #include "kernels/core/dispatch.h"
 
 namespace osprey::kernels {
@@ -78,9 +76,14 @@ std::vector<std::string_view> block_matmul_engines(const Queue& queue, const Blo
 }
 
 void block_matmul_by(std::string_view engine, const Queue& queue, const BlockMatmul& args) {
-  const std::vector<std::string_view> engines = block_matmul_engines(queue, args);
-  require(std::find(engines.begin(), engines.end(), engine) != engines.end(), "block_matmul",
-          "the engine {} cannot be had for these operands; there are {}", engine, fmt::join(engines, ", "));
+  bool had = false;
+  std::string known;
+  for (const std::string_view name : block_matmul_engines(queue, args)) {
+    had = had || name == engine;
+    known += known.empty() ? "" : ", ";
+    known += name;
+  }
+  require(had, "block_matmul", "the engine {} cannot be had for these operands; there are {}", engine, known);
   if (args.y.tensor.numel() == 0) return;
   queue.device.kind == DeviceKind::cuda ? cuda::block_matmul_by(engine, queue, args)
                                         : cpu::block_matmul_by(engine, queue, args);

@@ -56,9 +56,11 @@ void block_matmul(const Queue& queue, const BlockMatmul& args);
 std::vector<std::string_view> block_matmul_engines(const Queue& queue, const BlockMatmul& args);
 void block_matmul_by(std::string_view engine, const Queue& queue, const BlockMatmul& args);
 
-/// What tests allow FP8 tensor cores to be off by, as a share of sum |a||b|: Hopper's align products to the
-/// largest of an instruction and keep some 14 bits (DeepSeek-V3, arXiv 2412.19437, section 3.3.2); this is
-/// four of them, 128 elements of a row, before sums move on to fp32. Reasoned, not measured.
+/// What tests allow FP8 tensor cores to be off by, as a share of sum |a||b|. Hopper's are said to align the
+/// products of an instruction, 32 of a row, to the largest, and to keep some 14 bits (DeepSeek-V3, arXiv
+/// 2412.19437, section 3.3.2). By that model, with sums that move to fp32 every 128, random codes stay well
+/// below this; the worst case, one product and 127 that are each just too small for its bits, is 2^-6. Not
+/// measured.
 inline constexpr double e4m3_slack = 1.0 / 2048;
 
 }  // namespace osprey::kernels

@@ -112,9 +112,9 @@ TEST(BlockMatmul, EnginesByNameAgreeWithTheOracle) {
   const Problem p({70, {16}, 128, DType::f32, false, 1, 0, Spread::narrow}, f, f);
   OnDevice on;
   Buffer probe = p.output();
-  const std::vector<std::string_view> engines = kernels::block_matmul_engines(on.queue, p.args(on(probe)));
-  EXPECT_NE(std::find(engines.begin(), engines.end(), "definition"), engines.end());
-  for (const std::string_view engine : engines) {
+  const std::vector<std::string_view> names = kernels::block_matmul_engines(on.queue, p.args(on(probe)));
+  EXPECT_NE(std::find(names.begin(), names.end(), "definition"), names.end());
+  for (const std::string_view engine : names) {
     SCOPED_TRACE(engine);
     Buffer y = p.output();
     OnDevice here;
@@ -122,11 +122,10 @@ TEST(BlockMatmul, EnginesByNameAgreeWithTheOracle) {
     here.fetch();
     p.expect(y, engine.starts_with("fp8") ? 8 * kernels::e4m3_slack : 0);
   }
-  EXPECT_NE(
-      refusal([&] {
-        kernels::block_matmul_by("abacus", on.queue, p.args(on(probe)));
-      }).find("the engine abacus cannot be had for these operands; there are " + std::string(engines[0])),
-      std::string::npos);
+  EXPECT_NE(refusal([&] {
+              kernels::block_matmul_by("abacus", on.queue, p.args(on(probe)));
+            }).find("the engine abacus cannot be had for these operands; there are " + std::string(names[0])),
+            std::string::npos);
 }
 
 // Rows that share a tile with a row of wide scales, or none, are what they are alone.

@@ -293,6 +293,7 @@ TEST_F(GpuRun, BenchesEveryEngineOfPackedProducts) {
   bench::bench_block_engines(open.queue, sizes);
   const std::string out = testing::internal::GetCapturedStdout();
   for (const char* engine : {"tiles", "definition"}) EXPECT_NE(out.find(engine), std::string::npos) << out;
-  if (kernels::gpu_info(0).compute_capability == 90)
+  if (kernels::gpu_info(0).compute_capability == 90) {
     EXPECT_NE(out.find("mxfp4 x mxfp4       fp8"), std::string::npos) << out;
+  }
 }
