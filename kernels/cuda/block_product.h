@@ -8,12 +8,11 @@ namespace osprey::cuda {
 
 enum class BlockEngine : uint8_t {
   definition,  // any format, any GPU, a thread an element
-  tiles,  // mxfp4, mxint4, mxint8, nvfp4, nvint4: exact bf16 images in shared memory, tensor cores of sm_80
-          // on
-  fp8,    // mxfp4 x mxfp4: E4M3 images (kernels/e4m3_image.h) through cuBLASLt, which applies the scales of
-        // rows; rows without such an image by tiles. Tensor cores of sm_90
-  fp8_fast,   // the same without the library's care for sums, see Gemm::fast_sums
-  fp8_apart,  // as fp8, with scales applied by a kernel of ours to fp32 sums: sm_89 on, any cuBLASLt with FP8
+  tiles,       // exact bf16 images in shared memory, of mxfp4, mxint4, mxint8, nvfp4 and nvint4; sm_80 on
+  fp8,         // mxfp4 x mxfp4: E4M3 images (kernels/e4m3_image.h) through cuBLASLt, which applies the scales
+               // of rows; rows without such an image by tiles. Tensor cores of sm_90
+  fp8_fast,    // the same without the library's care for sums, see Gemm::fast_sums
+  fp8_apart,   // as fp8, with scales applied by a kernel of ours to fp32 sums: sm_89 on
 };
 const char* name(BlockEngine engine);
 inline constexpr BlockEngine block_engines[] = {BlockEngine::definition, BlockEngine::tiles, BlockEngine::fp8,
