@@ -100,7 +100,8 @@ Result by_the_rules(std::string_view format, const Floats& x, const Options& o) 
   return want;
 }
 
-/// Numbers of every size there is with many zeros and denormals, blocks of zeros, and one of no numbers.
+/// Numbers of every size there is with many zeros and denormals, blocks of zeros, and of nearly equal
+/// numbers.
 Floats all_sizes(int64_t rows, int64_t cols) {
   Floats x = normal(rows * cols, 21);
   for (size_t i = 0; i < x.size(); ++i) {
@@ -110,6 +111,8 @@ Floats all_sizes(int64_t rows, int64_t cols) {
         b % 17 == 3 ? (i % 2 ? 0.0f : -0.0f) : std::ldexp(x[i], static_cast<int>(b * 37 % 273) - 149 + own);
     if (b % 11 == 7)
       x[i] = std::ldexp(static_cast<float>(static_cast<int>(philox(5, 6, i).v[0] % 49) - 24), -2);
+    if (b % 13 == 9)  // of one size and sign: rule mse goes by the mean square there
+      x[i] = std::ldexp(1.0f + static_cast<float>(i % 3) / 64, static_cast<int>(b * 37 % 250) - 125);
     if (!std::isfinite(x[i])) x[i] = 3e38f;
   }
   return x;
@@ -135,6 +138,11 @@ bool allows(const BlockFormat& f, ScaleRule rule) {
   return f.scale == ScaleType::e8m0 || rule == ScaleRule::even;  // e4m3 scales have no other
 }
 
+// A GPU has one way for all rows and formats, and the one that is played on the CPU takes its time.
+bool has_many_ways() { return test_device().kind == DeviceKind::cpu; }
+// Whole groups of 16 rows and some left over.
+int64_t some_rows() { return has_many_ways() ? 16 * 3 + 5 : 5; }
+
 /// x from every kind of dense source, by every rule and rotation, against by_the_rules().
 void expect_the_rules(std::string_view format, Floats x, int64_t rows, int64_t cols) {
   for (float& f : x) f = to_float(osprey::to_bf16(f));
@@ -143,6 +151,7 @@ void expect_the_rules(std::string_view format, Floats x, int64_t rows, int64_t c
     for (Kind kind : {Kind::nearest_even, Kind::stochastic})
       for (int rotation : {0, 16, 32, 64, 128}) {
         if (!allows(block_format(format), rule)) continue;
+        if (!has_many_ways() && (rotation % 64 == 16 || rotation == 64 || rule == ScaleRule::floor)) continue;
         SCOPED_TRACE(fmt::format("{} rule {} stochastic {} rotation {}", format, static_cast<int>(rule),
                                  kind == Kind::stochastic, rotation));
         Options o{.rule = rule,
@@ -159,10 +168,6 @@ void expect_the_rules(std::string_view format, Floats x, int64_t rows, int64_t c
           }
       }
 }
-
-// Whole groups of 16 rows and some left over.
-// A GPU has one way for all rows, and the one that is played on the CPU takes its time.
-int64_t some_rows() { return test_device().kind == DeviceKind::cpu ? 16 * 3 + 5 : 5; }
 
 bool has_small_scales(const BlockFormat& f) {
   return f.scale == ScaleType::e8m0 || f.scale == ScaleType::e4m3;
@@ -182,7 +187,8 @@ TEST(Quantize, EveryWayToBlocksIsTheRulesElementByElement) {
 
 TEST(Quantize, ScalesWithinAMatrixScaleAreTheRulesFromDenormalsToTheLargestNumbers) {
   const int64_t rows = some_rows(), cols = 384;
-  for (int top : {-140, -126, -115, -100, 0, 100, 127})
+  for (int top :
+       has_many_ways() ? std::vector{-140, -126, -115, -100, 0, 100, 127} : std::vector{-126, 0, 127})
     for (const std::string_view format : {"nvfp4", "nvint4"}) {
       SCOPED_TRACE(top);
       Floats x = near_sizes(rows, cols, top);

@@ -36,30 +36,54 @@ OSPREY_INLINE void power_scales(Scales& s, const uint32_t* largest) {
   }
 }
 
+/// 2^-unit_exponent() of numbers with these magnitude bits; any number where they are infinity's or above.
+OSPREY_INLINE __m512 units_in_one(__m512i largest) {
+  const __m512i exponent = _mm512_max_epi32(_mm512_srli_epi32(largest, 23), _mm512_set1_epi32(127 - 106));
+  return (__m512)_mm512_slli_epi32(_mm512_sub_epi32(_mm512_set1_epi32(2 * 127 + 20), exponent), 23);
+}
+
+/// floor(log2(2 s^2) / 2) of e8m0_of_deviation(), in units, from sums over 32 elements; of rows in 64-bit
+/// lanes.
+OSPREY_INLINE __m512i log2_of_scale(__m512i sum, __m512i squares) {
+  const __m512i about_zero = _mm512_slli_epi64(squares, 5),
+                about_mean = _mm512_sub_epi64(about_zero, _mm512_mul_epi32(sum, sum)),
+                n2_variance = _mm512_max_epi64(about_mean, _mm512_srli_epi64(about_zero, 2));
+  const double constant = 2 * 0.48707976 * 0.48707976 / (32 * 32);
+  const __m512i bits = (__m512i)_mm512_mul_pd(_mm512_cvtepi64_pd(n2_variance), _mm512_set1_pd(constant));
+  return _mm512_srai_epi64(_mm512_sub_epi64(_mm512_srli_epi64(bits, 52), _mm512_set1_epi64(1023)), 1);
+}
+
 /// Rule mse, which is of e2m1 alone.
-OSPREY_INLINE void deviation_scales(Scales& s, const uint32_t* largest, const Vec* v) {
+OSPREY_INLINE void deviation_scales(Scales& s, const uint32_t* magnitudes, const Vec* v) {
   constexpr int64_t block = 32;
-  alignas(64) float up[16];
-  for (int i = 0; i < 16; ++i)
-    up[i] = largest[i] < float_infinity ? power_of_two(-unit_exponent(largest[i])) : 0.0f;
-  const Vec ups = load(up);
+  const __m512i largest = _mm512_load_si512(magnitudes),
+                infinity = _mm512_set1_epi32(static_cast<int>(float_infinity));
+  const __m512 up = units_in_one(largest);
   __m512i sum = _mm512_setzero_si512(), even = sum, odd = sum;
+#pragma GCC unroll 4
   for (int64_t k = 0; k < block; ++k) {
-    const __m512i units = _mm512_cvttps_epi32((__m512)(v[k] * ups)), above = _mm512_srli_epi64(units, 32);
+    const __m512i units = _mm512_cvttps_epi32(_mm512_mul_ps((__m512)v[k], up)),
+                  above = _mm512_srli_epi64(units, 32);
     sum = _mm512_add_epi32(sum, units);
     even = _mm512_add_epi64(even, _mm512_mul_epi32(units, units));
     odd = _mm512_add_epi64(odd, _mm512_mul_epi32(above, above));
   }
-  alignas(64) int32_t sums[16];
-  alignas(64) int64_t squares[2][8];
-  _mm512_store_si512(sums, sum);
-  _mm512_store_si512(squares[0], even);
-  _mm512_store_si512(squares[1], odd);
-  for (int i = 0; i < 16; ++i) {
-    const uint32_t code = e8m0_of_deviation(largest[i], block, sums[i], squares[i % 2][i / 2]);
-    s.inverse[i] = block_scale_e8m0(code, largest[i]).inverse;
-    s.codes[i] = code;
-  }
+  // Powers of two of even rows in the lower halves of lanes and of odd ones in the upper.
+  const __m512i log2 =
+      _mm512_mask_blend_epi32(0xaaaa, log2_of_scale(sum, even),
+                              _mm512_slli_epi64(log2_of_scale(_mm512_srli_epi64(sum, 32), odd), 32));
+  const __m512i unit = _mm512_sub_epi32(_mm512_set1_epi32(127), _mm512_srli_epi32((__m512i)up, 23));
+  __m512i code = _mm512_add_epi32(_mm512_add_epi32(log2, unit), _mm512_set1_epi32(127));
+  code = _mm512_max_epi32(code, _mm512_set1_epi32(static_cast<int>(clamp_e8m0(Element::e2m1, 0))));
+  code = _mm512_min_epi32(code, _mm512_set1_epi32(static_cast<int>(clamp_e8m0(Element::e2m1, 255))));
+  const __mmask16 none = _mm512_testn_epi32_mask(largest, largest),
+                  nan = _mm512_cmpge_epu32_mask(largest, infinity);
+  const __m512i inverse = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_set1_epi32(254), code), 23);
+  _mm512_store_si512(s.inverse,
+                     _mm512_mask_mov_epi32(_mm512_mask_mov_epi32(inverse, none, _mm512_setzero_si512()), nan,
+                                           _mm512_set1_epi32(static_cast<int>(float_nan))));
+  _mm512_store_si512(s.codes, _mm512_mask_mov_epi32(_mm512_mask_mov_epi32(code, none, _mm512_setzero_si512()),
+                                                    nan, _mm512_set1_epi32(static_cast<int>(e8m0_nan))));
 }
 
 template <Element e>
@@ -120,11 +144,8 @@ OSPREY_INLINE void four_over_six(Scales& s, const uint32_t* largest, const Vec* 
   Scales four;
   small_scales<Element::e2m1>(s, largest, tensor, 1.0f);
   small_scales<Element::e2m1>(four, largest, tensor, 1.5f);
-  alignas(64) float ups[16];
-  for (int i = 0; i < 16; ++i)
-    ups[i] = largest[i] < float_infinity ? power_of_two(-unit_exponent(largest[i])) : 0.0f;
   const Candidate at_six(s), at_four(four);
-  const __m512 up = _mm512_load_ps(ups), down = _mm512_set1_ps(tensor.down);
+  const __m512 up = units_in_one(_mm512_load_si512(largest)), down = _mm512_set1_ps(tensor.down);
   __m512i even = _mm512_setzero_si512(), odd = even;
 #pragma GCC unroll 4
   for (int64_t k = 0; k < block; ++k) {
