@@ -38,8 +38,8 @@ std::map<std::string, std::string> modules(const std::vector<HubTensor>& tensors
     const HubTensor& t = *by_parameter.at(names.weight);
     require(
         t.rule == HubTensor::Rule::copy && t.below.empty(), "adapter",
-        "transformers holds {} together with others as {}, which PEFT adapts as one; export the merged model "
-        "(--to hf)",
+        "transformers holds {} together with others as {}, which PEFT adapts as one, so these adapters have no "
+        "files; osprey export --to hf writes the merged model",
         names.weight, t.name);
     all[names.weight] = t.name.substr(0, t.name.rfind('.'));
   }
@@ -89,7 +89,8 @@ std::vector<std::string> target_modules(const std::vector<HubTensor>& tensors,
 }
 
 ordered_json number(double value) {
-  return value == std::floor(value) ? ordered_json(static_cast<int64_t>(value)) : ordered_json(value);
+  return value == std::floor(value) && value < 1e15 ? ordered_json(static_cast<int64_t>(value))
+                                                    : ordered_json(value);
 }
 
 std::string config_text(const FinetuneSpec& f, const std::string& base,
@@ -111,6 +112,15 @@ std::string config_text(const FinetuneSpec& f, const std::string& base,
                                {"alpha_pattern", ordered_json::object()},
                                {"inference_mode", true}};
   return config.dump(2) + "\n";
+}
+
+/// In which format a directory holds weights packed; empty where it holds none so, or is not there.
+std::string packed_format(const fs::path& directory) {
+  if (!fs::exists(directory / "config.json")) return "";
+  if (const auto packing = read_packing(directory))
+    for (const QuantGroupSpec& g : packing->groups)
+      if (g.weights) return g.weights->format;
+  return "";
 }
 
 /// The lengths of the rows of a weight as the run had it, in `base`.
@@ -151,7 +161,7 @@ AdapterExport export_adapters(const fs::path& checkpoint, const std::string& bas
 
   AdapterExport done;
   done.base = base.empty() ? recipe.model_path : base;
-  done.base_format = f.base_format;
+  done.base_format = f.base_format.empty() ? packed_format(done.base) : f.base_format;
   done.matrices = static_cast<int64_t>(adapters.size());
   std::unique_ptr<HubModel> started_from;
   ReadParameter read_base;

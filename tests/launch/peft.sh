@@ -21,7 +21,7 @@ export OMP_NUM_THREADS=1
 "$osprey" prepare LICENSE ./*/README.md docs/*.md --documents paragraph --tokenizer bytes --validation-fraction 0.1 \
   --output "$folder/data" >"$log" 2>&1 || fail "prepare"
 data=(--set "data.train=[{path: '$folder/data/train-*'}]" --set "data.validation=[{path: '$folder/data/validation-*'}]"
-  --set "run.output_dir=$folder/runs")
+  --set "run.output_dir=$folder/runs" --set run.threads=1)
 "$osprey" train recipes/smoke/osp.yaml "${data[@]}" >"$log" 2>&1 || fail "training of the base"
 base=$folder/runs/smoke_osp/checkpoints/step-00000020
 
