@@ -80,7 +80,9 @@ TEST(UpdatesInBackward, AreThoseAfterBackwardWhereTablesAreTiedProjectedOrMuons)
         Overrides{
             "optim=[{match: '*norm*.weight', kind: adamw, learning_rate: 5.0e-3}, {match: '*', kind: muon, "
             "learning_rate: 5.0e-3}]"},
-        Overrides{"train.recompute=block"}, Overrides{"model.family=gpt", "model.max_positions=300"}}) {
+        Overrides{"train.recompute=block"},
+        Overrides{"model={family: gpt, layers: 4, hidden_size: 64, heads: 4, ffn_size: 96, vocab_size: 600, "
+                  "max_positions: 300}"}}) {
     SCOPED_TRACE(model.front());
     Overrides within = model;
     within.push_back(in_backward);
