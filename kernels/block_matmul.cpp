@@ -76,6 +76,8 @@ std::vector<std::string_view> block_matmul_engines(const Queue& queue, const Blo
 }
 
 void block_matmul_by(std::string_view engine, const Queue& queue, const BlockMatmul& args) {
+  check(queue, args);
+  if (args.y.tensor.numel() == 0) return;
   bool had = false;
   std::string known;
   for (const std::string_view name : block_matmul_engines(queue, args)) {
@@ -84,7 +86,6 @@ void block_matmul_by(std::string_view engine, const Queue& queue, const BlockMat
     known += name;
   }
   require(had, "block_matmul", "the engine {} cannot be had for these operands; there are {}", engine, known);
-  if (args.y.tensor.numel() == 0) return;
   queue.device.kind == DeviceKind::cuda ? cuda::block_matmul_by(engine, queue, args)
                                         : cpu::block_matmul_by(engine, queue, args);
 }

@@ -36,9 +36,10 @@ void block_pack(const Queue& queue, const BlockPack& args);
 /// not on the number of threads, other rows, or `pack`. NaN scales make NaN.
 /// GPUs of sm_80 and later differ for e8m0 scales of e2m1, int4 and int8, and e4m3 scales of e2m1 and int4:
 /// products are exact there too, but tensor cores add them in fp32 in their own order
-/// (kernels/cuda/block_product.h). For mxfp4 x mxfp4 with more than 64 rows of a, from sm_89 on, these are
-/// FP8 tensor cores, whose sums may be off by e4m3_slack of sum |a||b|; an element then depends on the shapes
-/// as well, as the library's choice of an algorithm does, but is the same in every run. Errors: throws when
+/// (kernels/cuda/block_product.h). For mxfp4 x mxfp4 with more than 64 rows of a
+/// and a multiple of 16 of b, rows of y at multiples of 16 bytes, from sm_89 on, these are FP8 tensor cores,
+/// whose sums may be off by e4m3_slack of sum |a||b|; an element then depends on the shapes as well, as the
+/// library's choice of an algorithm does, but is the same in every run. Errors: throws when
 /// shapes or formats do not fit.
 struct BlockMatmul {
   Accum y;

@@ -70,10 +70,11 @@ static void check(const Queue& queue, const ClassifierRows& a) {
   require_shape("cross_entropy", "dweight", a.dweight, a.weight.shape);
   require(a.dweight.dtype == DType::f32 && a.dweight.contiguous() && here(a.dweight), "cross_entropy",
           "dweight must be f32 and contiguous");
-  require(!a.grad_scale.defined() || (a.grad_scale.numel() == 1 && a.grad_scale.dtype == DType::f64),
-          "cross_entropy", "grad_scale must be f64 (1), got {}", a.grad_scale);
+  require(!a.grad_scale.defined() ||
+              (a.grad_scale.numel() == 1 && a.grad_scale.dtype == DType::f64 && here(a.grad_scale)),
+          "cross_entropy", "grad_scale must be f64 (1) on the queue's device, got {}", a.grad_scale);
   require(a.scratch.numel() >= classifier_rows_scratch(n, rows, a.x.dtype) && a.scratch.dtype == DType::f32 &&
-              here(a.scratch),
+              a.scratch.contiguous() && here(a.scratch),
           "cross_entropy", "scratch must be f32 ({}), got {}", classifier_rows_scratch(n, rows, a.x.dtype),
           a.scratch);
 }

@@ -8,7 +8,8 @@ namespace osprey::kernels {
 
 /// y[i] = deviation * a standard normal, a function of (seed, stream, d y.numel() + i) with d = step /
 /// refresh_every rounded down: the same values for refresh_every steps, then others. Shapes: y f32,
-/// contiguous. Numerics: in double, rounded once.
+/// contiguous. Numerics: drawn in double and rounded to fp32, times deviation, rounded again; devices may
+/// differ in the last bit of logarithm and cosine.
 struct DrawNormal {
   Tensor y;
   double deviation = 1;

@@ -38,8 +38,8 @@ std::map<std::string, std::string> modules(const std::vector<HubTensor>& tensors
     const HubTensor& t = *by_parameter.at(names.weight);
     require(
         t.rule == HubTensor::Rule::copy && t.below.empty(), "adapter",
-        "transformers holds {} together with others as {}, which PEFT adapts as one, so these adapters have no "
-        "files; osprey export --to hf writes the merged model",
+        "transformers holds {} transposed or together with others as {}, which PEFT adapts as it lies there, so these "
+        "adapters have no files; osprey export --to hf writes the merged model",
         names.weight, t.name);
     all[names.weight] = t.name.substr(0, t.name.rfind('.'));
   }
@@ -221,12 +221,16 @@ AdapterConfig parse_adapter_config(const std::string& where, std::string_view te
   config.lengths = yes("use_dora");
   for (const char* key : {"fan_in_fan_out", "lora_bias", "use_qalora"})
     require(!yes(key), where, "{} is true, which Osprey does not compute", key);
-  for (const char* key :
-       {"rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "trainable_token_indices"})
+  for (const char* key : {"rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication",
+                          "trainable_token_indices", "alora_invocation_tokens"})
     require(find(key).empty(), where,
             "{} is {}; Osprey has one rank and one alpha for all, and adapts matrices of "
             "layers alone",
             key, shown(find(key).dump()));
+  const nlohmann::json dropout = find("lora_dropout");
+  require(dropout.is_null() || (dropout.is_number() && dropout.get<double>() == 0), where,
+          "lora_dropout is {}, and Osprey trains without dropout; set it to 0 to go on so",
+          shown(dropout.dump()));
   const nlohmann::json bias = find("bias"), init = find("init_lora_weights");
   require(bias.is_null() || bias == "none", where, "bias is {}; biases do not train beside adapters",
           shown(bias.dump()));
@@ -236,9 +240,7 @@ AdapterConfig parse_adapter_config(const std::string& where, std::string_view te
   return config;
 }
 
-void load_adapters(const Queue& queue, const Recipe& recipe, const std::vector<AdapterNames>& adapters,
-                   ParamStore& params, Updater& updater) {
-  const FinetuneSpec& f = recipe.finetune;
+void check_adapter_files(const FinetuneSpec& f) {
   const fs::path from = f.adapter, config_path = from / config_file;
   require(fs::exists(config_path) && fs::exists(from / weights_file), "finetune.adapter",
           "{} holds no {} with its {}; name a directory that PEFT or osprey export --to peft wrote",
@@ -253,7 +255,13 @@ void load_adapters(const Queue& queue, const Recipe& recipe, const std::vector<A
   same("finetune.rank_stabilized", config.rank_stabilized, f.rank_stabilized);
   same("finetune.method", std::string(config.lengths ? "dora" : "lora"),
        std::string(f.method == FinetuneSpec::Method::dora ? "dora" : "lora"));
+}
 
+void load_adapters(const Queue& queue, const Recipe& recipe, const std::vector<AdapterNames>& adapters,
+                   ParamStore& params, Updater& updater) {
+  const FinetuneSpec& f = recipe.finetune;
+  const fs::path from = f.adapter;
+  check_adapter_files(f);
   const SafetensorsFile file(from / weights_file);
   const std::map<std::string, AdapterTensor> parts = adapter_tensors(tensors_of(recipe.model), adapters);
   for (const StoredTensor& t : file.tensors())

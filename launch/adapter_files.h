@@ -41,8 +41,11 @@ struct AdapterConfig {
 /// Osprey does not compute, by key.
 AdapterConfig parse_adapter_config(const std::string& where, std::string_view text);
 
+/// Are there files in finetune.adapter, and does their configuration fit the recipe?
+/// Errors: they are not there; a configuration that is not the recipe's.
+void check_adapter_files(const FinetuneSpec& finetune);
 /// Sets the adapters of a run, values and masters, to those of finetune.adapter.
-/// Errors: a configuration that is not the recipe's; tensors that are missing, unknown, of other shapes, or
+/// Errors: as check_adapter_files(); tensors that are missing, unknown, of other shapes, or
 /// not finite.
 void load_adapters(const Queue& queue, const Recipe& recipe, const std::vector<AdapterNames>& adapters,
                    ParamStore& params, Updater& updater);

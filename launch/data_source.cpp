@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "framework/data/instruction_data.h"
+#include "launch/adapter_files.h"
 #include "models/hf/hub_model.h"
 
 namespace osprey {
@@ -72,6 +73,7 @@ std::vector<std::string> check_files(const Recipe& recipe) {
     notes.push_back(
         fmt::format("{} holds no weights; config.json says what model it is, and training needs them",
                     recipe.model_path));
+  if (!recipe.finetune.adapter.empty()) check_adapter_files(recipe.finetune);
   if (has_tokenizer(recipe.data.tokenizer))
     open_tokenizer(recipe);
   else

@@ -47,7 +47,8 @@ std::unique_ptr<QuantSchemes> declare_packed_base(const Recipe& recipe, ParamSto
   try {
     schemes = std::make_unique<QuantSchemes>(base->groups, params, base->seed);
   } catch (const Error& e) {
-    fail("finetune.base_format", "does not fit the model: {}", e.what());
+    const bool stored = recipe.finetune.base_format.empty();
+    fail(stored ? "model.path" : "finetune.base_format", "does not fit the model: {}", e.what());
   }
   for (const auto& p : params.all())
     if (const QuantGroupSpec* group = base->packs(p->name)) p->stored_format = group->weights->block_format();

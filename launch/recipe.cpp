@@ -97,6 +97,17 @@ void Recipe::fields(Fields& f) {
              std::none_of(quant.begin(), quant.end(), [](const QuantGroupSpec& g) { return g.freeze; }),
          "quant",
          "freezes elements of weights between backward and update; set train.updates: after_backward");
+  const bool learns_steps = std::any_of(quant.begin(), quant.end(), [](const QuantGroupSpec& g) {
+    return learns_step(g.weights) || learns_step(g.activations);
+  });
+  f.rule(
+      !learns_steps || !finetune.takes_turns(), "quant",
+      "learns step sizes from the first batch on, which layers that sleep would miss; set finetune.method: full");
+  f.rule(
+      !learns_steps || model_path.empty(), "quant",
+      "learns step sizes of models that are trained from nothing; drop model.path, or take another preset");
+  f.rule(finetune.method != FinetuneSpec::Method::dora || quant.empty(), "quant",
+         "has other lengths than the weights that dora scales; drop it, or set finetune.method: lora");
   f.rule(finetune.base_format.empty() || quant.empty(), "quant",
          "has nothing to say where finetune.base_format packs the matrices of layers; drop one of them");
   const bool from_masters = std::any_of(quant.begin(), quant.end(), [](const QuantGroupSpec& g) {

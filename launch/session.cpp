@@ -120,7 +120,10 @@ static int64_t checkpoint_bytes(const Recipe& recipe, const Session& s) {
     for (NamedPiece& piece : named_pieces(g.pieces, g.states)) pieces.push_back(std::move(piece));
   }
   std::vector<NamedValue> values;
-  if (s.world.rank() == 0) values = named_values(s.params);
+  if (s.world.rank() == 0) {
+    values = named_values(s.params);
+    for (NamedPiece& basis : s.finetuning->pieces()) pieces.push_back(std::move(basis));
+  }
   return Checkpointer::snapshot_bytes(pieces, values);
 }
 

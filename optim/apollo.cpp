@@ -13,8 +13,6 @@ namespace osprey {
 
 namespace {
 
-constexpr int64_t elements_at_a_time = int64_t{1} << 22;  // of the scaled gradient
-
 bool left_side(const Shape& matrix) { return Subspace::smaller_side(matrix) == Subspace::Side::left; }
 
 }  // namespace
@@ -40,7 +38,7 @@ Apollo::Workspace Apollo::workspace_of(const Shape& matrix, void* memory, Device
   w.projected = take(state_shape(matrix));
   w.direction = take(state_shape(matrix));
   w.factors = take({projection_.scaling == Scaling::tensor ? 1 : left ? matrix[1] : matrix[0]});
-  w.scaled = take({std::clamp<int64_t>(elements_at_a_time / matrix[1], 1, matrix[0]), matrix[1]});
+  w.scaled = take({std::clamp<int64_t>(projection_.elements_at_a_time / matrix[1], 1, matrix[0]), matrix[1]});
   return w;
 }
 

@@ -23,6 +23,7 @@ class Apollo final : public Optimizer {
     int64_t refresh_every = 200;
     double scale = 1;
     Scaling scaling = Scaling::channel;
+    int64_t elements_at_a_time = int64_t{1} << 22;  // of the scaled gradient, whole rows
   };
   Apollo(const AdamW::Settings& adam, const Projection& projection) : adam_(adam), projection_(projection) {}
 

@@ -18,7 +18,9 @@ void OptimizerGroupSpec::fields(Fields& f) {
     at_least(0));
   f.when(kind == Kind::adamw, "kind is adamw", [&] {
     f("betas", betas, "decay of the first and second moment", between(0, 1));
-    f("eps", eps, "added to the root of the bias-corrected second moment", positive());
+    f("eps", eps,
+      "added to the root of the bias-corrected second moment (of the plain one with finetune.reference)",
+      positive());
     f.choice(
         "moments", moments,
         {{"fp32", MomentFormat::fp32}, {"bf16", MomentFormat::bf16}, {"int8", MomentFormat::int8}},

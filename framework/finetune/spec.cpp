@@ -74,7 +74,7 @@ void FinetuneSpec::fields(Fields& f) {
   f.when(in_subspaces() || scales_gradients(), "method is galore, owlore or apollo", [&] {
     f("refresh_every", refresh_every,
       "steps from one choice of a matrix's subspace, or of its random projection, to the next; a layer that becomes "
-      "active begins with a new one",
+      "active begins with a new subspace, unless reference is true",
       at_least(1));
     f("scale", scale,
       "factor of the update that comes back from the subspace, or of the scaled gradient (alpha of GaLore and APOLLO; the "
@@ -85,8 +85,8 @@ void FinetuneSpec::fields(Fields& f) {
     f("reference", reference,
       "as the published code does it: every layer keeps its moments, its subspace and its own count of steps while it "
       "sleeps (memory for all layers); subspaces are refreshed by that count, by a full decomposition, and signs are not "
-      "aligned; eps stands beside the root of the second moment that is not corrected. Its other keys: rank: 256, "
-      "refresh_every: 100");
+      "aligned; eps stands beside the root of the second moment that is not corrected. The published runs also have "
+      "rank: 256, refresh_every: 100 and optim's eps: 1e-6, which stand in keys of their own");
   });
   f.when(in_subspaces() && !reference, "method is galore or owlore, and reference is false", [&] {
     f.choice(

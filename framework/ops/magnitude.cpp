@@ -5,6 +5,7 @@
 
 #include "framework/ops/pack_cache.h"
 #include "kernels/magnitude.h"
+#include "kernels/pointwise.h"
 
 namespace osprey {
 
@@ -34,14 +35,22 @@ Var change_lengths(Tape& t, Var y, std::span<const LengthChange> changes) {
   for (const LengthChange& c : changes) all.of[all.count++] = c;
   const Tensor out = t.value(y);
   for (const LengthChange& c : changes) scale(t, c, out);
+  // Whoever comes next may work in place, as positions and biases do.
+  Tensor kept;
+  if (std::any_of(changes.begin(), changes.end(),
+                  [&](const LengthChange& c) { return t.needs_grad(c.change); })) {
+    kept = t.alloc(out.shape, out.dtype);
+    kernels::copy(t.queue(), {.y = kept, .x = out});
+  }
   const auto& o = all.of;
   return t.record("change_lengths", out, {y, o[0].change, o[1].change, o[2].change, o[3].change},
                   [=, &t](Tensor dy) {
                     for (size_t i = 0; i < all.count; ++i) {
                       const LengthChange& c = all.of[i];
+                      if (!t.needs_grad(c.change)) continue;
                       kernels::length_gradient(t.queue(), {.dchange = t.grad(c.change),
                                                            .dy = columns_of(c, dy),
-                                                           .y = columns_of(c, out),
+                                                           .y = columns_of(c, kept),
                                                            .base = c.base,
                                                            .change = t.value(c.change)});
                     }

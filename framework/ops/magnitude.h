@@ -15,9 +15,10 @@ struct LengthChange {
   Var change;         // (C)
 };
 
-/// Scales these columns of y in place; y where there are none. Shapes: y (N, cols). At most 4 changes.
-/// Numerics: the gradient of `change` is formed from the scaled output: where base + change is 0, it is 0.
-/// Reference: DoRA, Liu et al. 2402.09353, eq. 5 with m = base + change, and sec. 4.3.
+/// Scales these columns of y in place, and keeps a copy for the gradient of `change`, so that others may go
+/// on in place; y where there are none. Shapes: y (N, cols). At most 4 changes. Numerics: the gradient of
+/// `change` is formed from the scaled output: where base + change is 0, it is 0. Reference: DoRA, Liu et al.
+/// 2402.09353, eq. 5 with m = base + change, and sec. 4.3.
 Var change_lengths(Tape& t, Var y, std::span<const LengthChange> changes);
 
 }  // namespace osprey

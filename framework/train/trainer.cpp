@@ -39,9 +39,6 @@ Trainer::Trainer(const TrainSpec& spec, const TrainerParts& parts)
     parts_.tape->set_layer_hook(in_backward_.get());
     return;
   }
-  std::vector<Tensor> gradients;
-  for (const Bucket& b : parts_.params->buckets()) gradients.push_back(b.grads);
-  owned_gradients_ = osprey::owned_gradients(*parts_.plan, parts_.world->rank(), gradients);
   parts_.tape->set_layer_hook(parts_.reducer);
 }
 
@@ -180,8 +177,11 @@ void Trainer::update() {
   const auto scalars = [&](int begin, int end) { return scalars_between(inputs_.scalars, begin, end); };
   parts_.reducer->wait_all();
   if (parts_.freezer) parts_.freezer->hold(scalars(step_number, step_number + 1));
-  sum_of_squares(parts_.queue,
-                 {.xs = owned_gradients_, .sum = scalars(step_sum_of_squares, step_sum_of_squares + 1)});
+  // Both the plan and the memory of gradients change where layers take turns.
+  std::vector<Tensor> gradients;
+  for (const Bucket& b : parts_.params->buckets()) gradients.push_back(b.grads);
+  const std::vector<Tensor> owned = owned_gradients(*parts_.plan, parts_.world->rank(), gradients);
+  sum_of_squares(parts_.queue, {.xs = owned, .sum = scalars(step_sum_of_squares, step_sum_of_squares + 1)});
   tape.lap("gradient norm");
   parts_.device_world->start_after(parts_.queue);
   parts_.device_world->all_reduce(scalars(step_loss, step_sum_of_squares + 1), DType::f64);

@@ -182,7 +182,6 @@ class Trainer {
   std::unique_ptr<kernels::Event> landed_, taken_;  // into and out of landing_
   Tensor evaluation_;                               // (rounds, 2) f64: nats and targets of each round
   std::array<Flight, 2> flights_;
-  std::vector<Tensor> owned_gradients_;
   std::unique_ptr<UpdatesInBackward> in_backward_;  // null: update() once backward is done
   std::vector<StepHook*> hooks_;
   QuantizationWatch* quantization_watch_ = nullptr;

@@ -9,11 +9,12 @@
 
 namespace osprey {
 
-/// Updates each layer as soon as backward has all its gradients, and tables as their rows come, so that no
-/// more than one layer's gradients are ever held. For one rank and one micro batch a step: nothing is added
-/// to a gradient that was used. There is no norm of all gradients to clip by. Where loss or gradient is not
-/// finite, nothing that backward comes to from there on is updated in this step, which counts as skipped;
-/// what lies above has moved. Reference: LOMO, Lv et al. 2306.09782, sec. 3.1 (there for SGD).
+/// Updates each layer as soon as backward has all its gradients, and tables as their rows come, so that of
+/// the layers no more than one has gradients at a time; what stands outside of layers and does not come by
+/// rows is held whole. For one rank and one micro batch a step: nothing is added to a gradient that was used.
+/// There is no norm of all gradients to clip by. Where loss or gradient is not finite, nothing that backward
+/// comes to from there on is updated in this step, which counts as skipped; what lies above has moved.
+/// Reference: LOMO, Lv et al. 2306.09782, sec. 3.1 (there for SGD).
 class UpdatesInBackward final : public LayerHook, public RowSink {
  public:
   /// Becomes the row_sink of all tables by rows of `params`, which was materialized with brief gradients.

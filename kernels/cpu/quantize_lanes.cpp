@@ -65,7 +65,6 @@ void each_tile(const Queue& queue, const Quantize& a, const F& f) {
         const int64_t block = a.packed_x.format.block;
         t.x = byte_of(x, col, row / 2);
         t.x_scales = byte_of(a.packed_x.scales, col, row / block);
-        t.x_half = row % block > 0;
       } else {
         const int64_t size = size_bytes(x.dtype);
         t.x = a.transpose ? byte_of(x, col, row * size) : byte_of(x, row, col * size);

@@ -333,7 +333,9 @@ void Blas::gemm(const Gemm& gemm) {
 }
 
 bool Blas::has(const Gemm& gemm) {
-  if (gemm.a_scales && (!has_vectors_of_scales || state_->stream.properties().major != 9)) return false;
+  const bool vectors =
+      has_vectors_of_scales && cublasLtGetVersion() >= 120900;  // here, and when it was built
+  if (gemm.a_scales && (!vectors || state_->stream.properties().major != 9)) return false;
   return state_->find(completed(gemm)).possible;
 }
 

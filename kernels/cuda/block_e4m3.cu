@@ -2,6 +2,8 @@
 // they do not fit. Wide rows, which have none, are zeros there; tiles then compute what those rows take part
 // in. Nobody but the device knows how many they are.
 
+#include <optional>
+
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/block_product.h"
 #include "kernels/cuda/launch.h"
@@ -53,7 +55,9 @@ int64_t total_rows(std::span<const Packed> b) {
 struct Panels {
   int64_t a, b, sums;
 };
-Panels panels(int64_t rows, int64_t columns, int64_t cols, int64_t lists, bool apart, int64_t scratch_bytes) {
+/// Nothing where rows are too long for the scratch.
+std::optional<Panels> panels(int64_t rows, int64_t columns, int64_t cols, int64_t lists, bool apart,
+                             int64_t scratch_bytes) {
   const int64_t room = scratch_bytes / (apart ? 2 : 1) - 8 * aligned - 4 * lists, row = cols + 12;
   const auto whole = [](int64_t n, int64_t most) {
     return n <= most ? n : std::max(most / panel_unit, int64_t{1}) * panel_unit;
@@ -61,10 +65,11 @@ Panels panels(int64_t rows, int64_t columns, int64_t cols, int64_t lists, bool a
   Panels p{};
   p.a = whole(rows, room / 2 / row);
   p.b = whole(columns, (room - p.a * row) / row);
-  require((p.a + p.b) * row <= room, "block_matmul",
-          "rows of {} elements are too long for the scratch of a stream", cols);
-  if (apart) p.sums = whole(p.a, scratch_bytes / 2 / (4 * p.b) - 1);
-  return p;
+  if ((p.a + p.b) * row > room) return std::nullopt;
+  if (!apart) return p;
+  const int64_t most = scratch_bytes / 2 / (4 * std::max(p.b, int64_t{1})) - 1;
+  p.sums = most < panel_unit ? std::min(p.a, most) : whole(p.a, most);
+  return p.sums > 0 || p.a == 0 ? std::optional(p) : std::nullopt;
 }
 
 /// What lies between two rows of the stack, of one matrix.
@@ -183,12 +188,13 @@ void multiply(const Queue& queue, const Images& a, const Images& b, const Accum&
 bool library_has_e4m3(const Queue& queue, const kernels::BlockMatmul& args, BlockEngine engine) {
   const bool apart = engine == BlockEngine::fp8_apart;
   const int64_t n = total_rows(args.b), k = args.a.cols, lists = static_cast<int64_t>(args.b.size()) + 1;
-  const Panels p = panels(args.a.rows, n, k, lists, apart, stream_scratch_bytes);
+  const std::optional<Panels> p = panels(args.a.rows, n, k, lists, apart, stream_scratch_bytes);
+  if (!p || n % 16 != 0) return false;  // the last panel's columns must suit the library as those before do
   Scratch scratch(queue);
-  const Images a = scratch.images(p.a, k, 1), b = scratch.images(p.b, k, lists);
-  const Tensor y = apart ? scratch.take({p.sums, p.b}, DType::f32) : args.y.tensor.columns(0, p.b);
+  const Images a = scratch.images(p->a, k, 1), b = scratch.images(p->b, k, lists);
+  const Tensor y = apart ? scratch.take({p->sums, p->b}, DType::f32) : args.y.tensor.columns(0, p->b);
   return stream_of(queue).blas().has(
-      gemm_of(a, b, 0, apart ? p.sums : p.a, {y, !apart && args.y.add}, args.factor, engine));
+      gemm_of(a, b, 0, apart ? p->sums : p->a, {y, !apart && args.y.add}, args.factor, engine));
 }
 
 void multiply_e4m3(const Queue& queue, const kernels::BlockMatmul& args, BlockEngine engine,
@@ -196,7 +202,10 @@ void multiply_e4m3(const Queue& queue, const kernels::BlockMatmul& args, BlockEn
   const bool apart = engine == BlockEngine::fp8_apart;
   const int64_t m = args.a.rows, n = total_rows(args.b), k = args.a.cols,
                 lists = static_cast<int64_t>(args.b.size()) + 1;
-  const Panels most = panels(m, n, k, lists, apart, scratch_bytes);
+  const std::optional<Panels> fits = panels(m, n, k, lists, apart, scratch_bytes);
+  require(fits.has_value(), "block_matmul", "rows of {} elements are too long for the scratch of a stream",
+          k);
+  const Panels most = *fits;
   Scratch scratch(queue);
   const Images a = scratch.images(most.a, k, 1), b = scratch.images(most.b, k, lists);
   void* const sums = apart ? scratch.take({most.sums, most.b}, DType::f32).data : nullptr;

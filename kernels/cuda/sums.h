@@ -22,7 +22,7 @@ struct FinalSum {
   Into into;
 };
 /// Launch as one block of sum_final_threads.
-static __global__ void __launch_bounds__(sum_final_threads) final_sum(FinalSum a) {
+[[maybe_unused]] static __global__ void __launch_bounds__(sum_final_threads) final_sum(FinalSum a) {
   SumShared& shared = block_shared<SumShared>();
   double total = 0;
   for (int64_t i = threadIdx.x; i < a.count; i += sum_final_threads) total += a.partial[i];

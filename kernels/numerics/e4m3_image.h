@@ -47,9 +47,9 @@ struct RowImage {
   int exponent;
   bool wide;
 };
-/// The largest |exponent| of an image: the product of two, and of both with any sum of products, is a normal
-/// float.
-inline constexpr int most_image_exponent = 56;
+/// The largest |exponent| of an image: the product of any two numbers of two images, scales included, is a
+/// normal float.
+inline constexpr int most_image_exponent = 54;
 
 /// Of a row that takes up `extent`. Where `nan` a scale is NaN; such a row is wide.
 OSPREY_HD RowImage row_image(Extent extent, bool nan) {

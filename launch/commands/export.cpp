@@ -24,10 +24,11 @@ struct Options {
   std::string checkpoint, to = "hf", output, dtype, type, shard_size, base;
 };
 
-/// Are there masters of every parameter? Layers that sleep and weights with adapters have none.
+/// Are there masters of every parameter? Weights with adapters have none, nor layers that sleep, unless their
+/// state does so with them.
 bool has_all_masters(const FinetuneSpec& f) {
-  return !f.takes_turns() && !f.adapts() && f.trains(f.train_embedding) && f.trains(f.train_head) &&
-         f.trains(f.train_final_norm);
+  return (!f.takes_turns() || f.reference) && !f.adapts() && f.trains(f.train_embedding) &&
+         f.trains(f.train_head) && f.trains(f.train_final_norm);
 }
 
 /// What is exported, opened and checked.

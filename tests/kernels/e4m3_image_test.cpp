@@ -17,7 +17,7 @@ using test::DeviceCopy;
 using test::OnDevice;
 using test::Spread;
 
-constexpr int most_exponent = 56;  // of an image
+constexpr int most_exponent = 54;  // of an image
 
 /// Whether E4M3 has the number, by enumeration.
 bool in_e4m3(double v) {
@@ -191,7 +191,7 @@ double hopper_share(const test::BlockMatrix& a, const test::BlockMatrix& b, size
 
 // What kernels/block_matmul.h allows FP8 sums to be off by, against that model of them: with codes of every
 // magnitude and scales that differ by up to 2^3 and by up to 2^9.
-TEST(E4m3Numerics, SumsOfFourteenBitsStayWithinTheSlack) {
+TEST(E4m3Numerics, TheSlackCoversAModelOfSumsOfFourteenBits) {
   const BlockFormat& f = block_format("mxfp4");
   for (const Spread spread : {Spread::narrow, Spread::some}) {
     const test::BlockMatrix a(f, 12, 4096, 1, spread), b(f, 12, 4096, 2, spread, true);

@@ -198,8 +198,7 @@ TEST(Quantize, ScalesWithinAMatrixScaleAreTheRulesFromDenormalsToTheLargestNumbe
 }
 
 TEST(Quantize, PackedFourBitFloatsByColumnsAreTakenForTheirNumbers) {
-  // Groups of 128 columns of the source and some left over, of which the last begins in the middle of a
-  // block.
+  // Groups of 128 columns of the source and some left over.
   const int64_t rows = 160, cols = 32 * 5 * 2;
   for (const std::string_view from : {"mxfp4", "nvfp4"})
     for (const std::string_view to : {"mxfp4", "nvfp4", "mxint8"})

@@ -222,10 +222,11 @@ TEST(Adapters, PackedWeightsTakeTheMemoryOfTheirFormatAndNoCopyIsKept) {
   EXPECT_EQ(packed["packed weights"], 0) << "a copy beside the weights";
   const TinyResult r = tiny_run(finetune_recipe(packed_lora, base));
   for (const MemoryCategory& m : r.memory)
-    if (m.name != "token buffers")
+    if (m.name != "token buffers") {
       EXPECT_NEAR(static_cast<double>(m.bytes), static_cast<double>(packed[m.name]),
                   0.05 * static_cast<double>(packed[m.name]))
           << m.name;
+    }
 }
 
 /// The last checkpoint of a run from `model` into `out`, and its final parameters by name; packed: what they
@@ -431,11 +432,14 @@ TEST(Adapters, ConfigurationsThatMeanMoreAreRefusedByKey) {
     });
   };
   EXPECT_EQ(said(""), "accepted");
-  EXPECT_EQ(said(R"(, "use_dora": true, "rank_pattern": {}, "modules_to_save": null, "bias": "none")"),
-            "accepted");
+  EXPECT_EQ(
+      said(
+          R"(, "use_dora": true, "rank_pattern": {}, "modules_to_save": null, "bias": "none", "lora_dropout": 0.0)"),
+      "accepted");
   for (const char* more :
-       {R"(, "bias": "all")", R"(, "rank_pattern": {"q_proj": 4})", R"(, "modules_to_save": ["lm_head"])",
-        R"(, "init_lora_weights": "pissa")", R"(, "fan_in_fan_out": true)", R"(, "use_dora": 1)"}) {
+       {R"(, "lora_dropout": 0.1)", R"(, "bias": "all")", R"(, "rank_pattern": {"q_proj": 4})",
+        R"(, "modules_to_save": ["lm_head"])", R"(, "init_lora_weights": "pissa")",
+        R"(, "fan_in_fan_out": true)", R"(, "use_dora": 1)"}) {
     const std::string key(more + 3, std::string(more).find('"', 3) - 3);
     EXPECT_NE(said(more).find(key), std::string::npos) << said(more);
   }

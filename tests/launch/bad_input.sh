@@ -145,10 +145,15 @@ tune 'finetune.scaling only applies when method is apollo' '{method: galore, ran
 tune 'finetune.reference only applies when method is owlore' '{method: lisa, reference: true}'
 tune 'finetune.basis only applies when method is galore or owlore, and reference is false' \
   '{method: owlore, active_layers: 1, rank: 4, reference: true, basis: exact}'
+for command in check plan; do
+  refused 'finetune.adapter.*nowhere holds no adapter_model.safetensors' "$osprey" "$command" recipes/smoke/adamw.yaml \
+    --set 'model={path: tests/models/hf/golden/llama3}' --set data.sequence_len=32 --set 'finetune={method: lora, rank: 4, adapter: nowhere}'
+done
 tune 'nowhere.json' '{method: owlore, active_layers: 1, rank: 4, scores: nowhere.json}'
 tune 'knows neither ssnorm nor embedding_projection' '{method: lisa}' --set model.norm=ssnorm
 tune 'has no gradients in subspaces yet' '{method: galore, rank: 4}' --set model.ffn_size=192 --set 'quant=[{preset: weight_only}]'
 tune 'master_weights: must be fp32 where quant learns' '{method: full}' --set train.master_weights=none --set 'quant=[{preset: lsq}]'
+tune 'quant: learns step sizes from the first batch on, which layers that sleep would miss' '{method: lisa, active_layers: 1}' --set 'quant=[{preset: lsq}]'
 brief() { tune "$1" '{method: full}' --set train.updates=in_backward "${@:2}"; }
 brief 'train.updates: in_backward knows no norm of all gradients.*set max_grad_norm: null'
 brief 'train.updates: in_backward uses gradients as they are formed.*micro steps on each of 1 rank' --set train.max_grad_norm=null --set train.micro_batch_size=1

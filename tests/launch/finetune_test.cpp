@@ -33,6 +33,7 @@ const char* const lisa = "{method: lisa, active_layers: 2, interval: 2}";
 const char* const owlore = "{method: owlore, active_layers: 2, interval: 3, rank: 8, refresh_every: 2}";
 const char* const published =
     "{method: owlore, active_layers: 2, interval: 1, rank: 8, refresh_every: 2, reference: true}";
+const char* const badam = "{method: badam, interval: 2}";
 const char* const galore = "{method: galore, rank: 8, refresh_every: 3}";
 const char* const apollo = "{method: apollo, rank: 8, refresh_every: 3}";
 const char* const apollo_mini = "{method: apollo, rank: 1, refresh_every: 3, scaling: tensor, scale: 4}";
@@ -157,20 +158,23 @@ TEST(Finetune, MomentsOfProjectionsAreAsSmallAsTheirRank) {
 }
 
 TEST(Finetune, RanksAgree) {
-  for (const char* method : {lisa, owlore, published, galore, apollo, apollo_mini}) {
+  for (const char* method : {lisa, owlore, published, galore, badam, apollo, apollo_mini}) {
     const TinyResult one = tiny_run(recipe_of(method));
     for (const int ranks : {2, 4}) {
       const TinyResult more = tiny_run(recipe_of(method, {}, ranks), ranks);
       ASSERT_EQ(one.losses.size(), more.losses.size());
-      for (size_t i = 0; i < one.losses.size(); ++i)
+      for (size_t i = 0; i < one.losses.size(); ++i) {
         EXPECT_NEAR(one.losses[i], more.losses[i], 2e-5) << method;
+        EXPECT_NEAR(one.grad_norms[i], more.grad_norms[i], 2e-3 * one.grad_norms[i])
+            << method << " step " << i;
+      }
       EXPECT_LT(furthest(one, more), 2e-3) << method << " on " << ranks;
     }
   }
 }
 
 TEST(Finetune, MemoryIsWhatThePlanSaysAndDoesNotGrow) {
-  for (const char* method : {lisa, owlore, published, galore, apollo}) {
+  for (const char* method : {lisa, owlore, published, galore, badam, apollo}) {
     const Recipe recipe = recipe_of(method, {"train.steps=12"});
     const auto planned = plan_memory(recipe, 0, 1, 1, test::test_device().kind);
     std::vector<int64_t> state;
@@ -194,7 +198,7 @@ TEST(Finetune, ResumingIsExactWhereverItHappens) {
   Overrides brief = small;
   brief.insert(brief.end(),
                {"train.micro_batch_size=8", "train.max_grad_norm=null", "train.updates=in_backward"});
-  for (const char* method : {lisa, owlore, published, galore, apollo})
+  for (const char* method : {lisa, owlore, published, galore, badam, apollo})
     for (const Overrides& overrides : {none, small, brief}) {
       const Outcome whole = train_in_stages(method, overrides, {{1, 9}});
       // In the middle of a turn, and where one ends.

@@ -31,12 +31,14 @@ AdamW::Settings adam(MomentFormat moments = MomentFormat::fp32) {
           .moments = moments};
 }
 
-Apollo apollo_of(const json& one, MomentFormat moments = MomentFormat::fp32) {
+Apollo apollo_of(const json& one, MomentFormat moments = MomentFormat::fp32,
+                 int64_t elements_at_a_time = 1 << 22) {
   return {adam(moments),
           {.rank = one["rank"],
            .refresh_every = one["refresh_every"],
            .scale = one["scale"],
-           .scaling = one["scaling"] == "tensor" ? Apollo::Scaling::tensor : Apollo::Scaling::channel}};
+           .scaling = one["scaling"] == "tensor" ? Apollo::Scaling::tensor : Apollo::Scaling::channel,
+           .elements_at_a_time = elements_at_a_time}};
 }
 
 /// A matrix that begins as the golden one does, with its state.
@@ -111,6 +113,20 @@ TEST(Apollo, StepsAreThoseOfTheTranscription) {
         EXPECT_NEAR(got[i], want[i], 2e-6) << one["name"] << " step " << t << " element " << i;
     }
   }
+}
+
+TEST(Apollo, LargeMatricesMoveSomeRowsAtATimeWithoutChangingABit) {
+  for (const json& one : golden()["cases"])
+    for (const int64_t rows : {1, 2, 4}) {
+      const Apollo whole = apollo_of(one),
+                   parts = apollo_of(one, MomentFormat::fp32, rows * one["in"].get<int64_t>() + 1);
+      Matrix a(one, whole), b(one, parts);
+      for (int64_t t = 0; t < 3; ++t) {
+        a.step(whole, t);
+        b.step(parts, t);
+        EXPECT_EQ(a.values(), b.values()) << one["name"] << " " << rows << " rows, step " << t;
+      }
+    }
 }
 
 TEST(Apollo, MomentsAreOfTheProjectionsShapeAndTheNormIsOneNumber) {

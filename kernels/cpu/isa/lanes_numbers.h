@@ -80,7 +80,7 @@ OSPREY_INLINE void load_columns_packed(Vec* v, const LanesTile& a, int64_t col, 
           _mm512_srlv_epi32(_mm512_permutexvar_epi32(word, _mm512_castsi128_si512(codes)), shift);
       const Vec element = (Vec)_mm512_permutexvar_ps(code, table);
       if constexpr (scale == ScaleType::e8m0)
-        v[g * span + k] = element * splat(decode_e8m0(scales[(g + a.x_half) / 2]));
+        v[g * span + k] = element * splat(decode_e8m0(scales[g / 2]));
       else
         v[g * span + k] = element * splat(decode_element(Element::e4m3, scales[g])) * splat(a.x_tensor_scale);
     }

@@ -21,9 +21,8 @@ struct LanesTile {
   enum Source { rows_f32, rows_bf16, columns_f32, columns_bf16, columns_mxfp4, columns_nvfp4 } source;
   const void* x;
   int64_t x_stride;
-  const uint8_t* x_scales;  // of packed columns; row 0 of the tile is the first of a block, or its 17th
+  const uint8_t* x_scales;  // of packed columns; row 0 of the tile is the first of a block
   int64_t x_scale_stride;
-  int x_half;             // 1: it is the 17th
   float x_tensor_scale;   // of columns_nvfp4
   int64_t groups, cols;   // groups: at most lanes_groups()
   int size;               // of a rotation; 0: none

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "framework/ops/pointwise.h"
 #include "kernels/device.h"
 #include "kernels/pointwise.h"
 #include "tests/support/op_case.h"
@@ -67,4 +68,27 @@ TEST(ChangeLengths, PassesTheOpCaseOnAllColumnsAndOnTwoParts) {
     };
     check_op(op);
   }
+}
+
+TEST(ChangeLengths, LetsOthersGoOnInPlace) {
+  OpCase op;
+  op.name = "change_lengths and biases on top";
+  op.inputs = {{.shape = {40, 24}},
+               {.shape = {24}, .kind = parameter, .scale = 0.2},
+               {.shape = {24}, .kind = parameter}};
+  op.build = [](Tape& t, const std::vector<Var>& v) {
+    const LengthChange change{
+        .begin = 0, .base = constant(t, lengths(24, 3)), .norm = constant(t, lengths(24, 5)), .change = v[1]};
+    Parameter* const bias[] = {t.parameter(v[2])};
+    return add_biases(t, change_lengths(t, fresh(t, v[0]), {&change, 1}), bias);
+  };
+  op.oracle = [](const std::vector<Values>& v) {
+    Values y = v[0];
+    const auto base = lengths(24, 3), norm = lengths(24, 5);
+    for (size_t i = 0; i < y.size(); ++i)
+      y[i] = y[i] * (static_cast<double>(base[i % 24]) + v[1][i % 24]) / static_cast<double>(norm[i % 24]) +
+             v[2][i % 24];
+    return y;
+  };
+  check_op(op);
 }
