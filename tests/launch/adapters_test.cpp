@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include <cmath>
 #include <filesystem>
 #include <map>
@@ -273,6 +275,17 @@ TEST(Adapters, ACheckpointIsWhatTheForwardPassComputes) {
       read(names.weight, 0, make_tensor(found.data(), {static_cast<int64_t>(found.size())}, DType::f32));
       EXPECT_LT(test::largest_difference({found.begin(), found.end()}, expected), 1e-6) << names.weight;
     }
+    int others = 0;
+    for (const auto& [name, value] : run.values) {
+      const bool adapted = std::any_of(run.adapters.begin(), run.adapters.end(),
+                                       [&, &of = name](const AdapterNames& a) { return a.weight == of; });
+      if (adapted || name.find(".lora_") != std::string::npos) continue;
+      std::vector<float> found(value.size());
+      read(name, 0, make_tensor(found.data(), {static_cast<int64_t>(found.size())}, DType::f32));
+      EXPECT_EQ(std::vector<double>(found.begin(), found.end()), value) << name;
+      ++others;
+    }
+    EXPECT_EQ(others, 2 + 1 + 4 * 2) << "embedding and head, norms";
   }
 }
 
