@@ -123,6 +123,13 @@ std::string packed_format(const fs::path& directory) {
   return "";
 }
 
+std::vector<float> lengths_of(const Tensor& weight) {
+  std::vector<float> lengths(static_cast<size_t>(weight.rows()));
+  kernels::row_norms(Queue{},
+                     {.norms = make_tensor(lengths.data(), {weight.rows()}, DType::f32), .x = weight});
+  return lengths;
+}
+
 /// The lengths of the rows of a weight as the run had it, in `base`.
 std::vector<float> row_lengths(const ReadParameter& base, const FinetuneSpec& f, const AdapterNames& names) {
   const int64_t out = names.b_shape[0], in = names.a_shape[1];
@@ -135,9 +142,24 @@ std::vector<float> row_lengths(const ReadParameter& base, const FinetuneSpec& f,
     kernels::quantize(Queue{}, {.y = packed, .x = weight});
     kernels::dequantize(Queue{}, {.y = weight, .x = packed});
   }
-  std::vector<float> lengths(static_cast<size_t>(out));
-  kernels::row_norms(Queue{}, {.norms = make_tensor(lengths.data(), {out}, DType::f32), .x = weight});
-  return lengths;
+  return lengths_of(weight);
+}
+
+/// The merged rows of the checkpoint are as long as the adapter says, up to their rounding, if `base` is the
+/// model that it adapts.
+void require_lengths(const std::vector<float>& lengths, const ReadParameter& merged,
+                     const AdapterNames& names, const std::string& base) {
+  const int64_t out = names.b_shape[0], in = names.a_shape[1];
+  std::vector<float> rows(static_cast<size_t>(out * in));
+  const Tensor weight = make_tensor(rows.data(), {out, in}, DType::f32);
+  merged(names.weight, 0, weight);
+  const std::vector<float> found = lengths_of(weight);
+  const float longest = *std::max_element(found.begin(), found.end());
+  for (size_t i = 0; i < found.size(); ++i)
+    require(std::abs(std::abs(lengths[i]) - found[i]) <= 0.02f * longest, "export",
+            "{} is not the model that the run started from: row {} of {} would be {} long, and is {} in the "
+            "checkpoint; name the right directory with --base",
+            base, i, names.weight, std::abs(lengths[i]), found[i]);
 }
 
 }  // namespace
@@ -181,7 +203,7 @@ AdapterExport export_adapters(const fs::path& checkpoint, const std::string& bas
     tensors.push_back({name, StoredType::f32, std::move(shape), 0});
   }
   const ShardIndex shards(checkpoint);
-  const ReadParameter read = read_masters(shards);
+  const ReadParameter read = read_masters(shards), read_merged = read_values(hub);
   SafetensorsWriter writer(to / weights_file, tensors, {{"format", "pt"}});
   std::vector<float> values;
   for (const StoredTensor& t : writer.order()) {
@@ -191,6 +213,7 @@ AdapterExport export_adapters(const fs::path& checkpoint, const std::string& bas
     if (*part.parameter == part.adapter->magnitude) {
       const std::vector<float> own = row_lengths(read_base, f, *part.adapter);
       for (size_t i = 0; i < values.size(); ++i) values[i] += own[i];
+      require_lengths(values, read_merged, *part.adapter, done.base);
     }
     writer.write(t.name, std::as_bytes(std::span(values)));
   }

@@ -67,6 +67,11 @@ std::optional<CheckpointState> CheckpointHook::resume() {
       setup_.load_values(path);
       return std::string();
     });
+  if (setup_.compare_base)
+    agree(world_, [&] {
+      setup_.compare_base(path);
+      return std::string();
+    });
   load_pieces(path, world_, trainer_.parts().queue, pieces());
   const TrainerParts& parts = trainer_.parts();
   parts.updater->round_values();

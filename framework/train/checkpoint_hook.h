@@ -36,6 +36,9 @@ class CheckpointHook final : public StepHook {
     Finetuning* finetuning = nullptr;                // its bases are saved and restored; may be null
     /// Fills all values from a checkpoint: where layers take turns, those that sleep have no master in it.
     std::function<void(const std::filesystem::path&)> load_values;
+    /// Told the checkpoint that a run goes on from; throws where what it loaded itself is not what that run
+    /// had loaded. May be empty.
+    std::function<void(const std::filesystem::path&)> compare_base;
   };
   /// The trainer's parts must outlive the hook. Collective.
   CheckpointHook(Setup setup, Trainer& trainer);

@@ -408,6 +408,25 @@ TEST(Adapters, ARunGoesOnFromFilesWhereTheirRunEnded) {
     }
 }
 
+TEST(Adapters, ARunGoesOnBesideTheModelThatItStartedFromAlone) {
+  const TempDir folder, other_folder, out, to;
+  const std::string model = model_directory(folder);
+  Finished run("{method: dora, rank: 4, alpha: 8}", model, out);
+  Overrides o = {"run.output_dir=" + other_folder.path().string(), "run.name=other", "run.seed=4",
+                 "checkpoint.every_steps=null"};
+  train_with_checkpoints(finetune_recipe("{method: full}", o), *make_self_comm());
+  const std::string other = (other_folder.path() / "other" / "checkpoints" / "step-00000006").string();
+  Overrides longer = from_directory(other);
+  longer.insert(longer.end(),
+                {"run.output_dir=" + out.path().string(), "checkpoint.every_steps=null", "train.steps=9"});
+  const std::string resumed = test::refusal([&] {
+    train_with_checkpoints(finetune_recipe("{method: dora, rank: 4, alpha: 8}", longer), *make_self_comm());
+  });
+  EXPECT_NE(resumed.find("was trained beside another model than model.path"), std::string::npos) << resumed;
+  const std::string exported = test::refusal([&] { export_adapters(run.checkpoint, other, to.path()); });
+  EXPECT_NE(exported.find("is not the model that the run started from"), std::string::npos) << exported;
+}
+
 TEST(Adapters, FilesThatDoNotFitTheRecipeAreRefused) {
   const TempDir folder, out, to;
   const std::string model = model_directory(folder);
