@@ -31,24 +31,44 @@ using test::train_with_checkpoints;
 
 const char* const lora = "{method: lora, rank: 4, alpha: 8}";
 
-TEST(Adapters, AdaptersLearnBesideWeightsThatStay) {
+const char* const dora = "{method: dora, rank: 4, alpha: 8}";
+
+TEST(Adapters, LearnBesideWeightsThatStayAndRanksAgree) {
   const TempDir folder;
-  const Overrides base = from_directory(model_directory(folder));
-  Overrides longer = base;
+  Overrides longer = from_directory(model_directory(folder));
   longer.push_back("train.steps=30");
-  const Recipe recipe = finetune_recipe(lora, longer);
-  std::vector<std::vector<double>> start;
-  std::vector<std::string> names;
-  const TinyResult r = tiny_run(recipe, 1, 1, 4, {}, DeviceKind::cpu, [&](Session& s) {
-    for (const auto& p : s.params.all()) {
-      start.push_back(test::read(p->value));
-      names.push_back(p->name);
-    }
-    return std::unique_ptr<StepHook>();
-  });
-  EXPECT_LT(r.losses.back(), r.losses.front() - 0.1);
-  for (size_t i = 0; i < names.size(); ++i)
-    EXPECT_EQ(r.parameters[i] != start[i], names[i].find("lora") != std::string::npos) << names[i];
+  for (const char* method : {lora, dora}) {
+    SCOPED_TRACE(method);
+    std::vector<std::vector<double>> start;
+    std::vector<std::string> names;
+    const TinyResult r =
+        tiny_run(finetune_recipe(method, longer), 1, 1, 4, {}, DeviceKind::cpu, [&](Session& s) {
+          for (const auto& p : s.params.all()) {
+            start.push_back(test::read(p->value));
+            names.push_back(p->name);
+          }
+          return std::unique_ptr<StepHook>();
+        });
+    EXPECT_LT(r.losses.back(), r.losses.front() - 0.1);
+    for (size_t i = 0; i < names.size(); ++i)
+      EXPECT_EQ(r.parameters[i] != start[i], names[i].find("lora") != std::string::npos) << names[i];
+    const TinyResult two = tiny_run(finetune_recipe(method, longer, 2), 2, 1, 4);
+    for (size_t i = 0; i < 6; ++i) EXPECT_NEAR(r.losses[i], two.losses[i], 2e-5);
+  }
+}
+
+TEST(Adapters, AreUpdatedInBackwardAsAfterIt) {
+  const TempDir folder;
+  Overrides base = from_directory(model_directory(folder));
+  base.insert(base.end(), {"train.micro_batch_size=8", "train.max_grad_norm=null"});
+  Overrides within = base;
+  within.push_back("train.updates=in_backward");
+  for (const char* method : {lora, dora}) {
+    const TinyResult a = tiny_run(finetune_recipe(method, base), 1, 1, 4),
+                     b = tiny_run(finetune_recipe(method, within), 1, 1, 4);
+    EXPECT_EQ(a.losses, b.losses) << method;
+    EXPECT_EQ(a.parameters, b.parameters) << method;
+  }
 }
 
 TEST(Adapters, ResumingAdaptersIsExact) {
@@ -59,8 +79,6 @@ TEST(Adapters, ResumingAdaptersIsExact) {
   EXPECT_EQ(whole.losses, resumed.losses);
   EXPECT_EQ(whole.parameters, resumed.parameters);
 }
-
-const char* const dora = "{method: dora, rank: 4, alpha: 8}";
 
 /// What the checkpoint of a run with adapters of rank 4 and scale 2 must hold of each adapted weight, in
 /// double: weight + scale b a, with rows of the weight's own lengths plus the magnitude where there is one.
@@ -83,27 +101,6 @@ std::vector<double> merged_by_hand(std::map<std::string, std::vector<double>>& v
     for (size_t c = 0; c < cols; ++c) w[row * cols + c] *= factor;
   }
   return w;
-}
-
-TEST(Adapters, LengthsAndDirectionsLearnBesideWeightsThatStay) {
-  const TempDir folder;
-  Overrides longer = from_directory(model_directory(folder));
-  longer.push_back("train.steps=30");
-  const Recipe recipe = finetune_recipe(dora, longer);
-  std::vector<std::vector<double>> start;
-  std::vector<std::string> names;
-  const TinyResult r = tiny_run(recipe, 1, 1, 4, {}, DeviceKind::cpu, [&](Session& s) {
-    for (const auto& p : s.params.all()) {
-      start.push_back(test::read(p->value));
-      names.push_back(p->name);
-    }
-    return std::unique_ptr<StepHook>();
-  });
-  EXPECT_LT(r.losses.back(), r.losses.front() - 0.1);
-  for (size_t i = 0; i < names.size(); ++i)
-    EXPECT_EQ(r.parameters[i] != start[i], names[i].find("lora") != std::string::npos) << names[i];
-  const TinyResult two = tiny_run(finetune_recipe(dora, longer, 2), 2, 1, 4);
-  for (size_t i = 0; i < 6; ++i) EXPECT_NEAR(r.losses[i], two.losses[i], 2e-5);
 }
 
 TEST(Adapters, ResumingLengthsIsExact) {
