@@ -76,6 +76,16 @@ Packed Packed::row_range(int64_t begin, int64_t end) const {
   return p;
 }
 
+Packed Packed::column_range(int64_t begin, int64_t end) const {
+  require(format.granularity == Granularity::block && begin % format.block == 0 && end % format.block == 0,
+          "block_format", "columns {} to {} are not whole blocks of {}", begin, end, name(format));
+  Packed p = *this;
+  p.cols = end - begin;
+  p.codes = codes.columns(begin * format.bits() / 8, end * format.bits() / 8);
+  p.scales = scales.columns(begin / format.block, end / format.block);
+  return p;
+}
+
 PackedShapes packed_shapes(const BlockFormat& format, int64_t rows, int64_t cols, std::string_view what) {
   const int64_t step = width_step(format);
   if (cols <= 0 || cols % step != 0)

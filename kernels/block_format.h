@@ -55,6 +55,8 @@ struct Packed {
   bool defined() const { return codes.defined(); }
   /// Rows [begin, end), with the same scale of the whole matrix where there is one.
   Packed row_range(int64_t begin, int64_t end) const;
+  /// Columns [begin, end), whole blocks of a format with a scale for each block.
+  Packed column_range(int64_t begin, int64_t end) const;
 };
 
 /// Shapes of the parts of a packed matrix. Errors: throws when `cols` is not a multiple of the block (or of

@@ -46,6 +46,8 @@ void block_pack(const Queue& queue, const BlockPack& args) {
 
 namespace {
 
+bool unrotates(const BlockMatmul& args) { return args.mask.defined() || args.rotation; }
+
 void check(const Queue& queue, const BlockMatmul& args) {
   const int64_t n = check_b(queue, args.b);
   require_packed("block_matmul", "a", args.a, queue.device);
@@ -59,14 +61,28 @@ void check(const Queue& queue, const BlockMatmul& args) {
   require((y.dtype == DType::f32 || y.dtype == DType::bf16) && y.device == queue.device, "block_matmul",
           "y must be f32 or bf16 on {}, got {}", name(queue.device.kind), y);
   if (args.pack.defined()) check_pack(queue, args.pack, args.b);
+  if (unrotates(args)) check_unrotate({args.y, y, args.mask, args.rotation});
 }
 
 }  // namespace
 
-void block_matmul(const Queue& queue, const BlockMatmul& args) {
+bool block_matmul_wants_scratch(const Queue& queue, const BlockMatmul& args) {
   check(queue, args);
-  if (args.y.tensor.numel() == 0) return;
-  dispatch(queue, args, cpu::block_matmul, cuda::block_matmul);
+  return unrotates(args) && (queue.target() == DeviceKind::cuda || !cpu::block_matmul_unrotates(args));
+}
+
+void block_matmul(const Queue& queue, const BlockMatmul& args) {
+  if (!block_matmul_wants_scratch(queue, args)) {
+    if (args.y.tensor.numel() > 0) dispatch(queue, args, cpu::block_matmul, cuda::block_matmul);
+    return;
+  }
+  const Tensor& y = args.y.tensor;
+  require_shape("block_matmul", "scratch", args.scratch, y.shape);
+  require(args.scratch.dtype == DType::f32 && args.scratch.device == queue.device, "block_matmul",
+          "scratch must be f32 on {}, got {}", name(queue.device.kind), args.scratch);
+  block_matmul(queue,
+               {.y = {args.scratch}, .a = args.a, .b = args.b, .pack = args.pack, .factor = args.factor});
+  unrotate(queue, {.y = args.y, .x = args.scratch, .mask = args.mask, .rotation = args.rotation});
 }
 
 std::vector<std::string_view> block_matmul_engines(const Queue& queue, const BlockMatmul& args) {
@@ -77,6 +93,7 @@ std::vector<std::string_view> block_matmul_engines(const Queue& queue, const Blo
 
 void block_matmul_by(std::string_view engine, const Queue& queue, const BlockMatmul& args) {
   check(queue, args);
+  require(!unrotates(args), "block_matmul", "an engine by name takes nothing back of a rotation or a mask");
   if (args.y.tensor.numel() == 0) return;
   bool had = false;
   std::string known;

@@ -5,8 +5,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/block_format.h"
-#include "kernels/core/queue.h"
+#include "kernels/quantize.h"
 
 namespace osprey::kernels {
 
@@ -21,9 +20,11 @@ struct BlockPack {
 };
 void block_pack(const Queue& queue, const BlockPack& args);
 
-/// y (+)= factor * a b^T, the matrices of b stacked along their rows.
+/// y (+)= factor * a b^T, the matrices of b stacked along their rows; with a rotation or a mask what
+/// unrotate() makes of that, bit for bit of it in fp32.
 /// Shapes: a (M, K), b[i] (N_i, K), y (M, sum N_i) f32 or bf16; all of one format, or of two with equal
-/// block and granularity (mxint8 with mxfp4: an 8-bit input of a 4-bit layer).
+/// block and granularity (mxint8 with mxfp4: an 8-bit input of a 4-bit layer). scratch (M, sum N_i) f32 where
+/// block_matmul_wants_scratch() says so.
 /// Numerics: kernels/numerics/block_product.h, on all CPUs the same bits, with one exception.
 /// Where elements of both are integers times a constant (e2m1, int4, int8), the sum inside a block is exact
 /// and the sums of blocks are added in fp32, first block first; other formats: fp32. The exception: CPUs with
@@ -47,13 +48,18 @@ struct BlockMatmul {
   std::span<const Packed> b;
   Tensor pack = {};  // as block_pack() left it, or undefined
   float factor = 1;
+  Rotation rotation = {};
+  Tensor mask = {};
+  Tensor scratch = {};
 };
+/// Is there no engine here that unrotates what it multiplies?
+bool block_matmul_wants_scratch(const Queue& queue, const BlockMatmul& args);
 void block_matmul(const Queue& queue, const BlockMatmul& args);
 
 /// Engines that can multiply these operands here, by name, the one that block_matmul() takes first; and
 /// block_matmul() by one of them, for benches. Their numbers agree as far as is said above; what they are:
 /// kernels/cpu/block_product.h, kernels/cuda/block_product.h. Errors: as block_matmul(); throws on a name
-/// that is not among them.
+/// that is not among them, and on a rotation or a mask.
 std::vector<std::string_view> block_matmul_engines(const Queue& queue, const BlockMatmul& args);
 void block_matmul_by(std::string_view engine, const Queue& queue, const BlockMatmul& args);
 
@@ -69,6 +75,7 @@ inline constexpr double e4m3_slack = 1.0 / 2048;
 namespace osprey::cpu {
 int64_t block_pack_bytes(std::span<const Packed> b);
 void block_pack(const Queue& queue, const kernels::BlockPack& args);
+bool block_matmul_unrotates(const kernels::BlockMatmul& args);
 void block_matmul(const Queue& queue, const kernels::BlockMatmul& args);
 std::vector<std::string_view> block_matmul_engines(const Queue& queue, const kernels::BlockMatmul& args);
 void block_matmul_by(std::string_view engine, const Queue& queue, const kernels::BlockMatmul& args);

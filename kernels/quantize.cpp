@@ -81,13 +81,17 @@ void dequantize(const Queue& queue, const Dequantize& a) {
   dispatch(queue, a, cpu::dequantize, cuda::dequantize);
 }
 
-void unrotate(const Queue& queue, const Unrotate& a) {
+void check_unrotate(const Unrotate& a) {
   const char* where = "unrotate";
   require_matrix(where, "x", a.x, a.x.rows(), a.x.cols());
   require_matrix(where, "y", a.y.tensor, a.x.rows(), a.x.cols());
   require_rotation(where, a.rotation, a.x.cols());
   require(!a.rotation.step.defined(), where, "its rotation may not depend on a step");
   require_mask(where, a.mask, a.x.rows(), a.x.cols());
+}
+
+void unrotate(const Queue& queue, const Unrotate& a) {
+  check_unrotate(a);
   dispatch(queue, a, cpu::unrotate, cuda::unrotate);
 }
 

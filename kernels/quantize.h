@@ -73,6 +73,8 @@ struct Unrotate {
   Rotation rotation = {};
 };
 void unrotate(const Queue& queue, const Unrotate& args);
+/// Errors: throws where unrotate() would.
+void check_unrotate(const Unrotate& args);
 
 /// Sums over a quantization, for telemetry: into `sums` go, in this order, sum x^2, sum (q - x)^2, elements,
 /// elements that were clipped, nonzero elements that became zero, rows, rows whose scales span more than

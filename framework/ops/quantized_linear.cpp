@@ -107,8 +107,19 @@ Tensor forward(Tape& t, Layer& l) {
   return y;
 }
 
-/// The backward of one layer. Both products are formed in the rotated basis; land() brings them to where they
-/// belong.
+/// Do blocks stand for themselves, so that operands of several weights can be one matrix?
+bool blocks_alone(const BlockFormat& f) {
+  return f.granularity == Granularity::block && f.scale != ScaleType::e4m3;
+}
+
+/// What a product in the basis of forward's operands still lacks; as unrotate() has them.
+struct Landing {
+  Rotation rotation;
+  Tensor mask;
+  explicit operator bool() const { return rotation || mask.defined(); }
+};
+
+/// The backward of one layer. Both products are formed in the rotated basis, and landed where they belong.
 struct LinearBackward {
   Tape& t;
   const Layer& l;
@@ -124,11 +135,16 @@ struct LinearBackward {
             .step = at.step};
   }
 
-  /// May a product be written where the gradient is wanted, or does it need what comes after?
-  bool lands_directly(const Tensor& mask) const { return !forward_rotation(*l.scheme) && !mask.defined(); }
-  void land(const Accum& to, const Tensor& product, const Tensor& mask) const {
-    kernels::unrotate(t.queue(),
-                      {.y = to, .x = product, .mask = mask, .rotation = forward_rotation(*l.scheme)});
+  void land(const Accum& to, const Tensor& product, const Landing& how) const {
+    kernels::unrotate(t.queue(), {.y = to, .x = product, .mask = how.mask, .rotation = how.rotation});
+  }
+  /// For a product that cannot land by itself: calls product(where) and lands it.
+  template <class Product>
+  void land_after(const Accum& to, DType dtype, const Landing& how, const Product& product) const {
+    if (!how) return product(to);
+    const Tensor in_basis = t.temp(to.tensor.shape, dtype);
+    product(Accum{in_basis});
+    land(to, in_basis, how);
   }
   /// A learnt step, or none, and what was quantized with it; `shared` numbers have it, or those of a token.
   struct Stepped {
@@ -145,26 +161,26 @@ struct LinearBackward {
   }
   Stepped stepped_input() const { return {l.input_step, t.value(l.x), spec.activations, l.in()}; }
 
-  /// Calls product(where), the gradient of what was quantized, and lands it, if anybody wants it: at `to`,
-  /// and in the gradient of a step.
+  /// Calls product(where, what it lacks there), the gradient of what was quantized, if anybody wants it: at
+  /// `to`, and in the gradient of a step.
   template <class Product>
   void landed(const Accum& to, DType dtype, const Tensor& mask, const Stepped& stepped,
               const Product& product) const {
-    const bool learns = stepped.wanted(t);
-    if (!to && !learns) return;
-    if (!learns && lands_directly(mask)) return product(to);
-    const Tensor in_basis = t.temp(stepped.x.shape, dtype);
-    product(Accum{in_basis});
-    if (learns) {
-      const Element e = stepped.how->block_format().element;
-      kernels::step_gradient(t.queue(), {.dstep = t.grad(stepped.step),
-                                         .dy = in_basis,
-                                         .x = stepped.x,
-                                         .step = t.value(stepped.step),
-                                         .element = e,
-                                         .factor = step_gradient_scale(e, stepped.shared)});
+    const Landing how{forward_rotation(*l.scheme), mask};
+    if (!stepped.wanted(t)) {
+      if (to) product(to, how);
+      return;
     }
-    if (to) land(to, in_basis, mask);
+    const Tensor in_basis = t.temp(stepped.x.shape, dtype);
+    product(Accum{in_basis}, Landing{});
+    const Element e = stepped.how->block_format().element;
+    kernels::step_gradient(t.queue(), {.dstep = t.grad(stepped.step),
+                                       .dy = in_basis,
+                                       .x = stepped.x,
+                                       .step = t.value(stepped.step),
+                                       .element = e,
+                                       .factor = step_gradient_scale(e, stepped.shared)});
+    if (to) land(to, in_basis, how);
   }
 
   Tensor dense_x() const {
@@ -179,31 +195,35 @@ struct LinearBackward {
       if (t.needs_grad(l.leaves[i]) || stepped_weight(i).wanted(t)) return true;
     return false;
   }
-  /// f(i, the part of dy that belongs to weight i).
-  template <class F>
-  void each_weight(const F& f) const {
-    int64_t column = 0;
-    for (size_t i = 0; i < l.count; ++i) {
-      const int64_t out = l.params[i]->shape[0];
-      f(i, dy.columns(column, column + out));
-      column += out;
-    }
+  int64_t outs_before(size_t i) const {
+    int64_t sum = 0;
+    for (size_t k = 0; k < i; ++k) sum += l.params[k]->shape[0];
+    return sum;
   }
-  /// Lands product(i, part of dy, where) for each weight that wants a gradient.
+  /// The part of dy that belongs to weights [first, last).
+  Tensor dy_of(size_t first, size_t last) const { return dy.columns(outs_before(first), outs_before(last)); }
+  /// f(first, last) for the weights whose operands of backward are one matrix.
+  template <class F>
+  void each_stack(const F& f) const {
+    const size_t step = blocks_alone(spec.gradients->block_format()) ? l.count : 1;
+    for (size_t i = 0; i < l.count; i += step) f(i, i + step);
+  }
+  /// Lands product(where, what it lacks there), the gradient of weight i.
   template <class Product>
-  void each_weight_gradient(const Product& product) const {
-    each_weight([&](size_t i, const Tensor& part) {
-      landed(t.grad(l.leaves[i]), DType::f32, w.masks[i], stepped_weight(i),
-             [&](const Accum& at) { product(i, part, at); });
-    });
+  void weight_gradient(size_t i, const Product& product) const {
+    landed(t.grad(l.leaves[i]), DType::f32, w.masks[i], stepped_weight(i), product);
   }
 
   void weights_dense() const {
     const Tensor x = dense_x();
-    each_weight_gradient([&](size_t, const Tensor& part, const Accum& at) {
-      const int64_t out = part.cols();
-      kernels::linear_wgrad(t.queue(), {.dweights = {&at, 1}, .outs = {&out, 1}, .dy = part, .x = x});
-    });
+    for (size_t i = 0; i < l.count; ++i)
+      weight_gradient(i, [&](const Accum& to, const Landing& how) {
+        land_after(to, DType::f32, how, [&](const Accum& at) {
+          const int64_t out = l.params[i]->shape[0];
+          kernels::linear_wgrad(t.queue(),
+                                {.dweights = {&at, 1}, .outs = {&out, 1}, .dy = dy_of(i, i + 1), .x = x});
+        });
+      });
   }
 
   void input_dense() const {
@@ -213,55 +233,92 @@ struct LinearBackward {
       images[i] = t.temp(l.params[i]->shape, dy.dtype);
       kernels::dequantize(t.queue(), {.y = images[i], .x = w.packed[i]});
     }
-    landed(t.grad(l.x), dy.dtype, l.mask_x, stepped_input(), [&](const Accum& at) {
-      kernels::linear_dgrad(t.queue(), {.dx = at, .dy = dy, .weights = {images.data(), l.count}, .pack = {}});
+    landed(t.grad(l.x), dy.dtype, l.mask_x, stepped_input(), [&](const Accum& to, const Landing& how) {
+      land_after(to, dy.dtype, how, [&](const Accum& at) {
+        kernels::linear_dgrad(t.queue(),
+                              {.dx = at, .dy = dy, .weights = {images.data(), l.count}, .pack = {}});
+      });
     });
   }
 
-  /// Quantizes an operand of a backward product: rows of `y` run along what the product sums.
-  Packed operand(const Tensor& x, const Packed& packed_x, bool transpose, const Rotation& draw,
-                 const char* which) const {
-    const QuantOperandSpec& g = *spec.gradients;
-    const int64_t rows = x.defined() ? x.rows() : packed_x.rows,
-                  cols = x.defined() ? x.cols() : packed_x.cols;
-    const Packed y = temp_packed(t, g.block_format(), transpose ? cols : rows, transpose ? rows : cols);
+  /// Quantizes an operand of a backward product into y, whose rows run along what the product sums.
+  void quantize(const Packed& y, const Tensor& x, const Packed& packed_x, bool transpose,
+                const Rotation& draw, const std::string& which) const {
     kernels::quantize(t.queue(), {.y = y,
                                   .x = x,
                                   .packed_x = packed_x,
                                   .transpose = transpose,
-                                  .rule = g.scale,
-                                  .rounding = {.kind = g.rounding,
+                                  .rule = spec.gradients->scale,
+                                  .rounding = {.kind = spec.gradients->rounding,
                                                .seed = draw.seed,
                                                .stream = draw.stream + stream_of(which),
                                                .step = draw.step},
                                   .rotation = draw});
-    return y;
+  }
+  Packed operand(int64_t rows, int64_t cols) const {
+    return temp_packed(t, spec.gradients->block_format(), rows, cols);
+  }
+  void multiply(const Accum& to, const Landing& how, const Packed& a, const Packed& b,
+                const Tensor& pack) const {
+    kernels::BlockMatmul m{
+        .y = to, .a = a, .b = {&b, 1}, .pack = pack, .rotation = how.rotation, .mask = how.mask};
+    if (kernels::block_matmul_wants_scratch(t.queue(), m)) m.scratch = t.temp(to.tensor.shape, DType::f32);
+    kernels::block_matmul(t.queue(), m);
   }
 
   /// dW_i = dy_i^T x, summed over tokens.
   void weights_packed() const {
     const Rotation draw = draws(" dw", l.scheme->rotated.dw);
-    const Packed x = operand(Tensor{}, l.packed_x, true, draw, "x");
-    each_weight_gradient([&](size_t i, const Tensor& part, const Accum& at) {
-      const Packed g = operand(part, Packed{}, true, draw, l.params[i]->name.c_str());
-      kernels::block_matmul(t.queue(), {.y = at, .a = g, .b = {&x, 1}, .pack = {}});
+    const int64_t tokens = dy.rows();
+    const Packed x = operand(l.in(), tokens);
+    quantize(x, {}, l.packed_x, true, draw, "x");
+    Tensor pack;
+    if (const int64_t bytes = kernels::block_pack_bytes(t.queue(), {&x, 1})) {
+      pack = t.temp({bytes}, DType::u8);
+      kernels::block_pack(t.queue(), {.pack = pack, .b = {&x, 1}});
+    }
+    each_stack([&](size_t first, size_t last) {
+      const Tensor part = dy_of(first, last);
+      const Packed g = operand(part.cols(), tokens);
+      quantize(g, part, {}, true, draw, l.params[first]->name);
+      for (size_t i = first; i < last; ++i)
+        weight_gradient(i, [&](const Accum& to, const Landing& how) {
+          const int64_t row = outs_before(i) - outs_before(first);
+          multiply(to, how, g.row_range(row, row + l.params[i]->shape[0]), x, pack);
+        });
     });
   }
 
-  /// dx = sum over i of dy_i W_i: one product for each weight, each summed over its outputs.
+  /// dx = sum over i of dy_i W_i, summed over outputs.
   void input_packed() const {
-    const Rotation draw = draws(" dx", l.scheme->rotated.dx);
-    landed(t.grad(l.x), DType::f32, l.mask_x, stepped_input(), [&](const Accum& at) {
-      each_weight([&](size_t i, const Tensor& part) {
-        const Packed g = operand(part, Packed{}, false, draw, l.params[i]->name.c_str());
-        if (QuantizationWatch* watch = t.backward_watch())
-          watch->quantized(t.current_layer(), l.params[i]->name, Role::gradients,
-                           {.sums = {}, .x = part, .y = g, .rotation = draw, .rule = spec.gradients->scale});
-        const Packed wt = operand(Tensor{}, w.packed[i], true, draw, (l.params[i]->name + " w").c_str());
-        kernels::block_matmul(t.queue(),
-                              {.y = {at.tensor, at.add || i > 0}, .a = g, .b = {&wt, 1}, .pack = {}});
+    landed(t.grad(l.x), DType::f32, l.mask_x, stepped_input(), [&](const Accum& to, const Landing& how) {
+      if (blocks_alone(spec.gradients->block_format())) return stack_input(to, how, 0, l.count);
+      land_after(to, DType::f32, how, [&](const Accum& at) {
+        each_stack([&](size_t first, size_t last) {
+          stack_input({at.tensor, at.add || first > 0}, {}, first, last);
+        });
       });
     });
+  }
+  /// What weights [first, last) give of it.
+  void stack_input(const Accum& to, const Landing& how, size_t first, size_t last) const {
+    const Rotation draw = draws(" dx", l.scheme->rotated.dx);
+    const Tensor part = dy_of(first, last);
+    const Packed g = operand(part.rows(), part.cols()), weights = operand(l.in(), part.cols());
+    quantize(g, part, {}, false, draw, l.params[first]->name);
+    for (size_t i = first; i < last; ++i) {
+      const int64_t column = outs_before(i) - outs_before(first), end = column + l.params[i]->shape[0];
+      quantize(last - first == 1 ? weights : weights.column_range(column, end), {}, w.packed[i], true, draw,
+               l.params[i]->name + " w");
+      if (QuantizationWatch* watch = t.backward_watch())
+        watch->quantized(t.current_layer(), l.params[i]->name, Role::gradients,
+                         {.sums = {},
+                          .x = dy_of(i, i + 1),
+                          .y = last - first == 1 ? g : g.column_range(column, end),
+                          .rotation = draw,
+                          .rule = spec.gradients->scale});
+    }
+    multiply(to, how, g, weights, {});
   }
 
   void run() const {

@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/block_product.h"
 #include "kernels/cpu/isa/block_gemm.h"
+#include "kernels/cpu/quantize_lanes.h"
 #include "kernels/cpu/scratch.h"
 
 namespace osprey::cpu {
@@ -57,12 +58,15 @@ void pack_into(const Queue& queue, uint8_t* panels, std::span<const Packed> b, c
   });
 }
 
+bool unrotates(BlockEngine engine) { return engine == BlockEngine::tiles || engine == BlockEngine::dot; }
+
 using Gemm = void (*)(const BlockGemm&);
 using BufferBytes = int64_t (*)(const BlockGemm&);
 
 // Cuts y into a grid of parts, one for each thread: rows first, because then b is unpacked once for many.
 void share_out(const Queue& queue, const BlockGemm& whole, Gemm gemm, BufferBytes buffer_bytes) {
-  constexpr int64_t rows_unit = 32, columns_unit = 2 * block_columns, rows_enough = 128;
+  constexpr int64_t rows_unit = 32, rows_enough = 128;
+  const int64_t columns_unit = std::max<int64_t>(2 * block_columns, whole.turn_size);
   const int64_t row_cuts = std::clamp<int64_t>(whole.rows / rows_enough, 1, queue.threads),
                 column_cuts = (queue.threads + row_cuts - 1) / row_cuts;
   const auto cut = [](int64_t n, int64_t unit, int64_t i, int64_t count) {
@@ -82,6 +86,7 @@ void share_out(const Queue& queue, const BlockGemm& whole, Gemm gemm, BufferByte
       if (g.b_columns) g.b_columns += column;
       if (g.b_panels) g.b_panels += column / block_columns * block_panel_bytes(g.b, g.k);
       g.y += row * g.y_row_bytes + column * (g.y_is_f32 ? 4 : 2);
+      if (g.mask) g.mask += row * g.mask_stride + column / 8;
       g.buffer = scratch(Scratch::block_buffer, static_cast<size_t>(buffer_bytes(g)));
       gemm(g);
     }
@@ -133,6 +138,8 @@ void block_matmul_by(BlockEngine engine, const Queue& queue, const BlockMatmul& 
   const Tensor& y = args.y.tensor;
   const char* why = why_not(engine, a, args.b[0]);
   require(!why, "block_matmul", "the engine {} cannot be had: {}", name(engine), why ? why : "");
+  require(unrotates(engine) || !(args.rotation || args.mask.defined()), "block_matmul",
+          "the engine {} takes nothing back of a rotation or a mask", name(engine));
   BlockGemm g{};
   g.a = layout_of(a.format);
   g.b = layout_of(args.b[0].format);
@@ -148,6 +155,14 @@ void block_matmul_by(BlockEngine engine, const Queue& queue, const BlockMatmul& 
   g.y_is_f32 = y.dtype == DType::f32;
   g.add = args.y.add;
   g.factor = args.factor * tensor_scale(a);
+  const Signs signs(args.rotation);
+  g.turn_size = args.rotation.size;
+  g.turn_factor = kernels::rotation_factor(args.rotation, 1);
+  g.signs = signs.bits.data();
+  if (args.mask.defined()) {
+    g.mask = args.mask.as<uint8_t>();
+    g.mask_stride = args.mask.row_stride();
+  }
   const BlockGemmTable& table = block_gemm_table();
   if (engine == BlockEngine::definition) {
     g.b_columns = columns_of(args.b);
@@ -170,6 +185,8 @@ void block_matmul_by(BlockEngine engine, const Queue& queue, const BlockMatmul& 
       return share_out(queue, g, table.dot, table.dot_buffer_bytes);
   }
 }
+
+bool block_matmul_unrotates(const BlockMatmul& args) { return unrotates(block_engine(args.a, args.b[0])); }
 
 void block_matmul(const Queue& queue, const BlockMatmul& args) {
   block_matmul_by(block_engine(args.a, args.b[0]), queue, args);

@@ -59,6 +59,12 @@ struct BlockGemm {
   int64_t y_row_bytes;
   int y_is_f32, add;
   float factor;  // the tensor scale of a included
+  // For dot() and tiles(): what is taken back before y is written, as kernels::Unrotate says.
+  int turn_size;          // of the rotation; 0: none. Columns begin at a multiple
+  float turn_factor;      // what sums of the rotation are multiplied by
+  const uint32_t* signs;  // (turn_size): 0 or the sign bit of a float
+  const uint8_t* mask;    // of row 0, column 0; or null
+  int64_t mask_stride;
   void* buffer;  // aligned to 64
 };
 

@@ -10,6 +10,7 @@
 #if defined(OSPREY_ISA_avx512_bf16)
 
 #include "kernels/cpu/isa/block_gemm_tiles.h"
+#include "kernels/cpu/isa/hadamard.h"
 #include "kernels/cpu/isa/transpose16.h"
 
 namespace osprey::cpu::avx512_bf16 {
@@ -140,16 +141,63 @@ void dot_span(const BlockGemm& g, const Plan& p, const Memory& m, float* sums, i
                  m.b_scales + c * group, k, least(p.chunk, end - k), sums + (i * group + r) * group);
     }
 }
-// Writes columns [column, end), at most wide groups, and leaves zeros for the next ones. y's lines are far
-// apart: those of a row are asked for some rows before they are written.
+
+template <int size>
+inline void turn_vectors(const BlockGemm& g, Vec* x, int64_t count) {
+  constexpr int vectors = size / lanes;
+  for (int64_t at = 0; at < count; at += vectors) {
+    hadamard<size>(x + at);
+    for (int i = 0; i < vectors; ++i) {
+      const Vec y = x[at + i] * splat(g.turn_factor);
+      x[at + i] = (Vec)((IVec)y ^ load(reinterpret_cast<const int32_t*>(g.signs) + i * lanes));
+    }
+  }
+}
+
+// Scales the sums of a row by f, masks them and turns them back: vector h has columns 16 h from `column` on.
+// Sums of neighbouring groups are `apart` floats apart.
+inline void turn_row(const BlockGemm& g, int64_t row, int64_t column, const __m512* f, int64_t halves,
+                     float* sums, int64_t apart) {
+  Vec x[2 * most_wide];
+  const auto at = [&](int64_t h) { return sums + h / 2 * apart + h % 2 * 16; };
+  for (int64_t h = 0; h < halves; ++h) {
+    __mmask16 keep = 0xffff;
+    if (const int64_t left = g.columns - column - 16 * h; g.mask && left > 0)
+      memcpy(&keep, g.mask + row * g.mask_stride + column / 8 + 2 * h, left >= 16 ? 2 : 1);
+    x[h] = (Vec)_mm512_maskz_mul_ps(keep, f[h], _mm512_load_ps(at(h)));
+  }
+  switch (g.turn_size) {
+    case 16:
+      turn_vectors<16>(g, x, halves);
+      break;
+    case 32:
+      turn_vectors<32>(g, x, halves);
+      break;
+    case 64:
+      turn_vectors<64>(g, x, halves);
+      break;
+    case 128:
+      turn_vectors<128>(g, x, halves);
+      break;
+    default:
+      break;
+  }
+  for (int64_t h = 0; h < halves; ++h) store(at(h), x[h]);
+}
+
+// Writes columns [column, end), at most Plan::wide groups, and leaves zeros for the next ones. y's lines are
+// far apart: those of a row are asked for some rows before they are written.
 void finish_panels(const BlockGemm& g, const Plan& p, const Memory& m, int64_t row, int64_t rows,
                    int64_t column, int64_t end) {
   constexpr int64_t ahead = 6;
   const int64_t halves = 2 * ceil_div(end - column, group), size = g.y_is_f32 ? 4 : 2;
-  __m512 f[2 * wide];
-  __mmask16 mask[2 * wide];
+  const bool turns = g.turn_size || g.mask;
+  __m512 f[2 * most_wide], turned[2 * most_wide];
+  __mmask16 mask[2 * most_wide];
   for (int64_t h = 0; h < halves; ++h) {
-    f[h] = factors(g, PanelPair(g, column + h / 2 * group).panels[h % 2]);
+    const __m512 scale = factors(g, PanelPair(g, column + h / 2 * group).panels[h % 2]);
+    turned[h] = scale;
+    f[h] = turns ? _mm512_set1_ps(1) : scale;
     mask[h] = mask16(g.columns - column - 16 * h);
   }
   for (int64_t r = 0; r < rows; ++r) {
@@ -157,6 +205,7 @@ void finish_panels(const BlockGemm& g, const Plan& p, const Memory& m, int64_t r
     if (r + ahead < rows)
       for (int64_t i = 0; i < (end - column) * size; i += 64)
         __builtin_prefetch(at + ahead * g.y_row_bytes + i, 1);
+    if (turns) turn_row(g, row + r, column, turned, halves, m.sums + r * group, p.held * group);
     for (int64_t h = 0; h < halves; h += 2) {
       float* sum = m.sums + (h / 2 * p.held + r) * group;
       if (!g.y_is_f32 && mask[h + 1] == 0xffff) {
@@ -178,7 +227,7 @@ void multiply(const BlockGemm& g, bool with_tiles) {
   const Digits a_digits = digits_table(g.a.element), b_digits = digits_table(g.b.element);
   const __m512i a_values = a_lookup(g), b_values = b_lookup(g, p.b_offset);
   if (with_tiles) configure(least(step, p.chunk));
-  memset(m.sums, 0, static_cast<size_t>(wide * p.held * group) * 4);
+  memset(m.sums, 0, static_cast<size_t>(p.wide * p.held * group) * 4);
   for (int64_t row = 0; row < g.rows; row += p.held) {
     const int64_t rows = least(p.held, g.rows - row), groups = ceil_div(rows, group);
     for (int64_t i = 0; i < groups; ++i) {
@@ -186,8 +235,8 @@ void multiply(const BlockGemm& g, bool with_tiles) {
       p.fold ? fold_group(g, p, m, i, row + i * group, count, a_digits)
              : unpack_group(g, p, m, i, row + i * group, count, true, a_values);
     }
-    for (int64_t column = 0; column < g.columns; column += wide * group) {
-      const int64_t end = least(g.columns, column + wide * group);
+    for (int64_t column = 0; column < g.columns; column += p.wide * group) {
+      const int64_t end = least(g.columns, column + p.wide * group);
       float* sums = m.sums;
       for (int64_t c = column; c < end; c += group, sums += p.held * group) {
         const PanelPair b(g, c);

@@ -12,7 +12,7 @@ constexpr int64_t span = 512;  // k of b that is unpacked at a time
 constexpr int64_t group = 32;  // rows of a, and columns of b, that are multiplied together
 constexpr int64_t step = 64;   // k of a tile
 constexpr int64_t step_bytes = group * step;
-constexpr int64_t wide = 2;  // groups of columns that are written together
+constexpr int64_t most_wide = 4;
 constexpr float largest_float = 3.40282347e38f;
 constexpr int folded_blocks = 8, most_parts = folded_blocks, most_shift = 3;
 
@@ -30,6 +30,7 @@ struct Plan {
   int64_t chunks;  // in k
   int64_t steps;   // of 64 in k
   int64_t held;    // rows of a, whole groups
+  int64_t wide;    // groups of columns that are written together
   int b_offset;    // what makes b unsigned, for dot products; else 0
 };
 
@@ -51,6 +52,7 @@ inline Plan plan_of(const BlockGemm& g, bool with_tiles) {
   p.steps = ceil_div(g.k, step);
   const int64_t fits = (1 << 20) / (p.steps * step) / group * group;
   p.held = least(ceil_div(g.rows, group) * group, fits < 64 ? 64 : fits > 512 ? 512 : fits);
+  p.wide = g.turn_size > 2 * group ? most_wide : 2;
   p.b_offset = with_tiles ? 0 : g.b.element == Element::e2m1 ? 12 : g.b.element == Element::int4 ? 8 : 128;
   return p;
 }
@@ -85,7 +87,7 @@ inline Memory memory_of(const Plan& p, void* buffer) {
   m.b = reinterpret_cast<uint8_t*>(take(p.parts * span * group));
   m.b_scales = reinterpret_cast<float*>(take(span_chunks * p.parts * group * 4));
   m.b_parts = reinterpret_cast<int32_t*>(take(span_chunks * 4));
-  m.sums = reinterpret_cast<float*>(take(wide * p.held * group * 4));
+  m.sums = reinterpret_cast<float*>(take(p.wide * p.held * group * 4));
   m.tiles = reinterpret_cast<int32_t*>(take(2 * 4 * 16 * 16 * 4));
   m.bytes = at - static_cast<char*>(buffer);
   return m;

@@ -1,5 +1,6 @@
 #include "kernels/cpu/isa/quantize.h"
 
+#include "kernels/cpu/isa/hadamard.h"
 #include "kernels/cpu/isa/transpose.h"
 #include "kernels/cpu/isa/vec.h"
 #include "kernels/numerics/step_size.h"
@@ -44,24 +45,6 @@ void store_run(T* __restrict y, const float* __restrict v, int64_t n, int add) {
 
 void multiply(float* v, int64_t n, float factor) {
   for (int64_t i = 0; i < n; ++i) v[i] *= factor;
-}
-
-/// Sylvester's matrix, sums of neighbours first: an order that kernels/cuda/quantize.cu shares.
-template <int size>
-OSPREY_INLINE void hadamard(Vec* x) {
-  constexpr int vectors = size / lanes;
-  for (int h = 1; h < lanes; h *= 2) {
-    const IVec partner = iota() ^ h;
-    const Vec sign = (iota() & h) != 0 ? splat(-1.0f) : splat(1.0f);
-    for (int i = 0; i < vectors; ++i) x[i] = __builtin_shuffle(x[i], partner) + x[i] * sign;
-  }
-  for (int h = 1; h < vectors; h *= 2)
-    for (int i = 0; i < vectors; ++i)
-      if ((i & h) == 0) {
-        const Vec a = x[i], b = x[i + h];
-        x[i] = a + b;
-        x[i + h] = a - b;
-      }
 }
 
 template <int size>
