@@ -63,12 +63,34 @@ bool unrotates(BlockEngine engine) { return engine == BlockEngine::tiles || engi
 using Gemm = void (*)(const BlockGemm&);
 using BufferBytes = int64_t (*)(const BlockGemm&);
 
-// Cuts y into a grid of parts, one for each thread: rows first, because then b is unpacked once for many.
+struct Grid {
+  int64_t rows, columns;
+};
+// The grid of parts of y, at most one for each thread, whose largest part is done first. A part multiplies all of its
+// units with each other, and unpacks its rows once and its columns once for 16 units of rows; to unpack a
+// unit takes about as long as two products (`perf`, mxfp4 on tiles).
+Grid best_grid(int64_t row_units, int64_t column_units, int threads) {
+  constexpr int64_t unpacking = 2, held = 16;
+  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  Grid best{};
+  int64_t least = 0;
+  for (int64_t r = 1; r <= std::min<int64_t>(threads, row_units); ++r) {
+    const int64_t c = std::min<int64_t>(threads / r, column_units);
+    const int64_t high = ceil_div(row_units, r), wide = ceil_div(column_units, c);
+    const int64_t cost = high * wide + unpacking * (high + wide * ceil_div(high, held));
+    if (best.rows > 0 && cost >= least) continue;
+    best = {r, c};
+    least = cost;
+  }
+  return best;
+}
+
 void share_out(const Queue& queue, const BlockGemm& whole, Gemm gemm, BufferBytes buffer_bytes) {
-  constexpr int64_t rows_unit = 32, rows_enough = 128;
+  constexpr int64_t rows_unit = 32;
   const int64_t columns_unit = std::max<int64_t>(2 * block_columns, whole.turn_size);
-  const int64_t row_cuts = std::clamp<int64_t>(whole.rows / rows_enough, 1, queue.threads),
-                column_cuts = (queue.threads + row_cuts - 1) / row_cuts;
+  const auto [row_cuts, column_cuts] =
+      best_grid((whole.rows + rows_unit - 1) / rows_unit, (whole.columns + columns_unit - 1) / columns_unit,
+                queue.threads);
   const auto cut = [](int64_t n, int64_t unit, int64_t i, int64_t count) {
     const int64_t units = (n + unit - 1) / unit;
     return std::min(n, units * i / count * unit);

@@ -171,12 +171,12 @@ struct Encode {
   struct Draws {
     Philox group, next;
     int at;
-    __device__ Draws(uint64_t seed, uint64_t stream, uint64_t first) : at(static_cast<int>(first % 8)) {
-      group = draw_group(seed, stream, first / 8);
-      next = at > 8 - per_lane ? draw_group(seed, stream, first / 8 + 1) : group;
+    __device__ Draws(uint64_t seed, uint64_t stream, uint64_t first) : at(static_cast<int>(first % 16)) {
+      group = draw_group(seed, stream, first / 16);
+      next = at > 16 - per_lane ? draw_group(seed, stream, first / 16 + 1) : group;
     }
     __device__ uint32_t operator[](int i) const {
-      return at + i < 8 ? draw_of(group, at + i) : draw_of(next, at + i - 8);
+      return at + i < 16 ? draw_of(group, at + i) : draw_of(next, at + i - 16);
     }
   };
 

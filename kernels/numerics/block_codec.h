@@ -125,7 +125,8 @@ OSPREY_HD uint32_t encode_nearest(const ElementLayout& l, float v) {
 OSPREY_HD uint32_t encode_nearest(Element e, float v) { return encode_nearest(element_layout(e), v); }
 
 /// v to one of the two codes around it, to each the more often the nearer it is: with `draw` uniform in 0 ..
-/// 65535 the mean is v, but for the half 2^-17 of a step. Above the largest element as encode_nearest().
+/// 255 the mean is v to within 2^-9 of a step, and not off to one side. Above the largest element as
+/// encode_nearest().
 OSPREY_HD uint32_t encode_stochastic(const ElementLayout& l, float v, uint32_t draw) {
   const uint32_t lowest = static_cast<uint32_t>(128 - l.bias) << 23;
   const uint32_t a = saturated(l, v), own = a & float_infinity, binade = own > lowest ? own : lowest;
@@ -135,21 +136,22 @@ OSPREY_HD uint32_t encode_stochastic(const ElementLayout& l, float v, uint32_t d
     m = below < 55 ? m >> (below - 31) : 0;
     below = 31;
   }
-  const uint32_t steps = (m + ((2 * draw + 1) << (below - 17))) >> below;  // below >= 17 in every layout
+  const uint32_t steps = (m + ((2 * draw + 1) << (below - 9))) >> below;  // below >= 17 in every layout
   return with_sign(l, steps + ((binade - lowest) >> (23 - l.mantissa)), v);
 }
 OSPREY_HD uint32_t encode_stochastic(Element e, float v, uint32_t draw) {
   return encode_stochastic(element_layout(e), v, draw);
 }
 
-/// Draws of 16 bits, eight to a call of the generator: draw `index` is draw index % 8 of group index / 8.
+/// Draws of 8 bits, as many as NVIDIA's conversion to e2m1 takes for a number, sixteen to a call of the
+/// generator: draw `index` is draw index % 16 of group index / 16.
 OSPREY_HD Philox draw_group(uint64_t seed, uint64_t stream, uint64_t group) {
   return philox(seed, stream, group);
 }
 OSPREY_HD uint32_t draw_of(const Philox& group, int i) {
   const uint64_t low = group.v[0] | static_cast<uint64_t>(group.v[1]) << 32,
                  high = group.v[2] | static_cast<uint64_t>(group.v[3]) << 32;
-  return static_cast<uint32_t>((i < 4 ? low : high) >> (i % 4 * 16)) & 0xffffu;
+  return static_cast<uint32_t>((i < 8 ? low : high) >> (i % 8 * 8)) & 0xffu;
 }
 
 /// The signs of a rotation, bit i % 32 of word i / 32 set where element i of a group changes its sign: a

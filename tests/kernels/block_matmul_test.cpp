@@ -191,6 +191,49 @@ TEST(BlockMatmul, EveryPairOfCodesMultipliesExactly) {
     }
 }
 
+// Bit for bit what unrotate() makes of the product in fp32, whether an engine does it or scratch is wanted.
+TEST(BlockMatmul, TakesARotationAndAMaskBack) {
+  for (const char* format : {"mxfp4", "mxint8", "nvfp4", "mxfp8_e4m3"})
+    for (const int64_t m : {3, 70})
+      for (const int size : {0, 16, 32, 64, 128})
+        for (const int variant : {0, 1, 2, 3}) {
+          const DType dtype = variant % 2 ? DType::bf16 : DType::f32;
+          const bool masked = variant < 2 || size == 0;
+          SCOPED_TRACE(fmt::format("{} m {} size {} variant {}", format, m, size, variant));
+          const BlockFormat& f = block_format(format);
+          const Problem p({m, {100, 284}, 288, dtype, variant > 1, 0.5f, 3, Spread::wide}, f, f);
+          std::vector<uint8_t> bits(static_cast<size_t>(m * p.n / 8));
+          for (size_t i = 0; i < bits.size(); ++i)
+            bits[i] = static_cast<uint8_t>(random_uniform(1, 2, static_cast<uint64_t>(i)) * 256);
+          const DeviceCopy<uint8_t> mask(bits);
+          const kernels::Rotation rotation{.size = size, .seed = 3, .stream = 4};
+          const Tensor kept = masked ? mask.tensor({m, p.n / 8}) : Tensor{};
+          Buffer product({m, p.n}, DType::f32), want = p.output();
+          {
+            OnDevice on;
+            kernels::block_matmul(on.queue,
+                                  {.y = {on(product)}, .a = p.a_device, .b = p.views, .factor = p.c.factor});
+            kernels::unrotate(
+                on.queue, {.y = {on(want), p.c.add}, .x = on(product), .mask = kept, .rotation = rotation});
+            on.fetch();
+          }
+          for (const int threads : {1, 3}) {
+            Buffer got = p.output(), scratch({m, p.n}, DType::f32);
+            OnDevice on(threads);
+            kernels::BlockMatmul args = p.args(on(got));
+            args.rotation = rotation;
+            args.mask = kept;
+            const bool wants = kernels::block_matmul_wants_scratch(on.queue, args);
+            if (wants) args.scratch = on(scratch);
+            kernels::block_matmul(on.queue, args);
+            on.fetch();
+            EXPECT_TRUE(got.same_bits(want)) << threads << " threads" << (wants ? ", scratch" : "");
+            EXPECT_TRUE(got.guards_intact());
+          }
+          if (HasFailure()) return;
+        }
+}
+
 TEST(BlockMatmul, WhatDoesNotFitIsNamed) {
   if (test::test_device().kind != DeviceKind::cpu) GTEST_SKIP() << "checked before a device is chosen";
   const auto make = [](const char* format, int64_t rows, int64_t cols) {
@@ -214,6 +257,11 @@ TEST(BlockMatmul, WhatDoesNotFitIsNamed) {
       "[block_matmul] matrices b must be of one format and width, got nvfp4 64 wide beside mxfp4 64 wide");
   EXPECT_EQ(message(y, a, {}), "[block_matmul] no matrices b");
   EXPECT_NE(message(y, a, {b}, z).find("pack must be u8"), std::string::npos);
+  EXPECT_EQ(refusal([&] {
+              const Packed right[] = {b};
+              kernels::block_matmul({}, {.y = {y}, .a = a, .b = right, .rotation = {.size = 32}});
+            }),
+            "[unrotate] a rotation of 32 does not divide rows of 5");
 }
 
 }  // namespace

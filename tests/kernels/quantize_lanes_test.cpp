@@ -88,7 +88,7 @@ Result by_the_rules(std::string_view format, const Floats& x, const Options& o) 
     for (size_t i = block * b; i < block * (b + 1); ++i) {
       const float u = v[i] * s.inverse;
       const uint32_t draw =
-          draw_of(draw_group(o.rounding.seed, o.rounding.stream, i / 8), static_cast<int>(i % 8));
+          draw_of(draw_group(o.rounding.seed, o.rounding.stream, i / 16), static_cast<int>(i % 16));
       const uint32_t code = !(s.inverse > 0)                      ? 0
                             : o.rounding.kind == Kind::stochastic ? encode_stochastic(e, u, draw)
                                                                   : encode_nearest(e, u);

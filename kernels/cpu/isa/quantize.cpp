@@ -264,8 +264,8 @@ OSPREY_INLINE void unpack(uint8_t* __restrict codes, const uint8_t* __restrict i
 
 constexpr int groups = lanes / 2;  // of draws, made together
 
-/// philox() for `groups` neighbouring counters: to[8 g + i] is draw i of group first + g.
-OSPREY_INLINE void draw_groups(uint16_t* to, uint64_t seed, uint64_t stream, uint64_t first) {
+/// philox() for `groups` neighbouring counters: to[16 g + i] is draw i of group first + g.
+OSPREY_INLINE void draw_groups(uint8_t* to, uint64_t seed, uint64_t stream, uint64_t first) {
   // A 64-bit lane holds a 32-bit word; what is left above it of a product reaches no later product.
   U64Vec counter, zero{};
   for (int g = 0; g < groups; ++g) counter[g] = first + static_cast<uint64_t>(g);
@@ -282,18 +282,18 @@ OSPREY_INLINE void draw_groups(uint16_t* to, uint64_t seed, uint64_t stream, uin
   }
   const U64Vec low = (c0 & 0xffffffffu) | c1 << 32, high = (c2 & 0xffffffffu) | c3 << 32;
   for (int g = 0; g < groups; ++g) {
-    const uint64_t words[2] = {low[g], high[g]};  // the first draw of a word is its low half
-    memcpy(to + 8 * g, words, 16);
+    const uint64_t words[2] = {low[g], high[g]};  // the first draw of a word is its lowest byte
+    memcpy(to + 16 * g, words, 16);
   }
 }
 
 /// Draws first, first + 1, ..., in words, so that what they are added to has lanes of one width.
 OSPREY_INLINE void draw_run(uint32_t* __restrict draws, uint64_t seed, uint64_t stream, uint64_t first,
                             int64_t n) {
-  uint16_t all[quantize_run + 8 * groups];  // of whole groups
-  const int64_t skipped = static_cast<int64_t>(first % 8);
-  for (int64_t at = 0; at < skipped + n; at += 8 * groups)
-    draw_groups(all + at, seed, stream, first / 8 + static_cast<uint64_t>(at) / 8);
+  uint8_t all[quantize_run + 16 + 16 * groups];  // of whole groups
+  const int64_t skipped = static_cast<int64_t>(first % 16);
+  for (int64_t at = 0; at < skipped + n; at += 16 * groups)
+    draw_groups(all + at, seed, stream, first / 16 + static_cast<uint64_t>(at) / 16);
   for (int64_t i = 0; i < n; ++i) draws[i] = all[skipped + i];
 }
 

@@ -215,7 +215,7 @@ template <Element e, bool stochastic, int blocks>
 OSPREY_INLINE void write_codes(uint8_t* codes, int64_t stride, const Vec* v, const Scales (&s)[blocks],
                                const LanesTile& a, uint64_t first) {
   constexpr int bits = element_bits(e), columns = static_cast<int>(lanes_step), count = bits * columns / 32;
-  __m512i draws[4][4];
+  __m512i draws[2][4];
   if constexpr (stochastic) draw_block(draws, a, first);
   const __m512 largest = _mm512_set1_ps(element_layout(e).largest);
   __m512i words[count] = {};
@@ -229,18 +229,19 @@ OSPREY_INLINE void write_codes(uint8_t* codes, int64_t stride, const Vec* v, con
       const __m512 most = _mm512_range_ps(scaled, largest, 0b1010);
       __m512i draw = _mm512_setzero_si512();
       if constexpr (stochastic) {
-        const __m512i pair = draws[k / 8][k % 8 / 2];
-        draw = k % 2 ? _mm512_srli_epi32(pair, 16) : _mm512_and_si512(pair, _mm512_set1_epi32(0xffff));
+        constexpr int to = e == Element::e2m1 ? e2m1_fraction - 8 : 0;
+        const __m512i four = draws[k / 16][k % 16 / 4];
+        draw = _mm512_and_si512(moved(four, to - 8 * (k % 4)), _mm512_set1_epi32(255 << to));
       }
       __m512i& word = words[k * bits / 32];
       const int at = k * bits % 32;
       if constexpr (e == Element::e2m1) {
         __m512i code;
         if constexpr (stochastic)
-          code = shifted<16>(_mm512_add_epi32(e2m1_with_fraction(most), draw), at);
+          code = moved(_mm512_add_epi32(e2m1_with_fraction(most), draw), at - e2m1_fraction);
         else
-          code = shifted<0>(nearest_e2m1((__m512i)most), at);
-        const __m512i sign = shifted<28>((__m512i)scaled, at);
+          code = moved(nearest_e2m1((__m512i)most), at);
+        const __m512i sign = moved((__m512i)scaled, at - 28);
         // mask ? code : sign, and word | (code & its four bits)
         code = _mm512_ternarylogic_epi32(_mm512_set1_epi32(7 << at), code, sign, 0xca);
         word =
