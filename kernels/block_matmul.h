@@ -25,16 +25,21 @@ void block_pack(const Queue& queue, const BlockPack& args);
 /// Shapes: a (M, K), b[i] (N_i, K), y (M, sum N_i) f32 or bf16; all of one format, or of two with equal
 /// block and granularity (mxint8 with mxfp4: an 8-bit input of a 4-bit layer). scratch (M, sum N_i) f32 where
 /// block_matmul_wants_scratch() says so.
-/// Numerics: kernels/numerics/block_product.h, on all CPUs the same bits, with one exception.
+/// Numerics: kernels/numerics/block_product.h, on all CPUs the same bits, with two exceptions.
 /// Where elements of both are integers times a constant (e2m1, int4, int8), the sum inside a block is exact
-/// and the sums of blocks are added in fp32, first block first; other formats: fp32. The exception: CPUs with
-/// int8 tiles (AMX), more than 16 rows of a, e8m0 scales on both sides, e2m1 or int4 on at least one and int8
-/// on at most one (mxfp4, mxint4; mxint8 with one of them). There the sum of eight blocks is exact where
-/// their scales differ by no more than 2^3 in a's row and in b's; where they differ by more, blocks are
-/// grouped by their scales, an int8 counts as two numbers of 4 bits in a group each, and the exact sums of
-/// pairs of groups (at most 128) are added in fp32. What overflows fp32 is Inf, NaN or the largest float. An
-/// element depends on its row of a and its row of b, and on whether a has more than 16 rows, on nothing else:
-/// not on the number of threads, other rows, or `pack`. NaN scales make NaN.
+/// and the sums of blocks are added in fp32, first block first; other formats: fp32. The exceptions are CPUs
+/// with tiles (AMX) and e8m0 scales on both sides, with more than 16 rows of a, or any number where elements
+/// of either side are floats of 6 or 8 bits.
+/// First, e2m1 or int4 on both sides (mxfp4, mxint4): the sum of eight blocks is exact where their scales
+/// differ by no more than 2^3 in a's row and in b's; where they differ by more, blocks are grouped by their
+/// scales, and the exact sums of pairs of groups (at most 64) are added in fp32.
+/// Second, any other pair (mxint8, mxfp6 or mxfp8 on a side): numbers, each an element times its scale, are
+/// multiplied as bf16, in which they are exact, and 32 products after the other are added in fp32, in the
+/// tiles' order. Numbers, products and sums below 2^-126 count as zero, numbers from 2^128 on as Inf, which
+/// quantize() leaves in no matrix.
+/// What overflows fp32 is Inf, NaN or the largest float. An element depends on its row of a and its row of b,
+/// and on whether a has more than 16 rows, on nothing else: not on the number of threads, other rows, or
+/// `pack`. NaN scales make NaN.
 /// GPUs of sm_80 and later differ for e8m0 scales of e2m1, int4 and int8, and e4m3 scales of e2m1 and int4:
 /// products are exact there too, but tensor cores add them in fp32 in their own order
 /// (kernels/cuda/block_product.h). For mxfp4 x mxfp4 with more than 64 rows of a

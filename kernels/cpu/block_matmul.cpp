@@ -18,6 +18,8 @@ BlockLayout layout_of(const BlockFormat& f) {
 
 bool integers(const Packed& p) { return is_integer(p.format.element); }
 
+bool powers_of_two(const Packed& p) { return p.format.scale == ScaleType::e8m0 && p.format.block == 32; }
+
 bool has_dot_products() { return active_isa() == Isa::avx512_bf16; }
 
 int64_t total_rows(std::span<const Packed> b) {
@@ -58,7 +60,9 @@ void pack_into(const Queue& queue, uint8_t* panels, std::span<const Packed> b, c
   });
 }
 
-bool unrotates(BlockEngine engine) { return engine == BlockEngine::tiles || engine == BlockEngine::dot; }
+bool unrotates(BlockEngine engine) {
+  return engine == BlockEngine::bf16_tiles || engine == BlockEngine::tiles || engine == BlockEngine::dot;
+}
 
 using Gemm = void (*)(const BlockGemm&);
 using BufferBytes = int64_t (*)(const BlockGemm&);
@@ -125,6 +129,8 @@ const char* name(BlockEngine engine) {
       return "dot";
     case BlockEngine::few_rows:
       return "few_rows";
+    case BlockEngine::bf16_tiles:
+      return "bf16_tiles";
     case BlockEngine::tiles:
       return "tiles";
   }
@@ -133,6 +139,12 @@ const char* name(BlockEngine engine) {
 
 const char* why_not(BlockEngine engine, const Packed& a, const Packed& b) {
   if (engine == BlockEngine::definition) return nullptr;
+  if (engine == BlockEngine::bf16_tiles) {
+    if (!powers_of_two(a) || !powers_of_two(b)) return "scales are not e8m0 of 32 elements";
+    if (!has_dot_products() || !has_bf16_tiles())
+      return "no bf16 tiles (AMX) here, or OSPREY_ISA forbids them";
+    return nullptr;
+  }
   if (!integers(a) || !integers(b)) return "elements are not integers";
   if (!has_dot_products()) return "no AVX512-VNNI and AVX512-BF16 here, or OSPREY_ISA forbids them";
   if (engine == BlockEngine::tiles && !has_int8_tiles()) return "no int8 tiles (AMX) here";
@@ -141,13 +153,18 @@ const char* why_not(BlockEngine engine, const Packed& a, const Packed& b) {
 }
 
 BlockEngine block_engine(const Packed& a, const Packed& b) {
-  for (BlockEngine engine : {BlockEngine::few_rows, BlockEngine::tiles, BlockEngine::dot})
+  // By `osprey bench gemm`: docs/measurements.md.
+  const bool int8_first = a.format.bits() == 4 && b.format.bits() == 4;
+  const BlockEngine tiles[] = {int8_first ? BlockEngine::tiles : BlockEngine::bf16_tiles,
+                               int8_first ? BlockEngine::bf16_tiles : BlockEngine::tiles};
+  for (const BlockEngine engine : {BlockEngine::few_rows, tiles[0], tiles[1], BlockEngine::dot})
     if (!why_not(engine, a, b)) return engine;
   return BlockEngine::definition;
 }
 
 int64_t block_pack_bytes(std::span<const Packed> b) {
-  if (!has_dot_products() || !integers(b[0])) return 0;
+  if (!has_dot_products()) return 0;
+  if (!integers(b[0]) && !(powers_of_two(b[0]) && has_bf16_tiles())) return 0;
   return panels_of(total_rows(b)) * block_panel_bytes(layout_of(b[0].format), b[0].cols);
 }
 
@@ -201,6 +218,8 @@ void block_matmul_by(BlockEngine engine, const Queue& queue, const BlockMatmul& 
   switch (engine) {
     case BlockEngine::few_rows:
       return share_out(queue, g, table.few_rows, table.few_rows_buffer_bytes);
+    case BlockEngine::bf16_tiles:
+      return share_out(queue, g, table.bf16_tiles, table.bf16_tiles_buffer_bytes);
     case BlockEngine::tiles:
       return share_out(queue, g, table.tiles, table.tiles_buffer_bytes);
     default:
@@ -217,15 +236,13 @@ void block_matmul(const Queue& queue, const BlockMatmul& args) {
 std::vector<std::string_view> block_matmul_engines(const Queue&, const BlockMatmul& args) {
   const BlockEngine taken = block_engine(args.a, args.b[0]);
   std::vector<std::string_view> names{name(taken)};
-  for (const BlockEngine e :
-       {BlockEngine::tiles, BlockEngine::dot, BlockEngine::few_rows, BlockEngine::definition})
+  for (const BlockEngine e : block_engines)
     if (e != taken && !why_not(e, args.a, args.b[0])) names.push_back(name(e));
   return names;
 }
 
 void block_matmul_by(std::string_view engine, const Queue& queue, const BlockMatmul& args) {
-  for (const BlockEngine e :
-       {BlockEngine::tiles, BlockEngine::dot, BlockEngine::few_rows, BlockEngine::definition})
+  for (const BlockEngine e : block_engines)
     if (name(e) == engine) block_matmul_by(e, queue, args);
 }
 

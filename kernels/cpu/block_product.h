@@ -9,8 +9,12 @@ enum class BlockEngine : uint8_t {
   definition,  // any format, any CPU; what a result is, see kernels/cpu/isa/block_gemm.h
   dot,         // AVX512-VNNI, integer elements; the same bits
   few_rows,    // the same for at most 16 rows, reading b as it is packed
-  tiles,       // AMX, integer elements; the same bits but for e8m0 scales unless both are of 8 bits
+  bf16_tiles,  // AMX, e8m0 scales of 32 elements; exact products, fp32 sums in the tiles' order
+  tiles,       // AMX, integer elements; the same bits but for e8m0 scales of 4-bit elements
 };
+inline constexpr BlockEngine block_engines[] = {BlockEngine::definition, BlockEngine::dot,
+                                                BlockEngine::few_rows, BlockEngine::bf16_tiles,
+                                                BlockEngine::tiles};
 const char* name(BlockEngine engine);
 inline constexpr int64_t most_few_rows = 16;
 

@@ -78,10 +78,12 @@ bool has_int8_tiles() {
   return able;
 }
 
+// Both kinds of tiles want AVX512-VBMI beside them: it looks codes up.
 bool has_bf16_tiles() {
   static const bool able = [] {
     unsigned a = 0, b = 0, c = 0, d = 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1) && tiles_permitted();
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1) && (c >> 1 & 1) &&
+           tiles_permitted();
   }();
   return able;
 }

@@ -45,17 +45,24 @@ struct BlockProduct {
   std::vector<double> scales;     // the largest product of two scales
 };
 
-inline BlockProduct block_matmul(const BlockMatrix& a, const BlockMatrix& b) {
+/// What becomes of an operand's numbers that are no normal fp32: they are kept, or are zero and Inf as in
+/// bf16 without denormals.
+enum class Range { any, normal };
+
+inline BlockProduct block_matmul(const BlockMatrix& a, const BlockMatrix& b, Range range = Range::any) {
   struct Dense {
     std::vector<double> value, scale;
   };
-  const auto dense = [](const BlockMatrix& m) {
+  const auto dense = [&](const BlockMatrix& m) {
     const std::vector<double> table = enumerate_codes(m.format.element);
     Dense d;
     for (int64_t r = 0; r < m.rows; ++r)
       for (int64_t c = 0; c < m.cols; ++c) {
         d.scale.push_back(m.scale(r, c));
         d.value.push_back(table[m.code(r, c)] * d.scale.back() * static_cast<double>(m.tensor_scale));
+        double& v = d.value.back();
+        if (range == Range::normal && std::fabs(v) < std::ldexp(1.0, -126)) v = 0;
+        if (range == Range::normal && std::fabs(v) >= std::ldexp(1.0, 128)) v = std::copysign(INFINITY, v);
       }
     return d;
   };

@@ -116,11 +116,16 @@ void by_definition(const BlockGemm& g) {
 
 #if defined(OSPREY_ISA_avx512_bf16)
 extern const BlockGemmTable block_gemm_table{
-    by_definition, definition_buffer_bytes, dot,       dot_buffer_bytes, few_rows, few_rows_buffer_bytes,
-    tiles,         tiles_buffer_bytes,      pack_panel};
+    by_definition, definition_buffer_bytes, dot,       dot_buffer_bytes,
+    few_rows,      few_rows_buffer_bytes,   tiles,     tiles_buffer_bytes,
+    bf16_tiles,    bf16_tiles_buffer_bytes, pack_panel};
 #else
-extern const BlockGemmTable block_gemm_table{
-    by_definition, definition_buffer_bytes, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+extern const BlockGemmTable block_gemm_table{by_definition, definition_buffer_bytes,
+                                             nullptr,       nullptr,
+                                             nullptr,       nullptr,
+                                             nullptr,       nullptr,
+                                             nullptr,       nullptr,
+                                             nullptr};
 #endif
 
 }  // namespace osprey::cpu::OSPREY_ISA

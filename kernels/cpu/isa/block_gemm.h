@@ -1,15 +1,19 @@
 #pragma once
-// Products of packed matrices: one loop for every format and CPU, the definition as it is written, and for
-// integer elements two engines of CPUs with AVX512-VNNI: its dot products, and int8 tiles (AMX).
+// Products of packed matrices: one loop for every format and CPU, the definition as it is written; for
+// integer elements two engines of CPUs with AVX512-VNNI: its dot products, and int8 tiles (AMX); and for e8m0
+// scales tiles of bf16.
 //
-// All have the bits of the definition in kernels/numerics/block_product.h, with one exception:
+// All have the bits of the definition in kernels/numerics/block_product.h, with two exceptions:
 //
-// Tiles, both scales e8m0, not both elements of 8 bits: eight blocks of a row are written as int8 against one
-// scale, codes shifted left by up to 3, and S is the exact sum of all eight. Blocks whose scales are more
+// Int8 tiles, both scales e8m0, both elements of 4 bits: eight blocks of a row are written as int8 against
+// one scale, codes shifted left by up to 3, and S is the exact sum of all eight. Blocks whose scales are more
 // than 2^3 above the row's smallest one come in a second part, and so on, at most eight. Blocks of zeros take
-// no part. An int8 would leave no room for shifts: its upper and its lower 4 bits are a part each. S of each
-// pair of parts is added on its own, first part first. So a result depends on its row of a and its row of b
-// and on nothing else.
+// no part. S of each pair of parts is added on its own, first part first.
+//
+// Tiles of bf16: an element times its scale is a number of bf16, and tiles add the products of 32 k to the
+// sum of a row in fp32, first k first.
+//
+// Either way a result depends on its row of a and its row of b and on nothing else.
 
 #include "kernels/cpu/isa.h"
 #include "kernels/numerics/block_product.h"
@@ -32,12 +36,12 @@ struct BlockColumn {
   float tensor_scale;
 };
 
-/// Panels, the layout of b for the integer engines: for every 16 rows of b, then rows that do not exist being
-/// zero: the codes as [k / 8][16] 32-bit words of 4-bit codes as they lie, or [k / 4][16] of 8-bit ones
-/// with the even k of 8 in the first word and the odd in the second; the scales as [k / block][16], bytes or
-/// f32; tensor scales as [16] f32. Both parts start at multiples of 64.
+/// Panels, the layout of b for all but the definition: for every 16 rows of b, then rows that do not exist
+/// being zero: the codes as [k / 8][16] 32-bit words of 4-bit codes as they lie, or [k / 4][16] of 8-bit ones
+/// (6-bit ones are bytes too) with the even k of 8 in the first word and the odd in the second; the scales as
+/// [k / block][16], bytes or f32; tensor scales as [16] f32. Both parts start at multiples of 64.
 OSPREY_HD constexpr int64_t block_panel_codes(Element e, int64_t k) {
-  return (k + 7) / 8 * element_bits(e) * 16;
+  return (k + 7) / 8 * (element_bits(e) == 4 ? 4 : 8) * 16;
 }
 OSPREY_HD constexpr int64_t block_panel_scales(const BlockLayout& b, int64_t k) {
   return ((b.block ? k / b.block : 1) * 16 * (b.scale == ScaleType::f32 ? 4 : 1) + 63) / 64 * 64;
@@ -59,7 +63,7 @@ struct BlockGemm {
   int64_t y_row_bytes;
   int y_is_f32, add;
   float factor;  // the tensor scale of a included
-  // For dot() and tiles(): what is taken back before y is written, as kernels::Unrotate says.
+  // For dot(), tiles() and bf16_tiles(): what is taken back before y is written, as kernels::Unrotate says.
   int turn_size;          // of the rotation; 0: none. Columns begin at a multiple
   float turn_factor;      // what sums of the rotation are multiplied by
   const uint32_t* signs;  // (turn_size): 0 or the sign bit of a float
@@ -80,6 +84,9 @@ struct BlockGemmTable {
   /// Requires has_int8_tiles().
   void (*tiles)(const BlockGemm&);
   int64_t (*tiles_buffer_bytes)(const BlockGemm&);
+  /// Requires has_bf16_tiles(), scales e8m0 of 32 elements.
+  void (*bf16_tiles)(const BlockGemm&);
+  int64_t (*bf16_tiles_buffer_bytes)(const BlockGemm&);
   void (*pack)(uint8_t* panel, const BlockLayout& b, int64_t k, const BlockColumn* columns, int64_t count);
 };
 OSPREY_ISA_TABLE(BlockGemmTable, block_gemm_table)

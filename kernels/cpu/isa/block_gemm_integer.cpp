@@ -185,10 +185,10 @@ inline void turn_row(const BlockGemm& g, int64_t row, int64_t column, const __m5
   for (int64_t h = 0; h < halves; ++h) store(at(h), x[h]);
 }
 
-// Writes columns [column, end), at most Plan::wide groups, and leaves zeros for the next ones. y's lines are
-// far apart: those of a row are asked for some rows before they are written.
-void finish_panels(const BlockGemm& g, const Plan& p, const Memory& m, int64_t row, int64_t rows,
-                   int64_t column, int64_t end) {
+}  // namespace
+
+void finish_panels(const BlockGemm& g, float* sums, int64_t held, int64_t row, int64_t rows, int64_t column,
+                   int64_t end) {
   constexpr int64_t ahead = 6;
   const int64_t halves = 2 * ceil_div(end - column, group), size = g.y_is_f32 ? 4 : 2;
   const bool turns = g.turn_size || g.mask;
@@ -205,9 +205,9 @@ void finish_panels(const BlockGemm& g, const Plan& p, const Memory& m, int64_t r
     if (r + ahead < rows)
       for (int64_t i = 0; i < (end - column) * size; i += 64)
         __builtin_prefetch(at + ahead * g.y_row_bytes + i, 1);
-    if (turns) turn_row(g, row + r, column, turned, halves, m.sums + r * group, p.held * group);
+    if (turns) turn_row(g, row + r, column, turned, halves, sums + r * group, held * group);
     for (int64_t h = 0; h < halves; h += 2) {
-      float* sum = m.sums + (h / 2 * p.held + r) * group;
+      float* sum = sums + (h / 2 * held + r) * group;
       if (!g.y_is_f32 && mask[h + 1] == 0xffff) {
         finish_two(g, at + h * 32, f + h, sum);
       } else {
@@ -220,19 +220,21 @@ void finish_panels(const BlockGemm& g, const Plan& p, const Memory& m, int64_t r
   }
 }
 
+namespace {
+
 void multiply(const BlockGemm& g, bool with_tiles) {
   const Plan p = plan_of(g, with_tiles);
   const Memory m = memory_of(p, g.buffer);
   const ScaleTable table(g.b.scale);
-  const Digits a_digits = digits_table(g.a.element), b_digits = digits_table(g.b.element);
-  const __m512i a_values = a_lookup(g), b_values = b_lookup(g, p.b_offset);
+  const __m512i a_values = p.fold ? shifted_values(g.a.element) : a_lookup(g),
+                b_values = p.fold ? shifted_values(g.b.element) : b_lookup(g, p.b_offset);
   if (with_tiles) configure(least(step, p.chunk));
   memset(m.sums, 0, static_cast<size_t>(p.wide * p.held * group) * 4);
   for (int64_t row = 0; row < g.rows; row += p.held) {
     const int64_t rows = least(p.held, g.rows - row), groups = ceil_div(rows, group);
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t count = least(group, rows - i * group);
-      p.fold ? fold_group(g, p, m, i, row + i * group, count, a_digits)
+      p.fold ? fold_group(g, p, m, i, row + i * group, count, a_values)
              : unpack_group(g, p, m, i, row + i * group, count, true, a_values);
     }
     for (int64_t column = 0; column < g.columns; column += p.wide * group) {
@@ -241,12 +243,12 @@ void multiply(const BlockGemm& g, bool with_tiles) {
       for (int64_t c = column; c < end; c += group, sums += p.held * group) {
         const PanelPair b(g, c);
         for (int64_t k = 0; k < g.k; k += span) {
-          p.fold ? fold_panels(g, p, m, b.panels, k, b_digits)
+          p.fold ? fold_panels(g, p, m, b.panels, k, b_values)
                  : unpack_panels(g, p, m, table, b.panels, k, b_values);
           with_tiles ? tile_span(g, p, m, sums, groups, k) : dot_span(g, p, m, sums, groups, k);
         }
       }
-      finish_panels(g, p, m, row, rows, column, end);
+      finish_panels(g, m.sums, p.held, row, rows, column, end);
     }
   }
   if (with_tiles) release();
@@ -331,15 +333,23 @@ void few_rows(const BlockGemm& g) {
 }
 int64_t few_rows_buffer_bytes(const BlockGemm& g) { return dot_buffer_bytes(g); }
 
+static __m512i codes6(const uint8_t* codes, int64_t count) {
+  alignas(64) uint8_t bytes[64];
+  spread_codes6(bytes, codes, count);
+  return _mm512_load_si512(bytes);
+}
+
 void pack_panel(uint8_t* panel, const BlockLayout& b, int64_t k, const BlockColumn* columns, int64_t count) {
-  const int bits = element_bits(b.element);
+  const bool six = element_bits(b.element) == 6;
+  const int bits = six ? 8 : element_bits(b.element);
   const int64_t row_bytes = k * bits / 8, words = (k + 7) / 8 * bits / 4;
   for (int64_t w = 0; w < words; w += 16) {
     __m512i r[16];
 #pragma GCC unroll 16
     for (int64_t i = 0; i < 16; ++i) {
-      r[i] = i < count ? _mm512_maskz_loadu_epi8(mask64(row_bytes - 4 * w), columns[i].codes + 4 * w)
-                       : _mm512_setzero_si512();
+      r[i] = i >= count ? _mm512_setzero_si512()
+             : six      ? codes6(columns[i].codes + 3 * w, row_bytes - 4 * w)
+                        : _mm512_maskz_loadu_epi8(mask64(row_bytes - 4 * w), columns[i].codes + 4 * w);
       if (bits == 8) r[i] = _mm512_shuffle_epi8(r[i], evens_first());
     }
     transpose16(r);

@@ -30,29 +30,27 @@ struct Plan {
   int64_t chunks;  // in k
   int64_t steps;   // of 64 in k
   int64_t held;    // rows of a, whole groups
-  int64_t wide;    // groups of columns that are written together
+  int64_t wide;    // groups of columns that are written together, see wide_of()
   int b_offset;    // what makes b unsigned, for dot products; else 0
 };
 
-inline bool folds(const BlockLayout& l) {
-  return is_integer(l.element) && l.scale == ScaleType::e8m0 && l.block == 32;
-}
+// Groups of columns that are written together: they hold whole groups of a rotation.
+inline int64_t wide_of(const BlockGemm& g) { return g.turn_size > 2 * group ? most_wide : 2; }
 
-// What does not leave room for shifts is split: int8 is 16 times its upper 4 bits, signed, and its lower
-// ones.
-inline int digits_of(Element e) { return element_bits(e) / 4; }
+inline bool folds(const BlockLayout& l) {
+  return element_bits(l.element) == 4 && l.scale == ScaleType::e8m0 && l.block == 32;
+}
 
 inline Plan plan_of(const BlockGemm& g, bool with_tiles) {
   Plan p{};
-  const int digits = digits_of(g.a.element) * digits_of(g.b.element);
-  p.fold = with_tiles && folds(g.a) && folds(g.b) && digits <= 2;
-  p.parts = p.fold ? most_parts * digits : 1;
+  p.fold = with_tiles && folds(g.a) && folds(g.b);
+  p.parts = p.fold ? most_parts : 1;
   p.chunk = p.fold ? folded_blocks * g.a.block : g.a.block ? g.a.block : whole_row_block;
   p.chunks = ceil_div(g.k, p.chunk);
   p.steps = ceil_div(g.k, step);
   const int64_t fits = (1 << 20) / (p.steps * step) / group * group;
   p.held = least(ceil_div(g.rows, group) * group, fits < 64 ? 64 : fits > 512 ? 512 : fits);
-  p.wide = g.turn_size > 2 * group ? most_wide : 2;
+  p.wide = wide_of(g);
   p.b_offset = with_tiles ? 0 : g.b.element == Element::e2m1 ? 12 : g.b.element == Element::int4 ? 8 : 128;
   return p;
 }
@@ -208,6 +206,12 @@ inline char* y_at(const BlockGemm& g, int64_t row, int64_t column) {
 inline __m512 factors(const BlockGemm& g, const uint8_t* panel) {
   return _mm512_mul_ps(_mm512_set1_ps(g.factor), _mm512_loadu_ps(panel + block_panel_bytes(g.b, g.k) - 64));
 }
+
+// Writes columns [column, end), at most wide_of() groups, of rows [row, row + rows) from sums [group of
+// columns][held rows][32], and leaves zeros there. y's lines are far apart: those of a row are asked for some
+// rows before they are written.
+void finish_panels(const BlockGemm& g, float* sums, int64_t held, int64_t row, int64_t rows, int64_t column,
+                   int64_t end);
 
 // The panels of `group` columns from `column` on.
 struct PanelPair {

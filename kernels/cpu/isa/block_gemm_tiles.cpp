@@ -82,26 +82,15 @@ Fold fold_of(const __m512i* code, const __mmask16* nonzero, int blocks) {
   }
 }
 
-// What the upper digit counts.
-float digit_unit(Element e) { return e == Element::int8 ? 16 * unit_of(e) : unit_of(e); }
-
 }  // namespace
 
-Digits digits_table(Element e) {
-  Digits d{};
-  for (int digit = 0; digit < digits_of(e); ++digit) {
-    alignas(64) int8_t t[64];
-    for (int i = 0; i < 64; ++i) {
-      const auto code = static_cast<uint32_t>(i % 16);
-      const float value = digit == 1           ? static_cast<float>(code)
-                          : e == Element::e2m1 ? decode_element(e, code) / unit_of(e)
-                                               : decode_element(Element::int4, code) / unit_of(Element::int4);
-      t[i] = static_cast<int8_t>(static_cast<int>(value) * (1 << i / 16));
-    }
-    d.values[digit] = _mm512_load_si512(t);
-    d.weight[digit] = digit == 0 ? 1.0f : 1.0f / 16;
+__m512i shifted_values(Element e) {
+  alignas(64) int8_t t[64];
+  for (int i = 0; i < 64; ++i) {
+    const float value = decode_element(e, static_cast<uint32_t>(i % 16)) / unit_of(e);
+    t[i] = static_cast<int8_t>(static_cast<int>(value) * (1 << i / 16));
   }
-  return d;
+  return _mm512_load_si512(t);
 }
 
 namespace {
@@ -109,17 +98,11 @@ namespace {
 // Bits of a code that make it other than zero.
 __m512i magnitude_of(Element e) { return _mm512_set1_epi8(e == Element::e2m1 ? 0x77 : -1); }
 
-// A digit of 64 codes of 8 bits.
-inline __m512i digit_of(const uint8_t* codes, int64_t count, int digit) {
-  const __m512i v = _mm512_shuffle_epi8(_mm512_maskz_loadu_epi8(mask64(count), codes), evens_first());
-  return digit == 0 ? high_nibbles(v) : low_nibbles(v);
-}
-
 // One chunk of 16 rows of a, at row `first` of group `index`. Returns the number of parts.
-int fold_rows(const BlockGemm& g, const Plan& p, const Memory& m, const Digits& table, __m512i magnitude,
+int fold_rows(const BlockGemm& g, const Plan& p, const Memory& m, __m512i values, __m512i magnitude,
               int64_t index, int64_t first, int64_t begin, int64_t count, int64_t chunk) {
   const int64_t k = chunk * p.chunk, length = least(p.chunk, g.k - k), groups = p.held / group;
-  const int blocks = static_cast<int>(length / g.a.block), digits = digits_of(g.a.element);
+  const int blocks = static_cast<int>(length / g.a.block);
   alignas(64) uint32_t e[2][16] = {};
   __mmask16 nonzero[folded_blocks] = {};
   for (int64_t r = 0; r < count; ++r) {
@@ -127,15 +110,14 @@ int fold_rows(const BlockGemm& g, const Plan& p, const Memory& m, const Digits& 
     memcpy(scales, g.a_scales + (begin + r) * g.a_scale_stride + k / g.a.block, static_cast<size_t>(blocks));
     e[0][r] = scales[0];
     e[1][r] = scales[1];
-    const uint8_t* at = g.a_codes + (begin + r) * g.a_code_stride + k * digits / 2;
+    const uint8_t* at = g.a_codes + (begin + r) * g.a_code_stride + k / 2;
     uint64_t words = 0;  // a bit for four bytes
-    for (int64_t i = 0; 128 * i < length * digits; ++i)
+    for (int64_t i = 0; 128 * i < length; ++i)
       words |= uint64_t{_mm512_test_epi32_mask(
-                   _mm512_maskz_loadu_epi8(mask64(length * digits / 2 - 64 * i), at + 64 * i), magnitude)}
+                   _mm512_maskz_loadu_epi8(mask64(length / 2 - 64 * i), at + 64 * i), magnitude)}
                << (16 * i);
     for (int j = 0; j < blocks; ++j)
-      nonzero[j] |=
-          static_cast<__mmask16>((words >> (4 * digits * j) & (digits == 1 ? 15 : 255) ? 1 : 0) << r);
+      nonzero[j] |= static_cast<__mmask16>((words >> (4 * j) & 15 ? 1 : 0) << r);
   }
   __m512i code[folded_blocks];
   for (int j = 0; j < folded_blocks; ++j)
@@ -143,42 +125,35 @@ int fold_rows(const BlockGemm& g, const Plan& p, const Memory& m, const Digits& 
         _mm512_and_si512(_mm512_srli_epi32(_mm512_load_si512(e[j / 4]), static_cast<unsigned>(8 * (j % 4))),
                          _mm512_set1_epi32(255));
   const Fold f = fold_of(code, nonzero, blocks);
-  const __m512 unit = _mm512_set1_ps(digit_unit(g.a.element) * digit_unit(g.b.element));
+  const __m512 unit = _mm512_set1_ps(scaled_units(1, g.a.element, g.b.element));
   for (int part = 0; part < f.parts; ++part) {
     alignas(64) uint32_t shift[2][16], member[2][16];
     for (int word = 0; word < 2; ++word) {
       _mm512_store_si512(shift[word], f.shift[part][word]);
       _mm512_store_si512(member[word], f.member[part][word]);
     }
-    for (int digit = 0; digit < digits; ++digit) {
-      const int64_t slot = part * digits + digit;
-      _mm512_store_ps(m.a_scales + ((index * p.chunks + chunk) * p.parts + slot) * group + first,
-                      _mm512_mul_ps(f.scale[part], _mm512_mul_ps(unit, _mm512_set1_ps(table.weight[digit]))));
-      int8_t* to =
-          m.a + (slot * groups + index) * p.steps * step_bytes + k / step * step_bytes + first * step;
-      for (int64_t s = 0; s * step < length; ++s) {
-        // Of block 2 s for the first half of the elements, of 2 s + 1 for the second.
-        const __m512i which =
-            _mm512_add_epi8(_mm512_set1_epi8(static_cast<char>(s % 2 * 2)),
-                            _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi8(1), 1));
-        for (int64_t r = 0; r < 16; ++r) {
-          __m512i v = _mm512_setzero_si512();
-          if (r < count) {
-            const uint8_t* codes = g.a_codes + (begin + r) * g.a_code_stride + (k + s * step) * digits / 2;
-            const int64_t left = length - s * step;
-            const auto shifts = _mm512_set1_epi32(static_cast<int>(shift[s / 2][r])),
-                       members = _mm512_set1_epi32(static_cast<int>(member[s / 2][r]));
-            v = digits == 1 ? spread(codes, left) : digit_of(codes, left, digit);
-            v = _mm512_and_si512(v, _mm512_shuffle_epi8(members, which));
-            v = _mm512_permutexvar_epi8(_mm512_or_si512(v, _mm512_shuffle_epi8(shifts, which)),
-                                        table.values[digit]);
-          }
-          _mm512_store_si512(to + s * step_bytes + r * step, v);
+    _mm512_store_ps(m.a_scales + ((index * p.chunks + chunk) * p.parts + part) * group + first,
+                    _mm512_mul_ps(f.scale[part], unit));
+    int8_t* to = m.a + (part * groups + index) * p.steps * step_bytes + k / step * step_bytes + first * step;
+    for (int64_t s = 0; s * step < length; ++s) {
+      // Of block 2 s for the first half of the elements, of 2 s + 1 for the second.
+      const __m512i which =
+          _mm512_add_epi8(_mm512_set1_epi8(static_cast<char>(s % 2 * 2)),
+                          _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi8(1), 1));
+      for (int64_t r = 0; r < 16; ++r) {
+        __m512i v = _mm512_setzero_si512();
+        if (r < count) {
+          const uint8_t* codes = g.a_codes + (begin + r) * g.a_code_stride + (k + s * step) / 2;
+          const auto shifts = _mm512_set1_epi32(static_cast<int>(shift[s / 2][r])),
+                     members = _mm512_set1_epi32(static_cast<int>(member[s / 2][r]));
+          v = _mm512_and_si512(spread(codes, length - s * step), _mm512_shuffle_epi8(members, which));
+          v = _mm512_permutexvar_epi8(_mm512_or_si512(v, _mm512_shuffle_epi8(shifts, which)), values);
         }
+        _mm512_store_si512(to + s * step_bytes + r * step, v);
       }
     }
   }
-  return f.parts * digits;
+  return f.parts;
 }
 
 void clear_part(const Plan& p, const Memory& m, int64_t index, int64_t first, int64_t chunk, int64_t length,
@@ -195,13 +170,13 @@ void clear_part(const Plan& p, const Memory& m, int64_t index, int64_t first, in
 }  // namespace
 
 void fold_group(const BlockGemm& g, const Plan& p, const Memory& m, int64_t index, int64_t begin,
-                int64_t count, const Digits& table) {
+                int64_t count, __m512i values) {
   const __m512i magnitude = magnitude_of(g.a.element);
   for (int64_t chunk = 0; chunk < p.chunks; ++chunk) {
     int parts[2], most = 1;
     for (int64_t half = 0; half < 2; ++half) {
       const int64_t rows = count - 16 * half;
-      parts[half] = fold_rows(g, p, m, table, magnitude, index, 16 * half, begin + 16 * half,
+      parts[half] = fold_rows(g, p, m, values, magnitude, index, 16 * half, begin + 16 * half,
                               rows < 0 ? 0 : least(rows, 16), chunk);
       most = parts[half] > most ? parts[half] : most;
     }
@@ -213,8 +188,7 @@ void fold_group(const BlockGemm& g, const Plan& p, const Memory& m, int64_t inde
 }
 
 void fold_panels(const BlockGemm& g, const Plan& p, const Memory& m, const uint8_t* const* panels,
-                 int64_t begin, const Digits& table) {
-  const int digits = digits_of(g.b.element);
+                 int64_t begin, __m512i values) {
   const __m512i magnitude = magnitude_of(g.b.element);
   const __m512i of_lane = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
   for (int64_t k = begin; k < least(g.k, begin + span); k += p.chunk) {
@@ -222,43 +196,39 @@ void fold_panels(const BlockGemm& g, const Plan& p, const Memory& m, const uint8
     const int blocks = static_cast<int>(length / g.b.block);
     int parts[2], most = 1;
     for (int64_t half = 0; half < 2; ++half) {
-      const uint8_t* from = panels[half] + k * 8 * digits;
+      const uint8_t* from = panels[half] + k * 8;
       const uint8_t* scales = panels[half] + block_panel_codes(g.b.element, g.k) + k / g.b.block * 16;
       __m512i code[folded_blocks];
       __mmask16 nonzero[folded_blocks];
       for (int j = 0; j < blocks; ++j) {
         code[j] = bytes16(scales + 16 * j);
         __m512i any = _mm512_setzero_si512();
-        for (int64_t i = 0; i < 4 * digits; ++i)
-          any = _mm512_or_si512(any, _mm512_loadu_si512(from + (4 * digits * j + i) * 64));
+        for (int64_t i = 0; i < 4; ++i)
+          any = _mm512_or_si512(any, _mm512_loadu_si512(from + (4 * j + i) * 64));
         nonzero[j] = _mm512_test_epi32_mask(any, magnitude);
       }
       const Fold f = fold_of(code, nonzero, blocks);
-      parts[half] = f.parts * digits;
+      parts[half] = f.parts;
       most = parts[half] > most ? parts[half] : most;
-      for (int slot = 0; slot < parts[half]; ++slot) {
-        const int part = slot / digits, digit = slot % digits;
-        _mm512_store_ps(m.b_scales + (c * p.parts + slot) * group + 16 * half,
-                        _mm512_mul_ps(f.scale[part], _mm512_set1_ps(table.weight[digit])));
-        uint8_t* to = m.b + (slot * 2 + half) * span * 16 + (k - begin) * 16;
+      for (int part = 0; part < parts[half]; ++part) {
+        _mm512_store_ps(m.b_scales + (c * p.parts + part) * group + 16 * half, f.scale[part]);
+        uint8_t* to = m.b + (part * 2 + half) * span * 16 + (k - begin) * 16;
         for (int j = 0; j < blocks; ++j) {
           const __m512i pick = _mm512_add_epi8(of_lane, _mm512_set1_epi8(static_cast<char>(j % 4)));
           const __m512i shift = _mm512_shuffle_epi8(f.shift[part][j / 4], pick),
                         member = _mm512_shuffle_epi8(f.member[part][j / 4], pick);
           for (int64_t i = 8 * j; i < 8 * j + 8; ++i) {
-            __m512i codes = _mm512_loadu_si512(from + (digits == 1 ? i / 2 : i) * 64);
-            codes = _mm512_and_si512(codes, member);
-            codes = (digits == 1 ? i % 2 == 0 : digit == 1) ? low_nibbles(codes) : high_nibbles(codes);
-            _mm512_store_si512(to + 64 * i,
-                               _mm512_permutexvar_epi8(_mm512_or_si512(codes, shift), table.values[digit]));
+            __m512i codes = _mm512_and_si512(_mm512_loadu_si512(from + i / 2 * 64), member);
+            codes = i % 2 == 0 ? low_nibbles(codes) : high_nibbles(codes);
+            _mm512_store_si512(to + 64 * i, _mm512_permutexvar_epi8(_mm512_or_si512(codes, shift), values));
           }
         }
       }
     }
     for (int64_t half = 0; half < 2; ++half)
-      for (int slot = parts[half]; slot < most; ++slot) {
-        _mm512_store_ps(m.b_scales + (c * p.parts + slot) * group + 16 * half, _mm512_setzero_ps());
-        memset(m.b + (slot * 2 + half) * span * 16 + (k - begin) * 16, 0, static_cast<size_t>(length * 16));
+      for (int part = parts[half]; part < most; ++part) {
+        _mm512_store_ps(m.b_scales + (c * p.parts + part) * group + 16 * half, _mm512_setzero_ps());
+        memset(m.b + (part * 2 + half) * span * 16 + (k - begin) * 16, 0, static_cast<size_t>(length * 16));
       }
     m.b_parts[c] = most;
   }
