@@ -54,6 +54,7 @@ std::string how_of(const QuantGroupSpec& q, int64_t step_tokens) {
   add(q.rotation > 0, fmt::format("rotation {}", q.rotation));
   add(q.backward_rotation > 0, fmt::format("backward rotation {}", q.backward_rotation));
   add(q.measured(), "rotations measured");
+  add(q.outlier_rows > 0, fmt::format("{} outlier rows unquantized", q.outlier_rows));
   add(q.gradient_mask == QuantGroupSpec::GradientMask::unclipped, "masked gradients");
   const QuantSpan span = span_of(q, step_tokens);
   add(span.begin > 0, fmt::format("from step {}", span.begin));

@@ -1,5 +1,6 @@
 #include "framework/ops/quantized_linear.h"
 
+#include "framework/ops/outlier_rows.h"
 #include "framework/ops/quantized_weights.h"
 #include "framework/quant/step_sizes.h"
 #include "kernels/block_matmul.h"
@@ -291,7 +292,9 @@ struct LinearBackward {
 
   /// dx = sum over i of dy_i W_i, summed over outputs.
   void input_packed() const {
-    landed(t.grad(l.x), DType::f32, l.mask_x, stepped_input(), [&](const Accum& to, const Landing& how) {
+    const Accum dx = t.grad(l.x);
+    const OutlierGradients outliers = outlier_gradients(t, dx, dy, l.all(), l.scheme->dx_rows());
+    landed(dx, DType::f32, l.mask_x, stepped_input(), [&](const Accum& to, const Landing& how) {
       if (blocks_alone(spec.gradients->block_format())) return stack_input(to, how, 0, l.count);
       land_after(to, DType::f32, how, [&](const Accum& at) {
         each_stack([&](size_t first, size_t last) {
@@ -299,6 +302,7 @@ struct LinearBackward {
         });
       });
     });
+    overwrite_rows(t.queue(), dx, outliers);
   }
   /// What weights [first, last) give of it.
   void stack_input(const Accum& to, const Landing& how, size_t first, size_t last) const {
@@ -344,6 +348,7 @@ Var quantized_linear(Tape& t, Var x, std::span<Parameter* const> weights, const 
   }
   if (weights[0]->input_step) l.input_step = t.leaf(*weights[0]->input_step);
   const Tensor y = forward(t, l);
+  if (const int64_t count = scheme.forward_rows()) extract_outlier_rows(t, y, t.value(x), weights, count);
   return t.record("linear", y,
                   {x, l.leaves[0], l.leaves[1], l.leaves[2], l.leaves[3], l.steps[0], l.steps[1], l.steps[2],
                    l.steps[3], l.input_step},

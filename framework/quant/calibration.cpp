@@ -10,6 +10,13 @@ namespace osprey {
 
 namespace {
 constexpr int64_t tensors = 3, counts = tensors * outlier_patterns;  // x, W and dy
+
+/// What was decided once.
+void take(QuantScheme& scheme, const LayerPatterns& p) {
+  scheme.decided = true;
+  scheme.rotated = p.rotated;
+  scheme.extracted = p.extracted();
+}
 }
 
 bool QuantSchemes::measures() const {
@@ -60,6 +67,7 @@ void QuantSchemes::decide(const Queue& queue, Communicator& world, int64_t step)
     m.scheme->decided = true;
     // The first of the weights that read an input decides; the others have no say.
     m.scheme->rotated = p == all.end() ? RotatedProducts{false, false, false} : p->wanted();
+    m.scheme->extracted = p == all.end() ? ExtractedProducts{false, false} : p->extracted();
     if (p == all.end()) continue;
     p->decided = true;
     p->rotated = m.scheme->rotated;
@@ -72,7 +80,7 @@ void QuantSchemes::decide_as(std::span<const LayerPatterns> state) {
   for (const Member& m : members_) {
     if (!m.calibrating) continue;
     for (const LayerPatterns& p : state)
-      if (p.weight == m.parameter->name && p.decided) m.scheme->decided = true, m.scheme->rotated = p.rotated;
+      if (p.weight == m.parameter->name && p.decided) take(*m.scheme, p);
   }
   for (size_t g = 0; g < specs_.size(); ++g)
     require(
@@ -100,7 +108,7 @@ void QuantSchemes::restore(const Queue& queue, int rank, std::span<const LayerPa
     const bool over = step > span.quantizes();
     if (p == state.end() || step <= span.begin || (over && !p->decided)) continue;
     known[m.scheme->group] = true;
-    if (over) m.scheme->decided = true, m.scheme->rotated = p->rotated;
+    if (over) take(*m.scheme, *p);
     if (rank != 0) continue;
     double* to = votes;
     for (const PatternVotes* v : {&p->x, &p->w, &p->dy})

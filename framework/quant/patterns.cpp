@@ -55,4 +55,8 @@ RotatedProducts LayerPatterns::wanted() const {
           .dx = pdy == column || pw == row};
 }
 
+ExtractedProducts LayerPatterns::extracted() const {
+  return {.forward = majority(x) == OutlierPattern::row, .dx = majority(dy) == OutlierPattern::row};
+}
+
 }  // namespace osprey

@@ -16,6 +16,12 @@ struct RotatedProducts {
   bool operator==(const RotatedProducts&) const = default;
 };
 
+/// Which products compute rows of their result unquantized where the left operand has outlier rows.
+struct ExtractedProducts {
+  bool forward = true, dx = true;
+  bool operator==(const ExtractedProducts&) const = default;
+};
+
 /// How often a tensor had each pattern, by OutlierPattern.
 using PatternVotes = std::array<int64_t, outlier_patterns>;
 
@@ -40,6 +46,10 @@ struct LayerPatterns {
   /// dx, whose operands are dy and W^T, for columns of dy and rows of W. Reference: after AdaHOP (arXiv
   /// 2604.02525), whose own table and thresholds are not known to us.
   RotatedProducts wanted() const;
+  /// A row of y depends on one row of x, and a row of dx on one of dy. Where outliers stand in few rows of x,
+  /// or of dy, a rotation does not help against them, and those rows of the result can be computed by
+  /// themselves. dW sums over those rows: none of its own is theirs alone.
+  ExtractedProducts extracted() const;
   bool operator==(const LayerPatterns&) const = default;
 };
 

@@ -165,6 +165,11 @@ void QuantGroupSpec::fields(Fields& f) {
       "rows, or columns, of a matrix have outliers when the largest rms of one is more than so many times their "
       "median",
       between(1.001, 1e6));
+    f("outlier_rows", outlier_rows,
+      "so many rows of x, or of dy, with the largest sums of squares are multiplied unquantized by the layer's "
+      "weights, y = x W^T or dx = dy W, where most outliers of x, or of dy, were found in rows, which no rotation "
+      "smooths; 0: none. For each micro batch of each rank; dW is as without",
+      between(0, 256));
     f.rule(rotation > 0 || backward_rotation > 0, "rotate",
            "measures which products to rotate, and rotation and backward_rotation are 0; give one a size");
   });
@@ -215,6 +220,10 @@ void QuantGroupSpec::fields(Fields& f) {
       !freeze || rotation == 0, "freeze",
       "needs rotation 0: a weight stands still where its own code is certain, and codes of rotated weights "
       "belong to sums of many; drop one of the two");
+  f.rule(outlier_rows == 0 || gradient_mask == GradientMask::straight_through, "outlier_rows",
+         "needs gradient_mask: straight_through, for rows that are computed unquantized clip nothing");
+  f.rule(outlier_rows == 0 || !(learnt(weights) || learnt(activations)), "outlier_rows",
+         "must be 0 beside the scale lsq, whose steps learn from all rows of quantized products");
   f.rule(rotation == 0 || (weights && activations), "rotation",
          "turns both operands of a product, so weights and activations need a format");
   f.rule(backward_rotation == 0 || gradients, "backward_rotation", "is for gradients, which have no format");

@@ -68,6 +68,7 @@ struct QuantGroupSpec {
   Rotate rotate = Rotate::always;
   int64_t calibration_steps = 30;
   double outlier_ratio = 4;
+  int64_t outlier_rows = 0;
   GradientMask gradient_mask = GradientMask::straight_through;
   int64_t first_step = 0;
   std::optional<int64_t> end_step, first_tokens, end_tokens;
@@ -96,7 +97,9 @@ struct QuantGroupSpec {
 ///
 /// A group whose rotations are measured has two schemes for each matrix: while it calibrates, the layer
 /// computes as if it had none and counts in `votes`; then `rotated` says which products its sizes of
-/// rotations are for.
+/// rotations are for, and `extracted` in which the group's outlier_rows are computed unquantized: of the rows
+/// of x, or of dy, with the largest sums of squares, chosen anew in each product, y = x W^T and dx = dy W on
+/// the weights as they are.
 struct QuantScheme {
   const QuantGroupSpec* spec = nullptr;
   size_t group = 0;   // which entry of the recipe's list
@@ -105,6 +108,11 @@ struct QuantScheme {
   Tensor votes = {};    // (3, outlier_patterns) f64 while it calibrates: of x, W and dy
   bool decided = true;  // `rotated` holds
   RotatedProducts rotated = {};
+  ExtractedProducts extracted = {};
+
+  /// How many rows of y, and of dx, are computed unquantized.
+  int64_t forward_rows() const { return extracted.forward ? spec->outlier_rows : 0; }
+  int64_t dx_rows() const { return extracted.dx ? spec->outlier_rows : 0; }
 };
 
 /// The rotation of forward's operands where a layer is rotated: the same for all layers, a function of the

@@ -87,19 +87,20 @@ std::unique_ptr<RunWatch> watch_run(const Recipe& recipe, const Session& session
 /// Entries belong to the first step that computes so: when a run goes on from the checkpoint before, they
 /// come again.
 void write_decision(RunWatch& watch, int64_t step, int64_t tokens, std::span<const LayerPatterns> layers) {
-  int64_t forward = 0, dw = 0, dx = 0;
+  int64_t forward = 0, dw = 0, dx = 0, x_rows = 0, dy_rows = 0;
   for (const LayerPatterns& l : layers) {
     forward += l.rotated.forward, dw += l.rotated.dw, dx += l.rotated.dx;
+    x_rows += l.extracted().forward, dy_rows += l.extracted().dx;
     MetricsEntry e("rotations", step + 1, tokens);
     e.add("weight", l.weight);
     e.add("x", name(majority(l.x))).add("w", name(majority(l.w))).add("dy", name(majority(l.dy)));
     e.add("forward", int{l.rotated.forward}).add("dw", int{l.rotated.dw}).add("dx", int{l.rotated.dx});
     watch.write(e);
   }
-  watch.note(
-      fmt::format("calibrated: from step {} on, of {} linear layers {} are rotated forward, {} for weight "
-                  "gradients, {} for input gradients",
-                  step, layers.size(), forward, dw, dx));
+  watch.note(fmt::format(
+      "calibrated: from step {} on, of {} linear layers {} are rotated forward, {} for weight "
+      "gradients, {} for input gradients; most outliers are in rows in {} inputs and {} gradients of outputs",
+      step, layers.size(), forward, dw, dx, x_rows, dy_rows));
 }
 
 /// Which layers train from now on. As with decisions, a run that goes on writes them again.

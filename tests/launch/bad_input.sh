@@ -113,6 +113,10 @@ everywhere 'quant.0.first_tokens: a group begins and ends at steps .* or at toke
 everywhere "begins in step 1 and ends in step 1; let it end later" --set model.ffn_size=192 \
   --set 'quant=[{preset: weight_only, first_tokens: 9, end_tokens: 10}]'
 everywhere 'quant.0.rotate: measures which products to rotate' --set 'quant=[{preset: weight_only, rotate: measured}]'
+everywhere 'quant.0.outlier_rows only applies when rotate is measured' --set 'quant=[{preset: quartet, outlier_rows: 8}]'
+everywhere 'quant.0.outlier_rows must be .*256' --set 'quant=[{preset: adahop, outlier_rows: 300}]'
+everywhere 'quant.0.outlier_rows: needs gradient_mask: straight_through' \
+  --set 'quant=[{preset: quartet, rotate: measured, outlier_rows: 8}]'
 everywhere 'lasts 3 steps, not more than its calibration_steps 30' --set model.ffn_size=192 \
   --set 'quant=[{preset: adahop, end_step: 3}]'
 everywhere 'lasts 3 steps, fewer than its anneal_steps 4' --set model.ffn_size=192 \

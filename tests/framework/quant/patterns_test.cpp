@@ -40,6 +40,14 @@ TEST(Patterns, AProductIsRotatedWhereAnOperandHasItsOutliersInFewColumnsOfWhatIs
   EXPECT_EQ(layer(column, row, row).wanted(), (RotatedProducts{true, true, true}));
 }
 
+TEST(Patterns, RowsAreExtractedWhereTheLeftOperandHasItsOutliersInRows) {
+  EXPECT_EQ(layer(none, row, none).extracted(), (ExtractedProducts{false, false}));
+  EXPECT_EQ(layer(column, row, column).extracted(), (ExtractedProducts{false, false}));
+  EXPECT_EQ(layer(row, none, column).extracted(), (ExtractedProducts{true, false}));
+  EXPECT_EQ(layer(none, none, row).extracted(), (ExtractedProducts{false, true}));
+  EXPECT_EQ(LayerPatterns{}.extracted(), (ExtractedProducts{false, false})) << "without votes";
+}
+
 TEST(Patterns, StateReadsBackTheSameAndRefusesWhatIsNone) {
   LayerPatterns l{.weight = "layers.3.attn.q.weight", .x = {1, 2, 3}, .w = {0, 0, 6}, .dy = {6, 0, 0}};
   const auto again = [](const LayerPatterns& p) { return read_spec<LayerPatterns>(dump_spec(p), "state"); };

@@ -151,6 +151,42 @@ TEST(QuantResume, WhatIsRecomputedVotesOnce) {
   expect_same(train_in_stages(adahop, {{1, 6}}), train_in_stages(again, {{1, 6}}));
 }
 
+std::vector<std::string> with_outlier_rows(const std::vector<std::string>& more = {}) {
+  std::vector<std::string> recipe = {
+      "quant=[{preset: adahop, first_step: 1, calibration_steps: 3, outlier_ratio: 1.4, outlier_rows: 5}]"};
+  recipe.insert(recipe.end(), more.begin(), more.end());
+  return recipe;
+}
+
+TEST(QuantResume, OutlierRowsAreTakenByTheSameLayersAfterAStop) {
+  const Outcome straight = train_in_stages(with_outlier_rows(), {{1, 7}});
+  int forward = 0, dx = 0;
+  for (const LayerPatterns& p : straight.patterns) forward += p.extracted().forward, dx += p.extracted().dx;
+  EXPECT_GT(forward, 0);
+  EXPECT_GT(dx, 0);
+  EXPECT_LT(forward + dx, 16);
+  expect_same(straight, train_in_stages(with_outlier_rows(), {{1, 2}, {1, 4}, {1, 5}, {1, 7}}));
+
+  const Outcome without = train_in_stages(
+      {"quant=[{preset: adahop, first_step: 1, calibration_steps: 3, outlier_ratio: 1.4}]"}, {{1, 7}});
+  EXPECT_EQ(straight.patterns, without.patterns);
+  EXPECT_EQ(straight.losses[3], without.losses[3]);
+  EXPECT_NE(straight.losses[4], without.losses[4]) << "no row was taken; the test tests nothing";
+}
+
+TEST(QuantResume, OutlierRowsAreThoseOfMicroBatchesOnAnyNumberOfRanks) {
+  const Outcome one = train_in_stages(with_outlier_rows(), {{1, 7}}),
+                two = train_in_stages(with_outlier_rows(), {{2, 7}});
+  expect_same(two, train_in_stages(with_outlier_rows(), {{2, 3}, {2, 6}, {2, 7}}));
+  for (size_t i = 0; i < one.losses.size(); ++i) EXPECT_NEAR(two.losses[i], one.losses[i], 2e-3) << i;
+}
+
+TEST(QuantResume, OutlierRowsOfWhatIsRecomputedAreTheSame) {
+  const Outcome kept = train_in_stages(with_outlier_rows(), {{1, 6}});
+  for (const char* recompute : {"train.recompute=block", "train.recompute=attention"})
+    expect_same(kept, train_in_stages(with_outlier_rows({recompute}), {{1, 6}}));
+}
+
 /// Layer 0 learns steps from step 1 on, layer 1 from step 3 on.
 const std::vector<std::string> lsq = {"quant=[{preset: lsq, first_step: 1, anneal_steps: 4}]"};
 

@@ -54,7 +54,8 @@ TEST(QuantScheme, ADumpedGroupReadsBackTheSame) {
         "{preset: weight_only, first_step: 7}", "{preset: nvfp4, rotation: 16, end_step: 5}",
         "{preset: mxint8, activations: null, gradients: null}",
         "{weights: {format: int4_g64}, activations: {format: int8_row}}",
-        "{preset: adahop, calibration_steps: 7, outlier_ratio: 2.5}", "{preset: adahop, rotate: always}",
+        "{preset: adahop, calibration_steps: 7, outlier_ratio: 2.5, outlier_rows: 3}",
+        "{preset: adahop, rotate: always}",
         "{preset: quartet, first_tokens: 9, end_tokens: 99, anneal_steps: 3, anneal_order: last_layers}"}) {
     const std::string dumped = dump_spec(read(yaml));
     EXPECT_EQ(dump_spec(read(dumped)), dumped) << yaml;
@@ -93,6 +94,16 @@ TEST(QuantScheme, RefusesWhatContradictsItself) {
             std::string::npos);
   EXPECT_NE(words("{preset: quartet, calibration_steps: 3}").find("rotate is measured"), std::string::npos);
   EXPECT_NE(words("{preset: adahop, outlier_ratio: 1}").find("outlier_ratio must be"), std::string::npos);
+  EXPECT_NE(words("{preset: quartet, outlier_rows: 8}").find("rotate is measured"), std::string::npos);
+  EXPECT_NE(words("{preset: adahop, outlier_rows: 257}").find("outlier_rows must be"), std::string::npos);
+  EXPECT_NE(words("{preset: quartet, rotate: measured, outlier_rows: 8}")
+                .find("outlier_rows: needs gradient_mask: straight_through"),
+            std::string::npos);
+  EXPECT_NE(words("{preset: lsq, gradients: {format: mxfp4}, backward_rotation: 32, rotate: measured, "
+                  "gradient_mask: straight_through, outlier_rows: 8}")
+                .find("outlier_rows: must be 0 beside the scale lsq"),
+            std::string::npos);
+  EXPECT_EQ(words("{preset: adahop, outlier_rows: 256}"), "accepted");
   EXPECT_NE(words("{preset: quartet, anneal_steps: -1}").find("anneal_steps must be"), std::string::npos);
 }
 
