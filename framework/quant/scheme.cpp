@@ -237,7 +237,7 @@ static int64_t step_at_tokens(int64_t tokens, int64_t step_tokens, const std::st
   return tokens / step_tokens + (tokens % step_tokens != 0);
 }
 
-static int64_t freezes_from(const QuantGroupSpec& g, int64_t step_tokens) {
+int64_t freezes_from(const QuantGroupSpec& g, int64_t step_tokens) {
   return g.freeze->first_tokens ? step_at_tokens(*g.freeze->first_tokens, step_tokens, g.match)
                                 : g.freeze->first_step;
 }

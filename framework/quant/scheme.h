@@ -122,6 +122,9 @@ struct QuantSpan {
 /// Units: `step_tokens` are the tokens of a step. Tokens of the recipe become the first step that begins at
 /// or after so many. Errors: tokens where step_tokens is 0, that is, unknown.
 QuantSpan span_of(const QuantGroupSpec& group, int64_t step_tokens);
+/// The 0-based step from which on weights of a group with `freeze` may stand still; units and errors as
+/// above.
+int64_t freezes_from(const QuantGroupSpec& group, int64_t step_tokens);
 
 /// A weight that some group quantizes, and the format in which it does.
 struct WeightInFormat {
