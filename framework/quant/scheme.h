@@ -164,9 +164,10 @@ class QuantSchemes final : public StepHook {
 
   /// Of every input that is measured, by the first weight that reads it, summed over ranks. Collective.
   std::vector<LayerPatterns> patterns(const Queue& queue, Communicator& world) const;
-  /// As if the run had come to 0-based step `step` by itself: what patterns() gave goes to rank 0, or, where
-  /// a calibration is over, becomes its decision. Errors: a group has begun before this step, and `state`
-  /// does not know its layers.
+  /// As if the run had come to 0-based step `step` by itself: what held in the step before is switched on, as
+  /// an evaluation there would find it, and what patterns() gave goes to rank 0, or, where a calibration is
+  /// over, becomes its decision. Errors: a group has begun before this step, and `state` does not know its
+  /// layers.
   void restore(const Queue& queue, int rank, std::span<const LayerPatterns> state, int64_t step);
   /// Takes over decisions alone, for evaluation. Errors: there are none for a group that measures.
   void decide_as(std::span<const LayerPatterns> state);
