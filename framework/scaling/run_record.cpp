@@ -118,10 +118,9 @@ bool full(const std::string& format) { return format == "bf16" || format == "f32
 
 bool RunFormats::full_precision() const { return full(weights) && full(activations) && full(gradients); }
 
-std::string RunFormats::scheme() const {
-  const std::string formats = scaling::joined({weights, activations, gradients}, "/");
-  return how.empty() ? formats : formats + " (" + how + ")";
-}
+std::string RunFormats::names() const { return scaling::joined({weights, activations, gradients}, "/"); }
+
+std::string RunFormats::scheme() const { return how.empty() ? names() : names() + " (" + how + ")"; }
 
 std::string RunRecord::optimizer() const { return scaling::joined(optimizers, "+"); }
 
