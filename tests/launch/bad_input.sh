@@ -386,7 +386,8 @@ grid 'must be above 1 and at most 1000, got nan' --tokens 1e6 --size-ratio nan
 grid 'has no 9 smaller ones' --tokens 1e6 --sizes 10
 grid 'must begin with a name' --tokens 1e6 --variant =
 grid 'sets train.steps, which the grid sets itself' --tokens 1e6 --variant a:train.steps=4
-grid 'did you mean norm.*\(for smoke_osp-n' --tokens 1e6 --variant a:model.nrm=x
+grid 'did you mean norm.*\(for variant a\)' --tokens 1e6 --variant a:model.nrm=x
+grid 'matches no parameter.*\(for smoke_osp-n' --tokens 1e6 --variant 'a:quant=[{preset: mxint8, match: x}]'
 refused 'recipes exists and is not an empty directory' "$osprey" scaling plan $recipe --tokens 1e6 -o recipes
 refused 'nowhere.yaml: no such file' "$osprey" scaling plan nowhere.yaml --tokens 1e6 -o "$folder/out"
 refused 'cannot create /proc/nowhere' "$osprey" scaling plan $recipe --tokens 1e6 --sizes 1 -o /proc/nowhere
