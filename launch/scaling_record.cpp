@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "framework/config/glob.h"
 #include "framework/config/numbers.h"
 #include "framework/eval/round_to_nearest.h"
 #include "launch/checkpoints.h"
@@ -88,15 +87,10 @@ std::string how_of(const QuantGroupSpec& q, const TrainSpec& train) {
 
 /// Elements of the linear layers that each group of the recipe takes; first match wins.
 std::vector<int64_t> elements_of_groups(const Recipe& recipe, const ParamStore& params) {
-  std::vector<Glob> globs;
-  for (const QuantGroupSpec& q : recipe.quant) globs.emplace_back(q.match);
-  std::vector<int64_t> elements(globs.size(), 0);
-  for (const auto& p : params.all()) {
-    const auto first =
-        std::find_if(globs.begin(), globs.end(), [&](const Glob& g) { return g.matches(p->name); });
-    if (first != globs.end() && is_block_linear(p->name))
-      elements[static_cast<size_t>(first - globs.begin())] += p->shape.numel();
-  }
+  std::vector<int64_t> elements(recipe.quant.size(), 0);
+  for (const auto& p : params.all())
+    if (const QuantGroupSpec* first = first_match(recipe.quant, p->name); first && is_block_linear(p->name))
+      elements[static_cast<size_t>(first - recipe.quant.data())] += p->shape.numel();
   return elements;
 }
 

@@ -252,6 +252,12 @@ QuantSpan span_of(const QuantGroupSpec& g, int64_t step_tokens) {
   return span;
 }
 
+const QuantGroupSpec* first_match(std::span<const QuantGroupSpec> groups, const std::string& parameter) {
+  for (const QuantGroupSpec& g : groups)
+    if (Glob(g.match).matches(parameter)) return &g;
+  return nullptr;
+}
+
 std::string operand_name(const std::optional<QuantOperandSpec>& o, DType compute) {
   return o ? o->format : name(compute);
 }

@@ -122,6 +122,8 @@ struct QuantSpan {
 /// Units: `step_tokens` are the tokens of a step. Tokens of the recipe become the first step that begins at
 /// or after so many. Errors: tokens where step_tokens is 0, that is, unknown.
 QuantSpan span_of(const QuantGroupSpec& group, int64_t step_tokens);
+/// The first group whose pattern matches this parameter, or null.
+const QuantGroupSpec* first_match(std::span<const QuantGroupSpec> groups, const std::string& parameter);
 /// The 0-based step from which on weights of a group with `freeze` may stand still; units and errors as
 /// above.
 int64_t freezes_from(const QuantGroupSpec& group, int64_t step_tokens);
