@@ -46,14 +46,21 @@ void QuantOperandSpec::fields(Fields& f) {
   f.rule(is_format(format), "format", fmt::format("'{}' is no format; there are {}", format, format_names()));
   f.choice(
       "scale", scale, scale_rules(),
-      "how a block's scale follows from its values. Powers of two: floor (OCP, clips), even (floor of the "
-      "largest value rounded to the element's digits), ceil and rceil (never clip), mse (from the standard "
-      "deviation, least error for normal values; clips). four_over_six: nvfp4 only, the better of two scales. "
+      "how a block's scale follows from its values. mx*, powers of two: floor (OCP, clips), even (floor of the "
+      "largest value rounded to the element's digits), ceil and rceil (never clip), mse (mxfp4 only, from the "
+      "standard deviation, least error for normal values; clips). nvfp4 and nvint4: even (nearest, clips a "
+      "little), rceil (up, never clips), four_over_six (nvfp4 only, the better of two scales). int8_* and "
+      "int4_*: even (the largest value becomes the largest element). "
       "stats: int8_* and int4_* only, twice the mean of |x| becomes the largest element (StatsQ; clips). lsq: "
       "int8 and int4 of tensor or row only, the step between two codes is a parameter (LSQ; clips)");
   f.choice("rounding", rounding, {{"nearest_even", Kind::nearest_even}, {"stochastic", Kind::stochastic}},
            "forward rounds to nearest. For gradients: stochastic is unbiased where the scale does not clip, "
-           "with ceil and rceil");
+           "with ceil and rceil, and with even in int8_* and int4_*");
+  f.rule(
+      !(scale == ScaleRule::floor || scale == ScaleRule::ceil) || format.starts_with("mx"), "scale",
+      "floor and ceil are for scales that are powers of two, mx*; take even, or for nvfp4 and nvint4 rceil");
+  f.rule(scale != ScaleRule::rceil || format.starts_with("mx") || format.starts_with("nv"), "scale",
+         "rceil is for mx*, nvfp4 and nvint4; take even, which clips nothing where scales are fp32");
   f.rule(scale != ScaleRule::four_over_six || format == "nvfp4", "scale", "four_over_six is for nvfp4");
   f.rule(scale != ScaleRule::mse || format == "mxfp4", "scale", "mse is for mxfp4");
   f.rule(scale != ScaleRule::stats || format.starts_with("int8_") || format.starts_with("int4_"), "scale",
@@ -104,7 +111,7 @@ void QuantGroupSpec::apply(Preset p) {
       return;
     case Preset::nvfp4:
       weights = activations = operand("nvfp4", ScaleRule::four_over_six);
-      gradients = operand("nvfp4", ScaleRule::even, Kind::stochastic);
+      gradients = operand("nvfp4", ScaleRule::rceil, Kind::stochastic);
       backward_rotation = 16;
       return;
     case Preset::mxint8:

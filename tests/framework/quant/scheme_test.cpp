@@ -74,6 +74,16 @@ TEST(QuantScheme, RefusesWhatContradictsItself) {
       words("{weights: {format: int4_row, scale: stats}, activations: {format: int8_g64, scale: stats}}"),
       "accepted");
   EXPECT_NE(words("{weights: {format: mxfp4, scale: four_over_six}}").find("for nvfp4"), std::string::npos);
+  for (const char* format : {"nvfp4", "nvint4", "int8_row", "int4_g32"})
+    for (const char* rule : {"floor", "ceil"})
+      EXPECT_NE(
+          words(fmt::format("{{weights: {{format: {}, scale: {}}}}}", format, rule).c_str())
+              .find("weights.scale: floor and ceil are for scales that are powers of two, mx*; take even"),
+          std::string::npos)
+          << format << rule;
+  EXPECT_NE(words("{weights: {format: int8_row, scale: rceil}}").find("rceil is for mx*, nvfp4 and nvint4"),
+            std::string::npos);
+  EXPECT_EQ(words("{weights: {format: nvint4, scale: rceil}}"), "accepted");
   EXPECT_NE(
       words("{weights: {format: mxfp4, rounding: stochastic}}").find("weights.rounding: rounds to nearest"),
       std::string::npos);
