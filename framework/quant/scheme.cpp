@@ -120,6 +120,11 @@ void QuantGroupSpec::apply(Preset p) {
     case Preset::weight_only:
       weights = operand("mxfp4");
       return;
+    case Preset::down_8bit_input:
+      match = "layers.*.mlp.down.weight";
+      weights = operand("mxfp4");
+      activations = operand("mxint8");
+      return;
     case Preset::lsq:
       weights = activations = operand("int4_tensor", ScaleRule::lsq);
       gradient_mask = GradientMask::unclipped;
@@ -134,8 +139,6 @@ void QuantGroupSpec::apply(Preset p) {
 }
 
 void QuantGroupSpec::fields(Fields& f) {
-  f("match", match,
-    "pattern over parameter names, as in optim; first match wins, what nothing matches stays as it is");
   f.choice(
       "preset", preset,
       {{"none", Preset::none},
@@ -144,15 +147,19 @@ void QuantGroupSpec::fields(Fields& f) {
        {"nvfp4", Preset::nvfp4},
        {"mxint8", Preset::mxint8},
        {"weight_only", Preset::weight_only},
+       {"down_8bit_input", Preset::down_8bit_input},
        {"lsq", Preset::lsq},
        {"adahop", Preset::adahop}},
       "what the keys below default to. qat_mxfp4_w4a4: forward in mxfp4, rotated, backward in full; quartet: "
       "forward and backward in mxfp4 (Castro et al. 2505.14669); nvfp4: both in nvfp4, 4/6 scales (Quartet II, "
       "2601.22813, forward; NVIDIA 2509.25149, stochastic gradients); mxint8: all in mxint8 (2510.25602); "
-      "weight_only: weights in mxfp4; lsq: forward in int4 with one learnt step for each weight and input "
-      "(1902.08153); adahop: forward and backward in mxfp4, rotated where a calibration finds "
+      "weight_only: weights in mxfp4; down_8bit_input: mlp.down alone, weights in mxfp4 and inputs in mxint8 "
+      "(2505.14302), to stand before a group for all others; lsq: forward in int4 with one learnt step for each "
+      "weight and input (1902.08153); adahop: forward and backward in mxfp4, rotated where a calibration finds "
       "outliers that this helps against (after AdaHOP, 2604.02525)");
   if (preset != applied_) apply(preset);
+  f("match", match,
+    "pattern over parameter names, as in optim; first match wins, what nothing matches stays as it is");
   f.section("weights", weights, "weights in the forward product; null: as they are");
   f.section("activations", activations, "inputs in the forward product; null: as they are");
   f.section("gradients", gradients,

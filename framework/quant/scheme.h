@@ -55,7 +55,17 @@ struct Freezing {
 /// One entry of the list. The first entry whose pattern matches a linear layer's weight takes it; layers that
 /// none matches stay as they are.
 struct QuantGroupSpec {
-  enum class Preset { none, qat_mxfp4_w4a4, quartet, nvfp4, mxint8, weight_only, lsq, adahop };
+  enum class Preset {
+    none,
+    qat_mxfp4_w4a4,
+    quartet,
+    nvfp4,
+    mxint8,
+    weight_only,
+    down_8bit_input,
+    lsq,
+    adahop
+  };
   enum class GradientMask { straight_through, unclipped };
   enum class Rotate { always, measured };
   enum class AnnealOrder { first_layers, last_layers };

@@ -118,6 +118,12 @@ everywhere 'lasts 3 steps, not more than its calibration_steps 30' --set model.f
 everywhere 'lasts 3 steps, fewer than its anneal_steps 4' --set model.ffn_size=192 \
   --set 'quant=[{preset: weight_only, end_step: 3, anneal_steps: 4}]'
 everywhere 'quant.0.weights.scale: lsq learns one step of a row or of the whole matrix' --set 'quant=[{weights: {format: int4_g32, scale: lsq}}]'
+everywhere 'quant.0.gradients.scale: floor and ceil are for scales that are powers of two, mx\*; take even, or for nvfp4' \
+  --set 'quant=[{preset: nvfp4, gradients: {format: nvfp4, scale: ceil}}]'
+everywhere 'quant.0.weights.scale: rceil is for mx\*, nvfp4 and nvint4; take even' \
+  --set 'quant=[{weights: {format: int8_row, scale: rceil}}]'
+everywhere 'comes too late: groups before it take all it matches' --set model.ffn_size=192 \
+  --set 'quant=[{preset: mxint8}, {preset: down_8bit_input}]'
 everywhere 'quant.0.rotation: must be 0 beside the scale lsq' --set 'quant=[{preset: lsq, rotation: 16}]'
 everywhere 'quant.0.freeze: needs rotation 0: a weight stands still where its own code is certain' \
   --set 'quant=[{preset: qat_mxfp4_w4a4, freeze: {first_step: 9}}]'
@@ -360,6 +366,7 @@ fit 'cannot open nowhere' nowhere --law chinchilla
 fit 'recipes holds no scaling.jsonl' recipes --law chinchilla
 fit 'alpha needs runs of at least 3 different N, and these have one value' "$run" --law chinchilla
 fit 'the law qat is about quantized runs, and all 1 runs are of bf16' "$run" --law qat
+fit 'no run is of the scheme mxfp4/mxfp4/bf16; there is none with quantization' "$run" --law qat --scheme mxfp4/mxfp4/bf16
 fit 'the law quartet compares them with quantized ones' "$run" --law quartet
 fit 'all runs have the optimizer muon\+adamw' "$run" --law per_optimizer
 fit 'no parameter alhpa to fix, did you mean alpha' "$run" --law chinchilla --fix alhpa=1

@@ -53,12 +53,24 @@ TEST(QuantScheme, ADumpedGroupReadsBackTheSame) {
        {"preset: quartet", "{preset: quartet, gradients: null, backward_rotation: 0}",
         "{preset: weight_only, first_step: 7}", "{preset: nvfp4, rotation: 16, end_step: 5}",
         "{preset: mxint8, activations: null, gradients: null}",
-        "{weights: {format: int4_g64}, activations: {format: int8_row}}",
+        "{weights: {format: int4_g64}, activations: {format: int8_row}}", "{preset: down_8bit_input}",
+        "{preset: down_8bit_input, match: layers.0.mlp.down.weight}",
         "{preset: adahop, calibration_steps: 7, outlier_ratio: 2.5}", "{preset: adahop, rotate: always}",
         "{preset: quartet, first_tokens: 9, end_tokens: 99, anneal_steps: 3, anneal_order: last_layers}"}) {
     const std::string dumped = dump_spec(read(yaml));
     EXPECT_EQ(dump_spec(read(dumped)), dumped) << yaml;
   }
+}
+
+TEST(QuantScheme, APresetForTheInputOfDownIsOneLine) {
+  const QuantGroupSpec down = read("preset: down_8bit_input");
+  EXPECT_EQ(down.match, "layers.*.mlp.down.weight");
+  EXPECT_EQ(down.weights->format, "mxfp4");
+  EXPECT_EQ(down.activations->format, "mxint8");
+  EXPECT_FALSE(down.gradients);
+  EXPECT_EQ(read("{match: layers.1.mlp.down.weight, preset: down_8bit_input}").match,
+            "layers.1.mlp.down.weight");
+  EXPECT_EQ(read("preset: quartet").match, QuantGroupSpec().match);
 }
 
 TEST(QuantScheme, RefusesWhatContradictsItself) {
