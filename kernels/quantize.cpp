@@ -58,6 +58,10 @@ void quantize(const Queue& queue, const Quantize& a) {
           where, "rule four_over_six is for e2m1 elements with e4m3 scales, not for {}", name(f));
   require(a.rule != ScaleRule::stats || f.scale == ScaleType::f32, where,
           "rule stats is for f32 scales, not for {}", name(f));
+  require(
+      a.rule == ScaleRule::lsq || allows(f.scale, f.element, a.rule), where,
+      "rules floor and ceil are for e8m0 scales and rceil for those and e4m3 scales, not for {}; take even",
+      name(f));
   require((a.rule == ScaleRule::lsq) == a.step.defined(), where,
           "rule lsq needs a step, and other rules have none");
   if (a.rule == ScaleRule::lsq) {

@@ -26,7 +26,8 @@ struct Rounding {
   enum class Kind : uint8_t { nearest_even, stochastic } kind = Kind::nearest_even;
   uint64_t seed = 0,
            stream = 0;  // of the draws of stochastic rounding; element (r, c) of y draws number r * cols + c,
-                        // of 8 bits. Unbiased where the rule does not clip: ceil, rceil, a smaller prescale
+                        // of 8 bits. Unbiased where the rule does not clip: ceil, rceil, even with f32
+                        // scales, a smaller prescale
   Tensor step = {};     // as of a rotation
 };
 

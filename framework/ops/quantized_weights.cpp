@@ -36,10 +36,12 @@ class QuantCache {
     allocate(queue, e);
     return e;
   }
-  const Packed* packed(const Parameter& weight) const {
+  /// `scheme` is that of the first of the weights that share an input: where rotations are measured, each
+  /// weight has its own.
+  const Packed* packed(const Parameter& weight, const QuantScheme* scheme) const {
     for (const Entry& e : entries_)
       for (size_t i = 0; i < e.result.count; ++i)
-        if (e.weights[i] == &weight && e.scheme == weight.scheme) return &e.result.packed[i];
+        if (e.weights[i] == &weight && e.scheme == scheme) return &e.result.packed[i];
     return nullptr;
   }
   int64_t bytes() const {
@@ -132,7 +134,7 @@ const QuantizedWeights& quantized_weights(const Queue& queue, std::span<Paramete
 
 const Packed& packed_now(const Parameter& weight) {
   const Parameter& first = weight.first_of_input ? *weight.first_of_input : weight;
-  const Packed* packed = first.quantized ? first.quantized->packed(weight) : nullptr;
+  const Packed* packed = first.quantized ? first.quantized->packed(weight, first.scheme) : nullptr;
   require(packed, "quant", "{} was quantized by no forward pass", weight.name);
   return *packed;
 }

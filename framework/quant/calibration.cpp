@@ -94,6 +94,7 @@ void QuantSchemes::decide_as(std::span<const LayerPatterns> state) {
 }
 
 void QuantSchemes::restore(const Queue& queue, int rank, std::span<const LayerPatterns> state, int64_t step) {
+  activate(std::max<int64_t>(step, 1) - 1);
   if (!measures()) return;
   require(votes_.defined(), "quant", "votes came before there was memory for them");
   std::vector<double> all(static_cast<size_t>(votes_.numel()), 0.0);

@@ -2,7 +2,6 @@
 
 #include <nlohmann/json.hpp>
 
-#include "framework/config/glob.h"
 #include "framework/config/reader.h"
 #include "framework/eval/round_to_nearest.h"
 #include "framework/files/file.h"
@@ -33,9 +32,8 @@ ordered_json operand_json(const std::optional<QuantOperandSpec>& o) {
 
 const QuantGroupSpec* QuantizationConfig::packs(const std::string& parameter) const {
   if (!is_block_linear(parameter)) return nullptr;
-  for (const QuantGroupSpec& g : groups)
-    if (Glob(g.match).matches(parameter)) return g.weights ? &g : nullptr;
-  return nullptr;
+  const QuantGroupSpec* first = first_match(groups, parameter);
+  return first && first->weights ? first : nullptr;
 }
 
 QuantizationConfig for_inference(std::span<const QuantGroupSpec> groups, uint64_t seed) {

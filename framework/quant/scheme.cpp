@@ -46,14 +46,21 @@ void QuantOperandSpec::fields(Fields& f) {
   f.rule(is_format(format), "format", fmt::format("'{}' is no format; there are {}", format, format_names()));
   f.choice(
       "scale", scale, scale_rules(),
-      "how a block's scale follows from its values. Powers of two: floor (OCP, clips), even (floor of the "
-      "largest value rounded to the element's digits), ceil and rceil (never clip), mse (from the standard "
-      "deviation, least error for normal values; clips). four_over_six: nvfp4 only, the better of two scales. "
+      "how a block's scale follows from its values. mx*, powers of two: floor (OCP, clips), even (floor of the "
+      "largest value rounded to the element's digits), ceil and rceil (never clip), mse (mxfp4 only, from the "
+      "standard deviation, least error for normal values; clips). nvfp4 and nvint4: even (nearest, clips a "
+      "little), rceil (up, never clips), four_over_six (nvfp4 only, the better of two scales). int8_* and "
+      "int4_*: even (the largest value becomes the largest element). "
       "stats: int8_* and int4_* only, twice the mean of |x| becomes the largest element (StatsQ; clips). lsq: "
       "int8 and int4 of tensor or row only, the step between two codes is a parameter (LSQ; clips)");
   f.choice("rounding", rounding, {{"nearest_even", Kind::nearest_even}, {"stochastic", Kind::stochastic}},
            "forward rounds to nearest. For gradients: stochastic is unbiased where the scale does not clip, "
-           "with ceil and rceil");
+           "with ceil and rceil, and with even in int8_* and int4_*");
+  f.rule(
+      !(scale == ScaleRule::floor || scale == ScaleRule::ceil) || format.starts_with("mx"), "scale",
+      "floor and ceil are for scales that are powers of two, mx*; take even, or for nvfp4 and nvint4 rceil");
+  f.rule(scale != ScaleRule::rceil || format.starts_with("mx") || format.starts_with("nv"), "scale",
+         "rceil is for mx*, nvfp4 and nvint4; take even, which clips nothing where scales are fp32");
   f.rule(scale != ScaleRule::four_over_six || format == "nvfp4", "scale", "four_over_six is for nvfp4");
   f.rule(scale != ScaleRule::mse || format == "mxfp4", "scale", "mse is for mxfp4");
   f.rule(scale != ScaleRule::stats || format.starts_with("int8_") || format.starts_with("int4_"), "scale",
@@ -104,7 +111,7 @@ void QuantGroupSpec::apply(Preset p) {
       return;
     case Preset::nvfp4:
       weights = activations = operand("nvfp4", ScaleRule::four_over_six);
-      gradients = operand("nvfp4", ScaleRule::even, Kind::stochastic);
+      gradients = operand("nvfp4", ScaleRule::rceil, Kind::stochastic);
       backward_rotation = 16;
       return;
     case Preset::mxint8:
@@ -112,6 +119,11 @@ void QuantGroupSpec::apply(Preset p) {
       return;
     case Preset::weight_only:
       weights = operand("mxfp4");
+      return;
+    case Preset::down_8bit_input:
+      match = "layers.*.mlp.down.weight";
+      weights = operand("mxfp4");
+      activations = operand("mxint8");
       return;
     case Preset::lsq:
       weights = activations = operand("int4_tensor", ScaleRule::lsq);
@@ -127,8 +139,6 @@ void QuantGroupSpec::apply(Preset p) {
 }
 
 void QuantGroupSpec::fields(Fields& f) {
-  f("match", match,
-    "pattern over parameter names, as in optim; first match wins, what nothing matches stays as it is");
   f.choice(
       "preset", preset,
       {{"none", Preset::none},
@@ -137,15 +147,19 @@ void QuantGroupSpec::fields(Fields& f) {
        {"nvfp4", Preset::nvfp4},
        {"mxint8", Preset::mxint8},
        {"weight_only", Preset::weight_only},
+       {"down_8bit_input", Preset::down_8bit_input},
        {"lsq", Preset::lsq},
        {"adahop", Preset::adahop}},
       "what the keys below default to. qat_mxfp4_w4a4: forward in mxfp4, rotated, backward in full; quartet: "
       "forward and backward in mxfp4 (Castro et al. 2505.14669); nvfp4: both in nvfp4, 4/6 scales (Quartet II, "
       "2601.22813, forward; NVIDIA 2509.25149, stochastic gradients); mxint8: all in mxint8 (2510.25602); "
-      "weight_only: weights in mxfp4; lsq: forward in int4 with one learnt step for each weight and input "
-      "(1902.08153); adahop: forward and backward in mxfp4, rotated where a calibration finds "
+      "weight_only: weights in mxfp4; down_8bit_input: mlp.down alone, weights in mxfp4 and inputs in mxint8 "
+      "(2505.14302), to stand before a group for all others; lsq: forward in int4 with one learnt step for each "
+      "weight and input (1902.08153); adahop: forward and backward in mxfp4, rotated where a calibration finds "
       "outliers that this helps against (after AdaHOP, 2604.02525)");
   if (preset != applied_) apply(preset);
+  f("match", match,
+    "pattern over parameter names, as in optim; first match wins, what nothing matches stays as it is");
   f.section("weights", weights, "weights in the forward product; null: as they are");
   f.section("activations", activations, "inputs in the forward product; null: as they are");
   f.section("gradients", gradients,
@@ -246,7 +260,7 @@ static int64_t step_at_tokens(int64_t tokens, int64_t step_tokens, const std::st
   return tokens / step_tokens + (tokens % step_tokens != 0);
 }
 
-static int64_t freezes_from(const QuantGroupSpec& g, int64_t step_tokens) {
+int64_t freezes_from(const QuantGroupSpec& g, int64_t step_tokens) {
   return g.freeze->first_tokens ? step_at_tokens(*g.freeze->first_tokens, step_tokens, g.match)
                                 : g.freeze->first_step;
 }
@@ -259,6 +273,12 @@ QuantSpan span_of(const QuantGroupSpec& g, int64_t step_tokens) {
   if (g.first_tokens) span.begin = step_at_tokens(*g.first_tokens, step_tokens, g.match);
   if (g.end_tokens) span.end = step_at_tokens(*g.end_tokens, step_tokens, g.match);
   return span;
+}
+
+const QuantGroupSpec* first_match(std::span<const QuantGroupSpec> groups, const std::string& parameter) {
+  for (const QuantGroupSpec& g : groups)
+    if (Glob(g.match).matches(parameter)) return &g;
+  return nullptr;
 }
 
 std::string operand_name(const std::optional<QuantOperandSpec>& o, DType compute) {

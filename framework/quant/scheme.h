@@ -55,7 +55,17 @@ struct Freezing {
 /// One entry of the list. The first entry whose pattern matches a linear layer's weight takes it; layers that
 /// none matches stay as they are.
 struct QuantGroupSpec {
-  enum class Preset { none, qat_mxfp4_w4a4, quartet, nvfp4, mxint8, weight_only, lsq, adahop };
+  enum class Preset {
+    none,
+    qat_mxfp4_w4a4,
+    quartet,
+    nvfp4,
+    mxint8,
+    weight_only,
+    down_8bit_input,
+    lsq,
+    adahop
+  };
   enum class GradientMask { straight_through, unclipped };
   enum class Rotate { always, measured };
   enum class AnnealOrder { first_layers, last_layers };
@@ -130,6 +140,11 @@ struct QuantSpan {
 /// Units: `step_tokens` are the tokens of a step. Tokens of the recipe become the first step that begins at
 /// or after so many. Errors: tokens where step_tokens is 0, that is, unknown.
 QuantSpan span_of(const QuantGroupSpec& group, int64_t step_tokens);
+/// The first group whose pattern matches this parameter, or null.
+const QuantGroupSpec* first_match(std::span<const QuantGroupSpec> groups, const std::string& parameter);
+/// The 0-based step from which on weights of a group with `freeze` may stand still; units and errors as
+/// above.
+int64_t freezes_from(const QuantGroupSpec& group, int64_t step_tokens);
 
 /// A weight that some group quantizes, and the format in which it does.
 struct WeightInFormat {
@@ -169,9 +184,10 @@ class QuantSchemes final : public StepHook {
 
   /// Of every input that is measured, by the first weight that reads it, summed over ranks. Collective.
   std::vector<LayerPatterns> patterns(const Queue& queue, Communicator& world) const;
-  /// As if the run had come to 0-based step `step` by itself: what patterns() gave goes to rank 0, or, where
-  /// a calibration is over, becomes its decision. Errors: a group has begun before this step, and `state`
-  /// does not know its layers.
+  /// As if the run had come to 0-based step `step` by itself: what held in the step before is switched on, as
+  /// an evaluation there would find it, and what patterns() gave goes to rank 0, or, where a calibration is
+  /// over, becomes its decision. Errors: a group has begun before this step, and `state` does not know its
+  /// layers.
   void restore(const Queue& queue, int rank, std::span<const LayerPatterns> state, int64_t step);
   /// Takes over decisions alone, for evaluation. Errors: there are none for a group that measures.
   void decide_as(std::span<const LayerPatterns> state);

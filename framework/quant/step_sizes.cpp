@@ -109,11 +109,13 @@ void QuantSchemes::begin_steps(Trainer& trainer, int64_t step) {
   if (joining.empty()) return;
   const TrainerParts& parts = trainer.parts();
   activate(step);
+  // What they are to quantize is what they compute with unquantized: also those that share an input, or join
+  // beside them, and learn no step themselves.
+  for (const Member& m : members_)
+    if (m.begin == step) m.parameter->scheme = nullptr;
   InputMagnitudes inputs;
-  for (Member* m : joining) {
-    m->parameter->scheme = nullptr;  // what they are to quantize is what they compute with unquantized
+  for (const Member* m : joining)
     if (m->parameter->input_step) inputs.sums[m->parameter->name] = {};
-  }
   if (!inputs.sums.empty()) {
     parts.tape->set_linear_input(&inputs);
     trainer.look_at_batch(step);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -11,8 +12,9 @@
 namespace osprey {
 namespace {
 
-/// `largest` with so many key and value heads and layers.
-ModelScale scaled(const ModelScale& largest, int64_t kv_heads, int64_t layers) {
+/// `largest` with so many key and value heads and layers; ffn_size to a multiple of `unit`, if that of
+/// `largest` is.
+ModelScale scaled(const ModelScale& largest, int64_t kv_heads, int64_t layers, int64_t unit) {
   ModelScale m;
   m.layers = layers;
   m.kv_heads = kv_heads;
@@ -20,13 +22,22 @@ ModelScale scaled(const ModelScale& largest, int64_t kv_heads, int64_t layers) {
   m.hidden_size = largest.hidden_size / largest.heads * m.heads;
   const double ffn = static_cast<double>(largest.ffn_size) * static_cast<double>(m.heads) /
                      static_cast<double>(largest.heads);
-  m.ffn_size = m.heads == largest.heads ? largest.ffn_size : std::max<int64_t>(8, std::llround(ffn / 8) * 8);
+  const int64_t step = std::max<int64_t>(8, std::gcd(unit, largest.ffn_size));
+  const int64_t near = std::llround(ffn / static_cast<double>(step)) * step;
+  m.ffn_size = m.heads == largest.heads ? largest.ffn_size : std::max(step, near);
   return m;
+}
+
+/// Is every width a multiple of what divides that of `largest`, up to `unit`?
+bool keeps_unit(const ModelScale& m, const ModelScale& largest, int64_t unit) {
+  const int64_t head = largest.hidden_size / largest.heads;
+  return m.hidden_size % std::gcd(unit, largest.hidden_size) == 0 &&
+         m.kv_heads * head % std::gcd(unit, largest.kv_heads * head) == 0;
 }
 
 }  // namespace
 
-std::vector<ModelScale> smaller_models(const ModelScale& largest, int64_t count, double ratio,
+std::vector<ModelScale> smaller_models(const ModelScale& largest, int64_t count, double ratio, int64_t unit,
                                        const std::function<int64_t(const ModelScale&)>& parameters) {
   require(largest.hidden_size % largest.heads == 0, "scaling",
           "model.hidden_size {} is no multiple of model.heads {}, so it cannot shrink by whole heads",
@@ -39,7 +50,8 @@ std::vector<ModelScale> smaller_models(const ModelScale& largest, int64_t count,
     double least = INFINITY;
     for (int64_t kv = 1; kv <= largest.kv_heads; ++kv)
       for (int64_t layers = 1; layers <= largest.layers; ++layers) {
-        const ModelScale m = scaled(largest, kv, layers);
+        const ModelScale m = scaled(largest, kv, layers, unit);
+        if (!keeps_unit(m, largest, unit)) continue;
         const double width = std::log(static_cast<double>(kv) / static_cast<double>(largest.kv_heads));
         const double depth = std::log(static_cast<double>(layers) / static_cast<double>(largest.layers));
         // A model of another shape is worse than one of another size: laws are of models alike.

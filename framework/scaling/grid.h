@@ -19,11 +19,13 @@ struct ModelScale {
 };
 
 /// `count` models, `largest` first, each with about 1/ratio of the parameters of the one before: layers and
-/// width shrink together, as far as whole layers and heads allow, and ffn_size with the width, to a multiple
-/// of 8. `parameters` counts those of a model.
+/// width shrink together, as far as whole layers and heads allow, and ffn_size with the width. Widths (of the
+/// model, of keys and values, of the MLP) stay multiples of `unit`, a power of two of at least 8 such as the
+/// block of a number format, or of the largest power of two that divides that of `largest`. `parameters`
+/// counts those of a model.
 /// Errors: throws when `largest` is too small for so many different models, or its heads do not divide its
 /// width.
-std::vector<ModelScale> smaller_models(const ModelScale& largest, int64_t count, double ratio,
+std::vector<ModelScale> smaller_models(const ModelScale& largest, int64_t count, double ratio, int64_t unit,
                                        const std::function<int64_t(const ModelScale&)>& parameters);
 
 /// `count` lengths, ascending by `ratio`, in whole batches: such that every model trained at every length,

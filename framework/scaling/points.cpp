@@ -44,12 +44,35 @@ LawPoint point_of(const RunRecord& r, const PointOptions& options) {
   return p;
 }
 
+/// The scheme that was asked for, in full.
+std::optional<std::string> scheme_of(const std::vector<RunRecord>& records, const PointOptions& options) {
+  if (!options.scheme) return {};
+  Records quantized, named;
+  for (const RunRecord& r : records) {
+    if (r.formats.full_precision()) continue;
+    if (r.formats.scheme() == *options.scheme) return options.scheme;
+    quantized.push_back(&r);
+    if (r.formats.names() == *options.scheme) named.push_back(&r);
+  }
+  const auto schemes_of = [](const Records& runs) {
+    return different(runs, [](const RunRecord& r) { return r.formats.scheme(); });
+  };
+  const auto schemes = schemes_of(named);
+  require(!schemes.empty(), "scaling", "no run is of the scheme {}; there {}", *options.scheme,
+          quantized.empty() ? "is none with quantization"
+                            : "are: " + scaling::joined(schemes_of(quantized), "; "));
+  require(schemes.size() == 1, "scaling", "{} schemes have the formats {}; give one in full: {}",
+          schemes.size(), *options.scheme, scaling::joined(schemes, "; "));
+  return schemes.front();
+}
+
 /// Runs that can be compared at all, of the optimizer and scheme that were asked for.
 Records usable(const std::vector<RunRecord>& records, const PointOptions& options, LawData& data) {
+  const std::optional<std::string> scheme = scheme_of(records, options);
   Records runs;
   for (const RunRecord& r : records) {
     if (options.optimizer && r.optimizer() != *options.optimizer) continue;
-    if (options.scheme && !r.formats.full_precision() && r.formats.scheme() != *options.scheme) continue;
+    if (scheme && !r.formats.full_precision() && r.formats.scheme() != *scheme) continue;
     if (loss_of(r, options.loss)) {
       runs.push_back(&r);
     } else {

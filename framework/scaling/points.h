@@ -16,7 +16,8 @@ struct PointOptions {
   Size size = Size::without_embedding;  // which count of parameters is N
   Loss loss = Loss::validation;
   std::optional<std::string> optimizer;  // only runs of this one, as RunRecord::optimizer()
-  std::optional<std::string> scheme;     // only quantized runs of this one, as RunFormats::scheme()
+  std::optional<std::string> scheme;     // only quantized runs of this one, as RunFormats::scheme(), or as
+                                         // names() where only one scheme has them
   std::optional<std::string> reference;  // per_optimizer: whose rho is 1; the first of the records otherwise
   bool block_matters = true;             // qat: without it (gG is fixed at 0), runs need no G
 };
@@ -33,8 +34,9 @@ struct LawData {
 ///   qat: one point for each quantized run that has a partner without quantization: the same N, D, batch,
 ///   sequence length, optimizer and schedule. Losses of partners that differ in their seed are averaged, and
 ///   so are quantized runs that differ in nothing else.
-/// Errors: no run is left; several tokenizers; several optimizers or (qat) schemes where the law is of one; a
-/// quantized run without a G or with G = 1 (qat); no pair; a pair whose difference is not above 0.
+/// Errors: no run is left; no run, or several schemes, of the one that was asked for; several tokenizers;
+/// several optimizers or (qat) schemes where the law is of one; a quantized run without a G or with G = 1
+/// (qat); no pair; a pair whose difference is not above 0.
 LawData points_of(Law::Kind kind, const std::vector<RunRecord>& records, const PointOptions& options);
 
 }  // namespace osprey

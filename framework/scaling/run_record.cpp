@@ -20,6 +20,7 @@ using nlohmann::json;
 constexpr int64_t most_bytes = int64_t{64} << 20;
 constexpr int64_t most_count = int64_t{1} << 60;
 constexpr size_t most_text = 1000;
+constexpr size_t most_quantization = 1 << 20;  // every group of a recipe, with patterns
 constexpr const char* cure = "correct the line or remove it; docs/scaling.md lists the keys";
 
 /// One line as it grows.
@@ -55,10 +56,10 @@ class Members {
 
   bool has(const char* key) const { return object_.contains(key); }
 
-  std::string text(const char* key) const {
+  std::string text(const char* key, size_t most = most_text) const {
     const json& v = at(key);
     require(v.is_string(), where_, "{} must be a text, got {}; {}", key, shown(v.dump()), cure);
-    return plain_text(key, v);
+    return plain_text(key, v, most);
   }
   std::vector<std::string> texts(const char* key) const {
     const json& v = at(key);
@@ -67,7 +68,7 @@ class Members {
     std::vector<std::string> all;
     for (const json& item : v) {
       require(item.is_string(), where_, "{} must hold texts, got {}; {}", key, shown(item.dump()), cure);
-      all.push_back(plain_text(key, item));
+      all.push_back(plain_text(key, item, most_text));
     }
     return all;
   }
@@ -98,12 +99,12 @@ class Members {
     require(found != object_.end(), where_, "has no {}; {}", key, cure);
     return *found;
   }
-  std::string plain_text(const char* key, const json& v) const {
+  std::string plain_text(const char* key, const json& v, size_t most) const {
     const std::string text = v.get<std::string>();
     const bool plain = std::none_of(text.begin(), text.end(),
                                     [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
-    require(plain && !text.empty() && text.size() <= most_text, where_,
-            "{} must be a text of one line, of at most {} bytes and not empty; {}", key, most_text, cure);
+    require(plain && !text.empty() && text.size() <= most, where_,
+            "{} must be a text of one line, of at most {} bytes and not empty; {}", key, most, cure);
     return text;
   }
 
@@ -117,10 +118,9 @@ bool full(const std::string& format) { return format == "bf16" || format == "f32
 
 bool RunFormats::full_precision() const { return full(weights) && full(activations) && full(gradients); }
 
-std::string RunFormats::scheme() const {
-  const std::string formats = scaling::joined({weights, activations, gradients}, "/");
-  return how.empty() ? formats : formats + " (" + how + ")";
-}
+std::string RunFormats::names() const { return scaling::joined({weights, activations, gradients}, "/"); }
+
+std::string RunFormats::scheme() const { return how.empty() ? names() : names() + " (" + how + ")"; }
 
 std::string RunRecord::optimizer() const { return scaling::joined(optimizers, "+"); }
 
@@ -160,7 +160,7 @@ RunRecord parse_record(const std::string& where, std::string_view line) {
   if (m.has("block")) r.formats.block = m.count("block", 1);
   require(!r.formats.block || !r.formats.full_precision(), where,
           "has a block, but none of its formats {} is quantized; {}", r.formats.scheme(), cure);
-  if (m.has("quantization")) r.formats.how = m.text("quantization");
+  if (m.has("quantization")) r.formats.how = m.text("quantization", most_quantization);
   require(r.formats.how.empty() || !r.formats.full_precision(), where,
           "says how it is quantized, but none of its formats {} is; {}", r.formats.scheme(), cure);
   r.optimizers = m.texts("optimizers");

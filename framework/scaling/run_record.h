@@ -21,7 +21,9 @@ struct RunFormats {
 
   /// Are all three bf16 or f32?
   bool full_precision() const;
-  /// "mxfp4/mxfp4/bf16 (rotation 32)": weights, activations, gradients, and how.
+  /// "mxfp4/mxfp4/bf16": weights, activations, gradients.
+  std::string names() const;
+  /// "mxfp4/mxfp4/bf16 (rotation 32)": the names, and how.
   std::string scheme() const;
   bool operator==(const RunFormats&) const = default;
 };

@@ -53,6 +53,12 @@ std::map<std::string, int64_t> largest_memory(Communicator& world,
   return largest;
 }
 
+/// Is any weight quantized in the step that was, or is to be, computed?
+bool quantizes(const ParamStore& params) {
+  return std::any_of(params.all().begin(), params.all().end(),
+                     [](const auto& p) { return p->scheme && !p->scheme->calibrates && !p->stored_format; });
+}
+
 }  // namespace
 
 RunWatch::RunWatch(RunWatchOptions options, Communicator& world, const Queue& queue)
@@ -103,6 +109,8 @@ void RunWatch::on_start(Trainer& trainer) {
   summary_.status = "running";
   flops_per_token_ = trainer.parts().model->flops_per_token(trainer.parts().sequence_len);
   step_tokens_ = static_cast<double>(trainer.tokens_after(1));
+  // A run that goes on is in the state of its last step, whose like has been measured.
+  first_quantized_ = !options_.resumed_step || !quantizes(*trainer.parts().params);
   started_ = true;
   if (!log_) return;
   MetricsEntry e("start", summary_.step, summary_.tokens);
@@ -155,11 +163,9 @@ void RunWatch::write_train(const StepResult& r) {
 void RunWatch::before_step(Trainer& trainer, int64_t step) {
   const TelemetrySpec& t = options_.telemetry;
   const ParamStore& params = *trainer.parts().params;
-  const bool quantizes = std::any_of(params.all().begin(), params.all().end(),
-                                     [](const auto& p) { return p->scheme && !p->stored_format; });
   trainer.watch_quantization(nullptr);
-  if (!t.quantization || !quantizes) return;
-  const bool first = quantization_ == nullptr && !options_.resumed_step;
+  if (!t.quantization || !quantizes(params)) return;
+  const bool first = std::exchange(first_quantized_, false);
   if (!quantization_)
     quantization_ =
         std::make_unique<QuantizationObserver>(queue_, params, oscillation_.get(), trainer.parts().freezer);
@@ -212,11 +218,11 @@ void RunWatch::write_quantization(int64_t step, int64_t tokens) {
   if (events_) osprey::write_quantization(*events_, step, rows);
 }
 
-void RunWatch::after_eval(Trainer&, const EvalResult& r) {
+void RunWatch::after_eval(Trainer& trainer, const EvalResult& r) {
   summary_.validation_loss = r.loss;
   if (!log_) return;
   log_->write(MetricsEntry("eval", r.step, r.tokens)
-                  .add("quantization", "none")
+                  .add("quantization", quantizes(*trainer.parts().params) ? "as trained" : "none")
                   .add("loss", r.loss)
                   .add("standard_error", r.standard_error)
                   .add("perplexity", std::exp(r.loss))

@@ -69,6 +69,7 @@ class RunWatch final : public StepHook {
   std::unique_ptr<OscillationTracker> oscillation_;
   std::unique_ptr<QuantizationObserver> quantization_;  // from the first step on that quantizes
   int64_t quantization_step_ = -1;                      // steps finished when the measured one is
+  bool first_quantized_ = true;                         // the next step that quantizes is the run's first
   std::unique_ptr<MetricsLog> log_;
   std::unique_ptr<TfEventsWriter> events_;
   std::unique_ptr<Progress> progress_;

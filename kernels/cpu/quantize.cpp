@@ -241,6 +241,7 @@ BlockScale f32_scale(ScaleRule rule, Element e, uint32_t largest, const float* v
 
 BlockScale e4m3_scale(ScaleRule rule, Element e, uint32_t largest, const TensorScale& tensor, const float* v,
                       int64_t n) {
+  if (rule == ScaleRule::rceil) return block_scale_e4m3_up(e, largest, tensor);
   const BlockScale six = block_scale_e4m3(e, largest, tensor, 1.0f);
   if (rule != ScaleRule::four_over_six || largest >= float_infinity) return six;
   const BlockScale four = block_scale_e4m3(e, largest, tensor, 1.5f);

@@ -129,6 +129,7 @@ struct Encode {
   }
   __device__ BlockScale e4m3(const float (&v)[per_lane], uint32_t most, int lanes,
                              const TensorScale& tensor) const {
+    if (scale_rule() == ScaleRule::rceil) return block_scale_e4m3_up(element(), most, tensor);
     const BlockScale six = block_scale_e4m3(element(), most, tensor, 1.0f);
     if (scale_rule() != ScaleRule::four_over_six) return six;
     const BlockScale four = block_scale_e4m3(element(), most, tensor, 1.5f);

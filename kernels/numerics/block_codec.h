@@ -20,12 +20,13 @@ enum class Element : uint8_t { e2m1, e2m3, e3m2, e4m3, e5m2, int4, int8 };
 enum class ScaleType : uint8_t { e8m0, e4m3, f32 };
 
 /// How the scale of a block follows from it; t is the exponent of the element's largest value, a the largest
-/// |x|. floor to rceil differ for e8m0 scales only: others are a / largest element, rounded to their type.
+/// |x|. allows() says which scales have which rules.
 enum class ScaleRule : uint8_t {
   floor,  // 2^(floor(log2 a) - t): OCP MX v1.0; values above the largest element are clipped
-  even,   // as floor, with a first rounded to the element's mantissa; default
-  ceil,   // never clips, wastes up to one octave
-  rceil,  // smallest power of two that does not clip: NVIDIA
+  even,  // default. e8m0: as floor, with a first rounded to the element's mantissa; e4m3 and f32: a / largest
+         // element, to the nearest of the type
+  ceil,  // never clips, wastes up to one octave
+  rceil,  // smallest scale of the type that does not clip; e8m0: NVIDIA's
   mse,    // e8m0 scales of e2m1 only. QuEST: 0.48707976 of the block's standard deviation (Gaussian-optimal
           // for e2m1), exponent rounded. Not below a quarter of the mean square, so that equal values live.
   four_over_six,  // e4m3 scales of e2m1 only: the better of the largest element at 6 and at 4, by squared
@@ -33,6 +34,24 @@ enum class ScaleRule : uint8_t {
   stats,          // f32 scales only: the largest element at twice the mean of |x|; clips
   lsq,            // f32 scales of rows and matrices only: a learnt step, numerics/step_size.h; clips
 };
+
+OSPREY_HD constexpr bool allows(ScaleType type, Element e, ScaleRule rule) {
+  switch (rule) {
+    case ScaleRule::even:
+      return true;
+    case ScaleRule::rceil:
+      return type != ScaleType::f32;
+    case ScaleRule::mse:
+      return type == ScaleType::e8m0 && e == Element::e2m1;
+    case ScaleRule::four_over_six:
+      return type == ScaleType::e4m3 && e == Element::e2m1;
+    case ScaleRule::stats:
+    case ScaleRule::lsq:
+      return type == ScaleType::f32;
+    default:
+      return type == ScaleType::e8m0;
+  }
+}
 
 /// What codes are made of: exponent and mantissa of a float. An integer is one with a single exponent bit,
 /// whose two binades have the same step; only its sign is told differently, by two's complement.
@@ -265,6 +284,17 @@ OSPREY_HD BlockScale block_scale_e4m3(Element e, uint32_t largest, TensorScale t
   const float scale = stretch * bits_float(largest) * (tensor.up * (1.0f / element_layout(e).largest));
   const uint32_t code = encode_nearest(Element::e4m3, scale);
   return {code, inverse_e4m3(code, tensor.down)};
+}
+
+/// Rule rceil: the smallest scale above 0 with which the largest element, as encoding multiplies it, is not
+/// above the format's. Of numbers whose tensor scale is not denormal, the nearest scale is that one, or the
+/// one below it. There is none above 448, so the largest element of the matrix may be above by its rounding.
+OSPREY_HD BlockScale block_scale_e4m3_up(Element e, uint32_t largest, TensorScale tensor) {
+  const BlockScale nearest = block_scale_e4m3(e, largest, tensor, 1.0f);
+  const bool fits = nearest.stored > 0 && bits_float(largest) * nearest.inverse <= element_layout(e).largest;
+  const bool stays = fits || largest == 0 || nearest.stored >= element_layout(Element::e4m3).largest_code;
+  const uint32_t code = nearest.stored + (stays ? 0 : 1);
+  return {code, largest >= float_infinity ? nearest.inverse : inverse_e4m3(code, tensor.down)};
 }
 
 OSPREY_HD BlockScale block_scale_f32(Element e, uint32_t largest) {

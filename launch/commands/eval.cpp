@@ -73,7 +73,7 @@ Result evaluate(LoadedModel& m, ValidationData& data, StagedBatch& batch) {
   return {total[0] / total[1], entropy(counts, counted), counted, now_s() - start};
 }
 
-constexpr const char *plain_label = "as trained", *packed_label = "packed, as stored";
+constexpr const char *plain_label = "unquantized", *packed_label = "packed, as stored";
 
 void report(const std::string& name, const Result& r, const Result& plain) {
   fmt::print("{:<28} {:>9.4f} {:>12.2f}", name, r.loss, std::exp(r.loss));

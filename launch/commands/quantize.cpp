@@ -1,10 +1,11 @@
 #include <algorithm>
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "framework/checkpoint/directory.h"
-#include "framework/config/glob.h"
 #include "framework/config/reader.h"
 #include "launch/commands/command.h"
 #include "launch/loaded_model.h"
@@ -39,26 +40,57 @@ QuantGroupSpec given_group(const Options& o) {
   return read_spec<QuantGroupSpec>(group.dump(), "quantize");
 }
 
-/// A group whose rotations were measured, as two: layers that forward rotates, and layers that it does not.
+std::string alternatives(const std::vector<std::string>& words) {
+  std::string list;
+  for (const std::string& word : words) list += (list.empty() ? "" : ",") + word;
+  return words.size() == 1 ? list : "{" + list + "}";
+}
+
+/// Patterns for weights of blocks: "layers.{0,3,4}.{attn.k,attn.q,attn.v}.weight", one for all names of the
+/// same layers, so that weights that share an input stay together; or several where there are many layers,
+/// since a pattern may have at most 1000 characters.
+std::vector<std::string> patterns_of(const std::vector<const Parameter*>& weights) {
+  constexpr size_t most_layers = 100;
+  const std::string tail = ".weight";
+  std::map<std::string, std::vector<std::string>> layers;  // by what stands between "layers.3." and the tail
+  for (const Parameter* p : weights) {
+    const size_t head = fmt::format("layers.{}.", p->layer).size();
+    layers[p->name.substr(head, p->name.size() - head - tail.size())].push_back(std::to_string(p->layer));
+  }
+  std::map<std::vector<std::string>, std::vector<std::string>> names;  // by their layers
+  for (const auto& [name, all] : layers) names[all].push_back(name);
+  std::vector<std::string> patterns;
+  for (const auto& [all, of] : names)
+    for (size_t i = 0; i < all.size(); i += most_layers) {
+      const auto begin = all.begin() + static_cast<std::ptrdiff_t>(i);
+      const auto count = static_cast<std::ptrdiff_t>(std::min(all.size() - i, most_layers));
+      patterns.push_back("layers." + alternatives({begin, begin + count}) + "." + alternatives(of) + tail);
+    }
+  return patterns;
+}
+
+/// A group whose rotations were measured, as several: of layers that forward rotates, and of layers that it
+/// does not. `takes` says which weights are the group's.
 std::vector<QuantGroupSpec> as_measured(const QuantGroupSpec& group, const ParamStore& params,
-                                        const std::vector<LayerPatterns>& patterns) {
-  std::string rotated, others;
+                                        const std::vector<LayerPatterns>& patterns,
+                                        const std::function<bool(const Parameter&)>& takes) {
+  std::vector<const Parameter*> rotated, others;
   for (const auto& p : params.all()) {
-    if (!Glob(group.match).matches(p->name)) continue;
+    if (!takes(*p)) continue;
     // A calibration names the first of the weights that share an input.
     const std::string& first = p->first_of_input ? p->first_of_input->name : p->name;
     const auto found = std::find_if(patterns.begin(), patterns.end(),
                                     [&](const LayerPatterns& l) { return l.weight == first; });
-    std::string& names =
-        found != patterns.end() && found->decided && found->rotated.forward ? rotated : others;
-    names += (names.empty() ? "" : ",") + p->name;
+    const bool rotates = found != patterns.end() && found->decided && found->rotated.forward;
+    (rotates ? rotated : others).push_back(p.get());
   }
   std::vector<QuantGroupSpec> groups;
-  const auto add = [&](const std::string& names, int64_t rotation) {
-    if (names.empty()) return;
-    groups.push_back(group);
-    groups.back().match = names.find(',') == std::string::npos ? names : "{" + names + "}";
-    groups.back().rotation = rotation;
+  const auto add = [&](const std::vector<const Parameter*>& weights, int64_t rotation) {
+    for (const std::string& pattern : patterns_of(weights)) {
+      groups.push_back(group);
+      groups.back().match = pattern;
+      groups.back().rotation = rotation;
+    }
   };
   add(rotated, group.rotation);
   add(others, 0);
@@ -85,7 +117,9 @@ std::vector<QuantGroupSpec> trained_groups(const fs::path& checkpoint, const Par
       groups.push_back(g);
       continue;
     }
-    for (QuantGroupSpec& part : as_measured(g, params, state.patterns)) groups.push_back(std::move(part));
+    const auto takes = [&](const Parameter& p) { return first_match(recipe.quant, p.name) == &g; };
+    for (QuantGroupSpec& part : as_measured(g, params, state.patterns, takes))
+      groups.push_back(std::move(part));
   }
   return groups;
 }

@@ -17,6 +17,7 @@
 #include "framework/scaling/run_record.h"
 #include "framework/scaling/words.h"
 #include "launch/commands/command.h"
+#include "launch/data_source.h"
 #include "launch/recipe.h"
 #include "launch/report/scaling_plot.h"
 #include "launch/session.h"
@@ -175,8 +176,10 @@ void add_fit(CLI::App& parent) {
       ->check(CLI::IsMember({"validation", "train"}))
       ->capture_default_str();
   app->add_option("--optimizer", command->optimizer, "only runs of this one, as in muon+adamw");
-  app->add_option("--scheme", command->scheme,
-                  "only quantized runs of this one: WEIGHTS/ACTIVATIONS/GRADIENTS");
+  app->add_option(
+      "--scheme", command->scheme,
+      "only quantized runs of this one: WEIGHTS/ACTIVATIONS/GRADIENTS, as in mxfp4/mxfp4/bf16, and where "
+      "several schemes have these formats all of it, as in \"mxfp4/mxfp4/bf16 (scales even even)\"");
   app->add_option("--reference", command->reference,
                   "per_optimizer: the one whose rho is 1; that of the first run by default");
   app->add_option("-o,--output", command->output, "where to write the fit as JSON");
@@ -262,6 +265,35 @@ std::vector<int64_t> lengths_of(const PlanCommand& command, const Recipe& base,
   return lengths;
 }
 
+/// What widths must be multiples of so that quantized runs fit as well: 32, or the largest block or rotation.
+int64_t width_unit(const PlanCommand& command, const std::vector<Variant>& variants) {
+  int64_t unit = 32;
+  for (const Variant& variant : variants) {
+    std::vector<std::string> overrides = command.overrides;
+    overrides.insert(overrides.end(), variant.overrides.begin(), variant.overrides.end());
+    Recipe recipe;
+    try {
+      recipe = load_recipe(command.recipe, overrides);
+    } catch (const Error& error) {
+      throw Error(fmt::format("{} (for variant {})", error.what(), variant.name));
+    }
+    for (const QuantGroupSpec& g : recipe.quant) {
+      unit = std::max({unit, g.rotation, g.backward_rotation});
+      for (const auto* o : {&g.weights, &g.activations, &g.gradients})
+        if (*o) unit = std::max<int64_t>(unit, (*o)->block_format().block);
+    }
+  }
+  return unit;
+}
+
+/// As `osprey check` does, and that its parts fit together.
+void check(const Recipe& recipe) {
+  check_files(recipe);
+  const auto comm = make_planning_comm(0, 1);
+  const Queue queue{.device = {DeviceKind::meta, 0}, .planned = planned_device(recipe.run)};
+  const Session session(recipe, *comm, queue, {});
+}
+
 /// File name and text of every recipe.
 std::map<std::string, std::string> recipes_of(const PlanCommand& command, const Recipe& base,
                                               const std::vector<PlannedModel>& models,
@@ -290,6 +322,7 @@ std::map<std::string, std::string> recipes_of(const PlanCommand& command, const 
         Recipe recipe;
         try {
           recipe = load_recipe(command.recipe, overrides);
+          check(recipe);
         } catch (const Error& error) {
           throw Error(fmt::format("{} (for {})", error.what(), run));
         }
@@ -317,8 +350,8 @@ void plan_grid(const PlanCommand& command) {
   const std::vector<Variant> variants = variants_of(command.variants);
   std::vector<PlannedModel> models;
   const auto parameters = [&](const ModelScale& s) { return planned(base, s).parameters; };
-  for (const ModelScale& s :
-       smaller_models(scale_of(base.model), command.sizes, command.size_ratio, parameters))
+  for (const ModelScale& s : smaller_models(scale_of(base.model), command.sizes, command.size_ratio,
+                                            width_unit(command, variants), parameters))
     models.push_back(planned(base, s));
   const auto lengths = lengths_of(command, base, models, static_cast<int64_t>(variants.size()));
   const auto files = recipes_of(command, base, models, lengths, variants);

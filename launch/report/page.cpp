@@ -112,10 +112,9 @@ std::optional<double> train_last(const RunData& run, const char* key) {
 
 std::string fixed(std::optional<double> v, int digits) { return v ? fmt::format("{:.{}f}", *v, digits) : ""; }
 
-std::string perplexity(const RunData& run, const std::string& how) {
-  const auto at = run.eval_loss.find(how);
-  if (at == run.eval_loss.end()) return "";
-  const double p = std::exp(at->second);
+std::string perplexity(std::optional<double> loss) {
+  if (!loss) return "";
+  const double p = std::exp(*loss);
   return std::isfinite(p) && p < 1e6 ? fmt::format("{:.3f}", p) : fmt::format("{:.3g}", p);
 }
 
@@ -223,11 +222,14 @@ std::string final_figures(const std::vector<RunData>& runs) {
       [](const RunData& r) { return fixed(train_last(r, "loss"), 4); });
   add("Validation loss", "last eval entry, nats per token",
       [](const RunData& r) { return fixed(last_finite(r.validation), 4); });
-  add("Perplexity", "exp of the validation loss", [](const RunData& r) { return perplexity(r, "none"); });
+  add("Perplexity", "exp of the validation loss",
+      [](const RunData& r) { return perplexity(last_finite(r.validation)); });
   for (const auto& [how, label] :
        {std::pair{"w8a8", "Perplexity, W8A8"}, {"w4a16", "Perplexity, W4A16"}, {"w4a4", "Perplexity, W4A4"}})
-    add(label, "round to nearest: weights per row, activations per token",
-        [how = how](const RunData& r) { return perplexity(r, how); });
+    add(label, "round to nearest: weights per row, activations per token", [how = how](const RunData& r) {
+      const auto at = r.eval_loss.find(how);
+      return perplexity(at == r.eval_loss.end() ? std::nullopt : std::optional(at->second));
+    });
   add("Tokens per second", "over all ranks", [](const RunData& r) {
     const auto v = summary_number(r, "tokens_per_second");
     return fixed(v ? v : train_last(r, "tokens_per_second"), 0);

@@ -64,7 +64,7 @@ std::string add_entry(RunData& run, const json& entry) {
     const auto loss = number(entry, "loss");
     if (!loss) return "an eval entry without loss";
     const std::string how = text(entry, "quantization", "none");
-    if (how == "none") run.validation.add(*step, *tokens, *loss);
+    if (how == "none" || how == "as trained") run.validation.add(*step, *tokens, *loss);
     run.eval_loss[how] = *loss;
   } else if (event == "outliers") {
     const std::string protocol = text(entry, "protocol", ""), tensor = text(entry, "tensor", "");

@@ -31,8 +31,12 @@ ordered_json or_null(const std::optional<T>& v) {
 void pack_tensors(std::vector<HubTensor>& tensors, const QuantizationConfig& quantization) {
   for (HubTensor& t : tensors)
     if (const QuantGroupSpec* group = quantization.packs(t.a)) {
-      require(t.rule == HubTensor::Rule::copy && t.below.empty(), "quantize",
-              "{} holds {} transposed or with others, which packed files cannot say", t.name, t.a);
+      require(
+          t.rule == HubTensor::Rule::copy && t.below.empty(), "quantize",
+          "{} holds {} transposed or joined with others, as files of the gpt2 type do, and packed files hold "
+          "whole matrices by rows; measure this model quantized with osprey eval --quantize instead, or pack "
+          "one of another type, such as llama",
+          t.name, t.a);
       t.packed = {.format = group->weights->block_format(),
                   .scale = group->weights->scale,
                   .rotation = forward_rotation(*group, quantization.seed)};

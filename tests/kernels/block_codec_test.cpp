@@ -161,6 +161,30 @@ TEST(BlockCodec, EverySmallFloatScaleComesBackThroughItsBlock) {
   EXPECT_EQ(block_scale_e4m3(Element::e2m1, float_infinity, {1, 1}, 1.0f).stored, 0x7fu);
 }
 
+TEST(BlockCodec, SmallFloatScalesOfRuleRceilAreTheSmallestThatDoNotClip) {
+  for (const Element e : {Element::e2m1, Element::int4}) {
+    const float top = element_layout(e).largest;
+    const TensorScale tensor = tensor_scale_of(e, ScaleRule::rceil, float_bits(3.7f));
+    for (uint64_t i = 0; i < 4000; ++i) {
+      const float size = 3.7f * std::ldexp(1 - static_cast<float>(philox(1, 2, i).v[0] % 4096) / 8192,
+                                           -static_cast<int>(i % 24));
+      const BlockScale s = block_scale_e4m3_up(e, float_bits(size), tensor);
+      const auto fits = [&](uint32_t code) { return size * inverse_e4m3(code, tensor.down) <= top; };
+      uint32_t smallest = 1;
+      while (smallest < 0x7e && !fits(smallest)) ++smallest;
+      ASSERT_EQ(s.stored, smallest) << size;
+      ASSERT_EQ(s.inverse, inverse_e4m3(smallest, tensor.down));
+    }
+    const BlockScale largest = block_scale_e4m3_up(e, float_bits(3.7f), tensor);
+    EXPECT_EQ(largest.stored, 0x7eu);
+    EXPECT_LE(3.7f * largest.inverse, top * (1 + 0x1p-22f));
+  }
+  EXPECT_EQ(block_scale_e4m3_up(Element::e2m1, 0, {1, 1}).stored, 0u);
+  EXPECT_EQ(block_scale_e4m3_up(Element::e2m1, float_bits(0x1p-30f), {1, 1}).stored, 1u) << "no underflow";
+  EXPECT_EQ(block_scale_e4m3_up(Element::e2m1, float_infinity, {1, 1}).stored, 0x7fu);
+  EXPECT_TRUE(std::isnan(block_scale_e4m3_up(Element::e2m1, float_nan, {1, 1}).inverse));
+}
+
 TEST(BlockCodec, PowerOfTwoScalesFollowTheirRulesAtEveryBoundary) {
   // Around every power of two: the power itself, its neighbours, and mantissas on either side of where some
   // rule and element changes its mind.
@@ -264,6 +288,7 @@ TEST(BlockCodec, TheTensorScaleIsBoundedAndOneForZeros) {
   EXPECT_EQ(tensor_scale_of(Element::e2m1, ScaleRule::even, 0).up, 1.0f);
   EXPECT_EQ(tensor_scale_of(Element::e2m1, ScaleRule::even, float_bits(4.0f)).up, 672.0f);
   EXPECT_EQ(tensor_scale_of(Element::e2m1, ScaleRule::four_over_six, float_bits(4.0f)).up, 384.0f);
+  EXPECT_EQ(tensor_scale_of(Element::e2m1, ScaleRule::rceil, float_bits(4.0f)).up, 672.0f);
   EXPECT_EQ(tensor_scale_of(Element::e2m1, ScaleRule::even, 1).up, float_largest);
   EXPECT_GT(tensor_scale_of(Element::e2m1, ScaleRule::even, 1).down, 0.0f);
 }

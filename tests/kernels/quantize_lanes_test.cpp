@@ -47,6 +47,7 @@ BlockScale power_scale(Element e, ScaleRule rule, uint32_t largest, const float*
 
 /// Of 16 numbers; rule four_over_six takes the smaller sum of squared errors.
 BlockScale small_scale(Element e, ScaleRule rule, uint32_t largest, TensorScale tensor, const float* v) {
+  if (rule == ScaleRule::rceil) return block_scale_e4m3_up(e, largest, tensor);
   const BlockScale six = block_scale_e4m3(e, largest, tensor, 1.0f);
   if (rule != ScaleRule::four_over_six || largest >= float_infinity) return six;
   const BlockScale four = block_scale_e4m3(e, largest, tensor, 1.5f);
@@ -131,13 +132,6 @@ Floats near_sizes(int64_t rows, int64_t cols, int top) {
   return x;
 }
 
-bool allows(const BlockFormat& f, ScaleRule rule) {
-  const bool e2m1 = f.element == Element::e2m1;
-  if (rule == ScaleRule::mse) return e2m1 && f.scale == ScaleType::e8m0;
-  if (rule == ScaleRule::four_over_six) return e2m1 && f.scale == ScaleType::e4m3;
-  return f.scale == ScaleType::e8m0 || rule == ScaleRule::even;  // e4m3 scales have no other
-}
-
 // A GPU has one way for all rows and formats, and the one that is played on the CPU takes its time.
 bool has_many_ways() { return test_device().kind == DeviceKind::cpu; }
 // Whole groups of 16 rows and some left over.
@@ -150,7 +144,7 @@ void expect_the_rules(std::string_view format, Floats x, int64_t rows, int64_t c
                          ScaleRule::four_over_six})
     for (Kind kind : {Kind::nearest_even, Kind::stochastic})
       for (int rotation : {0, 16, 32, 64, 128}) {
-        if (!allows(block_format(format), rule)) continue;
+        if (!allows(block_format(format).scale, block_format(format).element, rule)) continue;
         if (!has_many_ways() && (rotation % 64 == 16 || rotation == 64 || rule == ScaleRule::floor)) continue;
         SCOPED_TRACE(fmt::format("{} rule {} stochastic {} rotation {}", format, static_cast<int>(rule),
                                  kind == Kind::stochastic, rotation));
@@ -207,7 +201,7 @@ TEST(Quantize, PackedFourBitFloatsByColumnsAreTakenForTheirNumbers) {
         const Quantized source(from, rows, cols,
                                from == "mxfp4" ? all_sizes(rows, cols) : near_sizes(rows, cols, 3),
                                {.rule = from == "mxfp4" ? ScaleRule::rceil : ScaleRule::four_over_six});
-        Options o{.rule = to == "mxfp4" ? ScaleRule::rceil : ScaleRule::even,
+        Options o{.rule = to == "mxint8" ? ScaleRule::even : ScaleRule::rceil,
                   .rounding = {Kind::stochastic, 7, 8},
                   .rotation = rotation_of(rotation),
                   .transpose = true};

@@ -83,12 +83,10 @@ TEST(Quantize, OnAnyDeviceTheBitsAreThoseOfTheCpu) {
   const Floats x = uneven(rows, cols, 5);
   for (const NamedFormat& named : block_formats()) {
     const BlockFormat& f = named.format;
-    for (ScaleRule rule : {ScaleRule::even, ScaleRule::mse, ScaleRule::four_over_six, ScaleRule::stats})
+    for (ScaleRule rule :
+         {ScaleRule::even, ScaleRule::rceil, ScaleRule::mse, ScaleRule::four_over_six, ScaleRule::stats})
       for (Kind kind : {Kind::nearest_even, Kind::stochastic}) {
-        const bool e2m1 = f.element == Element::e2m1;
-        if (rule == ScaleRule::mse && !(e2m1 && f.scale == ScaleType::e8m0)) continue;
-        if (rule == ScaleRule::four_over_six && !(e2m1 && f.scale == ScaleType::e4m3)) continue;
-        if (rule == ScaleRule::stats && f.scale != ScaleType::f32) continue;
+        if (!allows(f.scale, f.element, rule)) continue;
         SCOPED_TRACE(fmt::format("{} rule {}", named.name, static_cast<int>(rule)));
         const Options o{
             .rule = rule, .rounding = {kind, 8, 9}, .rotation = rotation_of(32), .prescale = 0.9f};

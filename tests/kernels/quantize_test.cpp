@@ -160,6 +160,7 @@ TEST(Quantize, TinyAndHugeNumbersStayFinite) {
   for (const NamedFormat& f : block_formats())
     for (float size : {1e-45f, 1e-40f, 1e-38f, 1e38f, 3.4e38f})
       for (ScaleRule rule : {ScaleRule::floor, ScaleRule::even, ScaleRule::ceil, ScaleRule::rceil}) {
+        if (!allows(f.format.scale, f.format.element, rule)) continue;
         SCOPED_TRACE(fmt::format("{} {} rule {}", f.name, size, static_cast<int>(rule)));
         Floats x(128, size);
         x[3] = -size / 2;
@@ -168,6 +169,36 @@ TEST(Quantize, TinyAndHugeNumbersStayFinite) {
           EXPECT_LE(std::abs(v), 2 * size);
         }
       }
+}
+
+TEST(Quantize, ScalesOfRuleRceilClipNothingSoStochasticRoundingIsUnbiased) {
+  const int64_t rows = test_device().kind == DeviceKind::cuda ? 64 : 256, cols = 256;
+  const Floats x = normal(rows * cols, 33);
+  float most = 0;  // may be above the largest scale by its rounding
+  for (const float v : x) most = std::max(most, std::abs(v));
+  for (const std::string_view format : {"nvfp4", "nvint4"})
+    for (const ScaleRule rule : {ScaleRule::even, ScaleRule::rceil}) {
+      SCOPED_TRACE(fmt::format("{} rule {}", format, static_cast<int>(rule)));
+      double largest = 0, rounded = 0;  // sums over the blocks of their largest |x| and what became of it
+      for (uint64_t seed = 0; seed < 8; ++seed) {
+        const Options o{.rule = rule, .rounding = {Kind::stochastic, seed, 4}};
+        const Quantized q(format, rows, cols, x, o);
+        for (size_t i = 0; rule == ScaleRule::rceil && i < x.size(); ++i)
+          ASSERT_TRUE((q.result().mask[i / 8] >> i % 8 & 1) || std::abs(x[i]) == most);
+        const Floats y = q.numbers();
+        for (size_t b = 0; b < x.size(); b += 16) {
+          size_t at = b;
+          for (size_t i = b; i < b + 16; ++i)
+            if (std::abs(x[i]) > std::abs(x[at])) at = i;
+          largest += static_cast<double>(std::abs(x[at]));
+          rounded += static_cast<double>(std::copysign(y[at], y[at] * x[at]));
+        }
+      }
+      if (rule == ScaleRule::rceil)
+        EXPECT_NEAR(rounded / largest, 1, 5e-3);
+      else
+        EXPECT_LT(rounded / largest, 0.994) << "clips what lies above the rounded scale";
+    }
 }
 
 TEST(Quantize, TheMaskSaysWhatWasClippedAndUnrotateAppliesIt) {
@@ -309,6 +340,10 @@ TEST(Quantize, WhatDoesNotFitIsRefusedWithTheCure) {
   bad.y = nv.packed();
   bad.rule = ScaleRule::mse;
   EXPECT_NE(why(bad).find("not for nvfp4"), std::string::npos);
+  for (const ScaleRule rule : {ScaleRule::floor, ScaleRule::ceil}) {
+    bad.rule = rule;
+    EXPECT_NE(why(bad).find("rules floor and ceil are for e8m0 scales"), std::string::npos);
+  }
   bad.rule = ScaleRule::even;
   bad.y.tensor_scale = {};
   EXPECT_NE(why(bad).find("tensor_scale"), std::string::npos);

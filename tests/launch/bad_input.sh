@@ -122,6 +122,12 @@ everywhere 'lasts 3 steps, not more than its calibration_steps 30' --set model.f
 everywhere 'lasts 3 steps, fewer than its anneal_steps 4' --set model.ffn_size=192 \
   --set 'quant=[{preset: weight_only, end_step: 3, anneal_steps: 4}]'
 everywhere 'quant.0.weights.scale: lsq learns one step of a row or of the whole matrix' --set 'quant=[{weights: {format: int4_g32, scale: lsq}}]'
+everywhere 'quant.0.gradients.scale: floor and ceil are for scales that are powers of two, mx\*; take even, or for nvfp4' \
+  --set 'quant=[{preset: nvfp4, gradients: {format: nvfp4, scale: ceil}}]'
+everywhere 'quant.0.weights.scale: rceil is for mx\*, nvfp4 and nvint4; take even' \
+  --set 'quant=[{weights: {format: int8_row, scale: rceil}}]'
+everywhere 'comes too late: groups before it take all it matches' --set model.ffn_size=192 \
+  --set 'quant=[{preset: mxint8}, {preset: down_8bit_input}]'
 everywhere 'quant.0.rotation: must be 0 beside the scale lsq' --set 'quant=[{preset: lsq, rotation: 16}]'
 everywhere 'quant.0.freeze: needs rotation 0: a weight stands still where its own code is certain' \
   --set 'quant=[{preset: qat_mxfp4_w4a4, freeze: {first_step: 9}}]'
@@ -364,6 +370,7 @@ fit 'cannot open nowhere' nowhere --law chinchilla
 fit 'recipes holds no scaling.jsonl' recipes --law chinchilla
 fit 'alpha needs runs of at least 3 different N, and these have one value' "$run" --law chinchilla
 fit 'the law qat is about quantized runs, and all 1 runs are of bf16' "$run" --law qat
+fit 'no run is of the scheme mxfp4/mxfp4/bf16; there is none with quantization' "$run" --law qat --scheme mxfp4/mxfp4/bf16
 fit 'the law quartet compares them with quantized ones' "$run" --law quartet
 fit 'all runs have the optimizer muon\+adamw' "$run" --law per_optimizer
 fit 'no parameter alhpa to fix, did you mean alpha' "$run" --law chinchilla --fix alhpa=1
@@ -390,7 +397,8 @@ grid 'must be above 1 and at most 1000, got nan' --tokens 1e6 --size-ratio nan
 grid 'has no 9 smaller ones' --tokens 1e6 --sizes 10
 grid 'must begin with a name' --tokens 1e6 --variant =
 grid 'sets train.steps, which the grid sets itself' --tokens 1e6 --variant a:train.steps=4
-grid 'did you mean norm.*\(for smoke_osp-n' --tokens 1e6 --variant a:model.nrm=x
+grid 'did you mean norm.*\(for variant a\)' --tokens 1e6 --variant a:model.nrm=x
+grid 'matches no parameter.*\(for smoke_osp-n' --tokens 1e6 --variant 'a:quant=[{preset: mxint8, match: x}]'
 refused 'recipes exists and is not an empty directory' "$osprey" scaling plan $recipe --tokens 1e6 -o recipes
 refused 'nowhere.yaml: no such file' "$osprey" scaling plan nowhere.yaml --tokens 1e6 -o "$folder/out"
 refused 'cannot create /proc/nowhere' "$osprey" scaling plan $recipe --tokens 1e6 --sizes 1 -o /proc/nowhere

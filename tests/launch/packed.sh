@@ -46,6 +46,18 @@ trained=$(grep '"event":"eval"' "$measured/metrics.jsonl" | tail -n 1 | sed 's/.
 "$osprey" eval "$folder/measured" --tokens 1024 --batch 4 >"$log" 2>&1 || fail "eval of packed adahop"
 [[ $(loss 'packed, as stored') == $(printf '%.4f' "$trained") ]] || fail "adahop trained to $trained, packed has $(loss 'packed, as stored')"
 
+# Many layers, more than one pattern can name, and an exception before them.
+"$osprey" train recipes/smoke/adahop.yaml "${set_data[@]}" --set run.name=deep --set model.layers=14 --set train.steps=10 \
+  --set 'quant=[{match: layers.*.attn.o.weight, preset: mxint8}, {preset: adahop, calibration_steps: 3, outlier_ratio: 1.8}]' \
+  >"$log" 2>&1 || fail "training of 14 layers"
+trained=$(grep '"event":"eval"' "$folder/runs/deep/metrics.jsonl" | tail -n 1 | sed 's/.*"loss":\([0-9.]*\).*/\1/')
+"$osprey" quantize "$folder/runs/deep" "$folder/deep" >"$log" 2>&1 || fail "quantize of 14 layers"
+grep -q '98 of 129 tensors packed' "$log" || fail "quantize of 14 layers packs something else"
+grep -q 'rotated by 32$' "$log" && grep -q 'weight: mxfp4 weights, mxfp4 activations$' "$log" ||
+  fail "not some layers rotated and others not"
+"$osprey" eval "$folder/deep" --tokens 1024 --batch 4 >"$log" 2>&1 || fail "eval of 14 packed layers"
+[[ $(loss 'packed, as stored') == $(printf '%.4f' "$trained") ]] || fail "14 layers trained to $trained, packed have $(loss 'packed, as stored')"
+
 for preset in nvfp4 weight_only; do
   "$osprey" eval "$run" --quantize $preset --tokens 1024 --batch 4 >"$log" 2>&1 || fail "eval --quantize $preset"
   expected=$(loss $preset)

@@ -159,12 +159,14 @@ TEST(QuantizationWatch, OscillationNeedsWeightsOfFourBits) {
 
 TEST(QuantizationWatch, IsWrittenAfterTheFirstTheDueAndTheLastStep) {
   const TempDir dir;
-  const auto steps_of = [&](const std::vector<std::string>& changes) {
+  const auto steps_of = [&](const std::vector<std::string>& changes,
+                            std::optional<int64_t> resumed_step = {}) {
     tiny_run(tiny_recipe(changes), 1, 1, 1 << 20, {}, test_device().kind, [&](Session& s) {
       RunWatchOptions options;
       options.directory = dir / "run";
       options.telemetry = tiny_recipe(changes).telemetry;
       options.telemetry.outliers = false;
+      options.resumed_step = resumed_step;
       return std::make_unique<RunWatch>(options, s.world, s.queue);
     });
     std::map<int64_t, int> steps;
@@ -182,6 +184,16 @@ TEST(QuantizationWatch, IsWrittenAfterTheFirstTheDueAndTheLastStep) {
   EXPECT_EQ(steps_of({"quant=[{preset: quartet, first_step: 4, end_step: 7}]", "train.steps=8", every}),
             (std::map<int64_t, int>{{5, 36}, {6, 36}}))
       << "the first step that quantizes, and none that does not";
+  const std::string measured = "quant=[{preset: adahop, first_step: 1, calibration_steps: 3}]";
+  EXPECT_EQ(steps_of({measured, "train.steps=6", "telemetry.quantization_every_steps=100"}),
+            (std::map<int64_t, int>{{5, 36}, {6, 36}}))
+      << "calibration quantizes nothing";
+  const std::string rarely = "telemetry.quantization_every_steps=100", late = "train.steps=8";
+  EXPECT_EQ(steps_of({"quant=[{preset: quartet, first_step: 4}]", late, rarely}, 0),
+            (std::map<int64_t, int>{{5, 36}, {8, 36}}))
+      << "a run that went on before its first quantized step";
+  EXPECT_EQ(steps_of({"quant=[{preset: quartet}]", late, rarely}, 0), (std::map<int64_t, int>{{8, 36}}))
+      << "a run that went on after it";
   EXPECT_TRUE(
       steps_of({"quant=[{preset: quartet}]", "train.steps=2", "telemetry.quantization=false"}).empty());
   EXPECT_TRUE(steps_of({"train.steps=2"}).empty());

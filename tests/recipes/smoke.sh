@@ -39,7 +39,7 @@ done
 # What eval and generate print: finite losses for every format, the same text for the same seed, another for another.
 run=$folder/runs/smoke_osp
 if ! "$osprey" eval "$run" --tokens 500 >"$folder/log" 2>&1 ||
-  ! awk '/^(as trained|w8a8|w4a16|w4a4) / { loss = $(NF - ($1 == "as" ? 1 : 2)); if (loss > 0 && loss < 6) ++rows } END { exit rows != 4 }' "$folder/log"; then
+  ! awk '/^(unquantized|w8a8|w4a16|w4a4) / { loss = $(NF - ($1 == "unquantized" ? 1 : 2)); if (loss > 0 && loss < 6) ++rows } END { exit rows != 4 }' "$folder/log"; then
   echo "FAILED smoke_osp: osprey eval does not print four finite losses"
   cat "$folder/log"
   failed=1

@@ -112,6 +112,16 @@ OSPREY_INLINE void small_scales(Scales& s, const uint32_t* largest, TensorScale 
   }
 }
 
+template <Element e>
+OSPREY_INLINE void small_scales_up(Scales& s, const uint32_t* largest, TensorScale tensor) {
+#pragma omp simd
+  for (int i = 0; i < 16; ++i) {
+    const BlockScale scale = block_scale_e4m3_up(e, largest[i], tensor);
+    s.inverse[i] = scale.inverse;
+    s.codes[i] = scale.stored;
+  }
+}
+
 /// Scales as error_in_units() takes them.
 struct Candidate {
   explicit Candidate(const Scales& s) : inverse(_mm512_load_ps(s.inverse)) {
@@ -184,6 +194,8 @@ OSPREY_INLINE void find_scales(Scales& s, const Vec* v, const LanesTile& a) {
     find_e8m0<e>(s, largest, v, a.rule);
   else if (e == Element::e2m1 && a.rule == ScaleRule::four_over_six)
     four_over_six(s, largest, v, a.tensor);
+  else if (a.rule == ScaleRule::rceil)
+    small_scales_up<e>(s, largest, a.tensor);
   else
     small_scales<e>(s, largest, a.tensor, 1.0f);
 }

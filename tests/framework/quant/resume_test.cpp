@@ -2,9 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "framework/parallel/thread_comm.h"
+#include "framework/scaling/record_hook.h"
 #include "framework/train/checkpoint_hook.h"
 #include "launch/checkpoints.h"
+#include "tests/framework/scaling/example_record.h"
 #include "tests/support/refusal.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_run.h"
@@ -27,8 +31,9 @@ struct Losses : StepHook {
   void after_step(Trainer&, const StepResult& r) override { all.push_back(r.loss); }
 };
 
-/// What a rank of `osprey train` does up to the end of the recipe, on synthetic tokens.
-Outcome train(const Recipe& recipe, Communicator& world) {
+/// What a rank of `osprey train` does up to the end of the recipe, on synthetic tokens; with a file for its
+/// record it also evaluates.
+Outcome train(const Recipe& recipe, Communicator& world, const std::filesystem::path& records = {}) {
   const DeviceKind kind = DeviceKind::cpu;
   Session session(recipe, world, Queue{},
                   SessionMemory::of(plan_memory(recipe, world.rank(), world.size(), 1, kind)));
@@ -36,6 +41,7 @@ Outcome train(const Recipe& recipe, Communicator& world) {
   test::SyntheticSource source(recipe.model.vocab_size, world.rank(), world.size(), 1 << 20);
   TrainerParts parts = session.parts();
   parts.train = &source;
+  if (!records.empty()) parts.validation = &source, parts.validation_sequences = 8;
   Trainer trainer(recipe.train, parts);
   const auto saver = make_checkpoint_hook(recipe, nullptr, trainer, session, {});
   const std::optional<int64_t> resumed = resume_run(*saver);
@@ -45,6 +51,8 @@ Outcome train(const Recipe& recipe, Communicator& world) {
     decisions.push_back(step);
   };
   trainer.add_hook(session.finetuning.get());
+  RecordHook record(records, test::example_record("tiny"), world);
+  if (!records.empty()) trainer.add_hook(&record);
   trainer.add_hook(session.schemes.get());
   trainer.add_hook(&losses);
   trainer.add_hook(saver.get());
@@ -99,6 +107,24 @@ TEST(QuantResume, InTheMiddleOfAnAnnealEveryBitIsTheSame) {
   const Outcome at_once = train_in_stages({"quant=[{preset: quartet, first_step: 1}]"}, {{1, 6}});
   EXPECT_EQ(straight.losses[0], at_once.losses[0]);
   EXPECT_NE(straight.losses[1], at_once.losses[1]) << "nothing was annealed; the test tests nothing";
+}
+
+TEST(QuantResume, ARecordMadeAfterwardsHasTheLossOfTheLastEvaluation) {
+  for (const char* quant :
+       {"quant=[{preset: qat_mxfp4_w4a4, first_step: 3}]", "quant=[{preset: adahop, calibration_steps: 2}]",
+        "quant=[{preset: mxint8, end_step: 3}]", "quant=[{preset: lsq, first_step: 3}]"}) {
+    const TempDir folder;
+    const auto records = folder / "scaling.jsonl";
+    const auto loss = [&](const char* change) {
+      std::filesystem::remove(records);
+      const Recipe recipe = tiny_recipe({"run.output_dir=" + folder.path().string(), quant, change});
+      run_thread_ranks(1, [&](Communicator& world) { train(recipe, world, records); });
+      return *read_records(records).at(0).validation_loss;
+    };
+    const char* all = "train.steps=6";
+    const double trained = loss(all);
+    EXPECT_EQ(loss(all), trained) << quant;
+  }
 }
 
 TEST(QuantResume, TokensMeanTheStepThatBeginsThere) {

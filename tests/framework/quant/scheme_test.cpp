@@ -53,13 +53,25 @@ TEST(QuantScheme, ADumpedGroupReadsBackTheSame) {
        {"preset: quartet", "{preset: quartet, gradients: null, backward_rotation: 0}",
         "{preset: weight_only, first_step: 7}", "{preset: nvfp4, rotation: 16, end_step: 5}",
         "{preset: mxint8, activations: null, gradients: null}",
-        "{weights: {format: int4_g64}, activations: {format: int8_row}}",
+        "{weights: {format: int4_g64}, activations: {format: int8_row}}", "{preset: down_8bit_input}",
+        "{preset: down_8bit_input, match: layers.0.mlp.down.weight}",
         "{preset: adahop, calibration_steps: 7, outlier_ratio: 2.5, outlier_rows: 3}",
         "{preset: adahop, rotate: always}",
         "{preset: quartet, first_tokens: 9, end_tokens: 99, anneal_steps: 3, anneal_order: last_layers}"}) {
     const std::string dumped = dump_spec(read(yaml));
     EXPECT_EQ(dump_spec(read(dumped)), dumped) << yaml;
   }
+}
+
+TEST(QuantScheme, APresetForTheInputOfDownIsOneLine) {
+  const QuantGroupSpec down = read("preset: down_8bit_input");
+  EXPECT_EQ(down.match, "layers.*.mlp.down.weight");
+  EXPECT_EQ(down.weights->format, "mxfp4");
+  EXPECT_EQ(down.activations->format, "mxint8");
+  EXPECT_FALSE(down.gradients);
+  EXPECT_EQ(read("{match: layers.1.mlp.down.weight, preset: down_8bit_input}").match,
+            "layers.1.mlp.down.weight");
+  EXPECT_EQ(read("preset: quartet").match, QuantGroupSpec().match);
 }
 
 TEST(QuantScheme, RefusesWhatContradictsItself) {
@@ -75,6 +87,16 @@ TEST(QuantScheme, RefusesWhatContradictsItself) {
       words("{weights: {format: int4_row, scale: stats}, activations: {format: int8_g64, scale: stats}}"),
       "accepted");
   EXPECT_NE(words("{weights: {format: mxfp4, scale: four_over_six}}").find("for nvfp4"), std::string::npos);
+  for (const char* format : {"nvfp4", "nvint4", "int8_row", "int4_g32"})
+    for (const char* rule : {"floor", "ceil"})
+      EXPECT_NE(
+          words(fmt::format("{{weights: {{format: {}, scale: {}}}}}", format, rule).c_str())
+              .find("weights.scale: floor and ceil are for scales that are powers of two, mx*; take even"),
+          std::string::npos)
+          << format << rule;
+  EXPECT_NE(words("{weights: {format: int8_row, scale: rceil}}").find("rceil is for mx*, nvfp4 and nvint4"),
+            std::string::npos);
+  EXPECT_EQ(words("{weights: {format: nvint4, scale: rceil}}"), "accepted");
   EXPECT_NE(
       words("{weights: {format: mxfp4, rounding: stochastic}}").find("weights.rounding: rounds to nearest"),
       std::string::npos);

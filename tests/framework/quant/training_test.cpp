@@ -17,7 +17,8 @@ using test::Values;
 /// Before the first step: looks at what linear layers of the unquantized model read of its batch, and
 /// compares the steps of weights and inputs with it.
 struct FirstSteps final : LinearInput, StepHook {
-  explicit FirstSteps(Session& s) : session(s) {}
+  FirstSteps(Session& s, double largest_input_, int learn_)
+      : session(s), largest_input(largest_input_), learn(learn_) {}
   Tensor linear_input(Tape&, const std::string& weight, const Tensor& x) override {
     for (const double v : test::read(x)) sums[weight].first += std::abs(v), sums[weight].second += 1;
     return x;
@@ -32,7 +33,7 @@ struct FirstSteps final : LinearInput, StepHook {
       if (p->input_step) {
         std::array<double, 2> sum{sums.at(p->name).first, sums.at(p->name).second};
         session.world.sum(sum);
-        expect_first(*p->input_step, 0, sum[0] / sum[1]);
+        expect_first(*p->input_step, 0, sum[0] / sum[1], largest_input);
         ++inputs;
       }
       if (!p->weight_step) continue;
@@ -41,18 +42,20 @@ struct FirstSteps final : LinearInput, StepHook {
       for (size_t r = 0; r < w.size() / in; ++r) {
         double sum = 0;
         for (size_t k = 0; k < in; ++k) sum += std::abs(w[r * in + k]);
-        expect_first(*p->weight_step, r, sum / static_cast<double>(in));
+        expect_first(*p->weight_step, r, sum / static_cast<double>(in), 7);
       }
       ++weights;
     }
     EXPECT_EQ(inputs, 8) << "q, o, gate and down of two layers";
-    EXPECT_EQ(weights, 14);
+    EXPECT_EQ(weights, learn);
   }
-  static void expect_first(const Parameter& step, size_t i, double mean) {
-    const double want = 2 * mean / std::sqrt(7.0);
+  static void expect_first(const Parameter& step, size_t i, double mean, double largest) {
+    const double want = 2 * mean / std::sqrt(largest);
     EXPECT_NEAR(test::read(step.value)[i], want, 1e-5 * want) << step.name;
   }
   Session& session;
+  double largest_input;  // code
+  int learn;             // weights that learn a step
   std::map<std::string, std::pair<double, double>> sums;
   int inputs = 0, weights = 0;
 };
@@ -63,8 +66,18 @@ TEST(LearntStepsOfARun, BeginAtTwiceTheMeanMagnitudeOfWeightsAndOfTheWholeBatch)
         {"quant=[{preset: lsq, end_step: 5, weights: {format: int4_row, scale: lsq}}]", "train.steps=1"},
         ranks);
     tiny_run(recipe, ranks, 1, 1 << 20, {}, test::test_device().kind,
-             [](Session& s) { return std::make_unique<FirstSteps>(s); });
+             [](Session& s) { return std::make_unique<FirstSteps>(s, 7, 14); });
   }
+}
+
+TEST(LearntStepsOfARun, OfInputsAloneBeginBesideWeightsThatLearnNone) {
+  const Recipe recipe = tiny_recipe(
+      {"quant=[{weights: {format: int4_row, scale: stats}, activations: {format: int8_tensor, scale: lsq}, "
+       "end_step: 5}]",
+       "train.steps=1"});
+  const test::TinyResult r = tiny_run(recipe, 1, 1, 1 << 20, {}, test::test_device().kind,
+                                      [](Session& s) { return std::make_unique<FirstSteps>(s, 127, 0); });
+  for (const double loss : r.losses) EXPECT_LT(loss, 6);
 }
 
 TEST(LearntStepsOfARun, MoveAndKeepTheLossFinite) {
@@ -121,6 +134,21 @@ TEST(FrozenWeights, StandStillWhereTheyAreCertainAndOnlyThere) {
         for (size_t i = 0; i < before.size(); ++i) same += before[i] == masters[3][name][i];
       EXPECT_LT(same / elements, 0.01) << "before they freeze";
     }
+}
+
+TEST(FrozenWeights, StandStillBesideRotationsThatAreMeasured) {
+  const Recipe recipe = tiny_recipe(
+      {"quant=[{weights: {format: mxfp4}, activations: {format: mxfp4}, gradients: {format: mxfp4, rounding: "
+       "stochastic}, backward_rotation: 32, rotate: measured, calibration_steps: 2, freeze: {first_step: 3, "
+       "boundary: 0.1}}]",
+       "train.steps=5"});
+  std::map<int64_t, std::map<std::string, double>> shares;
+  tiny_run(recipe, 1, 1, 1 << 20, [&](Session& s, int64_t step) {
+    for (const WeightFreezer::Count& c : s.freezer->counts()) shares[step][c.weight] = c.frozen / c.elements;
+  });
+  EXPECT_FALSE(shares.contains(3));
+  ASSERT_EQ(shares[4].size(), 14u);
+  for (const auto& [weight, share] : shares[4]) EXPECT_NEAR(share, 0.8, 0.1) << weight;
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ int64_t blocks(const ModelScale& m) {
 const ModelScale large{.layers = 24, .heads = 16, .kv_heads = 4, .hidden_size = 1024, .ffn_size = 2816};
 
 TEST(Grid, ModelsShrinkInLayersAndWidthTogether) {
-  const auto models = smaller_models(large, 4, 2, blocks);
+  const auto models = smaller_models(large, 4, 2, 32, blocks);
   ASSERT_EQ(models.size(), 4u);
   EXPECT_EQ(models[0], large);
   for (size_t i = 1; i < models.size(); ++i) {
@@ -26,7 +26,7 @@ TEST(Grid, ModelsShrinkInLayersAndWidthTogether) {
     EXPECT_LT(blocks(m), blocks(before));
     EXPECT_EQ(m.heads, 4 * m.kv_heads);
     EXPECT_EQ(m.hidden_size, 64 * m.heads);
-    EXPECT_EQ(m.ffn_size % 8, 0);
+    EXPECT_EQ(m.ffn_size % 32, 0);
     const double shape = static_cast<double>(m.layers) / static_cast<double>(m.heads);
     EXPECT_NEAR(shape, 1.5, 0.6);
   }
@@ -34,13 +34,26 @@ TEST(Grid, ModelsShrinkInLayersAndWidthTogether) {
   EXPECT_NEAR(all, 8, 3);
 }
 
+TEST(Grid, WidthsStayMultiplesOfWhatBlocksNeed) {
+  const ModelScale narrow{.layers = 8, .heads = 16, .kv_heads = 8, .hidden_size = 256, .ffn_size = 768};
+  const auto count = [](const ModelScale& m) { return m.layers * m.hidden_size * m.ffn_size; };
+  for (const int64_t unit : {32, 64, 128})
+    for (const ModelScale& m : smaller_models(narrow, 3, 2, unit, count)) {
+      EXPECT_EQ(m.hidden_size % unit, 0) << unit;
+      EXPECT_EQ(m.kv_heads * 16 % unit, 0) << unit;
+      EXPECT_EQ(m.ffn_size % unit, 0) << unit;
+    }
+}
+
 TEST(Grid, AModelThatIsTooSmallHasNoSmallerOnes) {
   ModelScale tiny{.layers = 1, .heads = 2, .kv_heads = 2, .hidden_size = 128, .ffn_size = 256};
-  EXPECT_NE(refusal([&] { smaller_models(tiny, 3, 2, blocks); }).find("raise model.layers and model.heads"),
-            std::string::npos);
+  EXPECT_NE(
+      refusal([&] { smaller_models(tiny, 3, 2, 32, blocks); }).find("raise model.layers and model.heads"),
+      std::string::npos);
   tiny.hidden_size = 129;
-  EXPECT_NE(refusal([&] { smaller_models(tiny, 1, 2, blocks); }).find("129 is no multiple of model.heads 2"),
-            std::string::npos);
+  EXPECT_NE(
+      refusal([&] { smaller_models(tiny, 1, 2, 32, blocks); }).find("129 is no multiple of model.heads 2"),
+      std::string::npos);
 }
 
 TEST(Grid, LengthsSpendTheBudget) {

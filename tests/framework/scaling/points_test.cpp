@@ -104,6 +104,20 @@ TEST(Points, WhatCannotBeComparedIsRefused) {
   RunRecord late = quantized(a, "late", 0.05);
   late.formats.how = "from step 100";
   EXPECT_TRUE(says(refused(Kind::qat, {a, q, late}), "(mxfp4/mxfp4/bf16, mxfp4/mxfp4/bf16 (from step 100))"));
+  EXPECT_EQ(points_of(Kind::qat, {a, late}, {.scheme = "mxfp4/mxfp4/bf16"}).points[0].run, "late");
+  RunRecord later = quantized(a, "later", 0.04);
+  later.formats.how = "from step 200";
+  EXPECT_TRUE(says(refused(Kind::qat, {a, late, later}, {.scheme = "mxfp4/mxfp4/bf16"}),
+                   "2 schemes have the formats mxfp4/mxfp4/bf16; give one in full: mxfp4/mxfp4/bf16 (from "
+                   "step 100); mxfp4/mxfp4/bf16 (from step 200)"));
+  EXPECT_EQ(
+      points_of(Kind::qat, {a, late, later}, {.scheme = "mxfp4/mxfp4/bf16 (from step 200)"}).points[0].run,
+      "later");
+  EXPECT_TRUE(
+      says(refused(Kind::qat, {a, q, w}, {.scheme = "int4_row/bf16/bf16"}),
+           "no run is of the scheme int4_row/bf16/bf16; there are: mxfp4/mxfp4/bf16; bf16/mxfp4/bf16"));
+  EXPECT_TRUE(
+      says(refused(Kind::qat, {a}, {.scheme = "mxfp4/mxfp4/bf16"}), "there is none with quantization"));
   EXPECT_TRUE(says(refused(Kind::chinchilla, {q}), "all 1 runs are quantized"));
 }
 

@@ -110,6 +110,22 @@ struct Bench {
   }
 };
 
+TEST(RunWatch, AnEvaluationSaysWhetherItWasQuantized) {
+  Bench b;
+  const QuantScheme scheme, calibrating{.calibrates = true}, *none = nullptr;
+  Parameter& weight = b.params.add("layers.0.attn.q.weight", 0, {16, 16}, Init{});
+  RunWatch watch(b.options(), *b.world, b.queue);
+  EvalResult eval;
+  for (const QuantScheme* s : {none, &calibrating, &scheme}) {
+    weight.scheme = s;
+    watch.after_eval(*b.trainer, eval);
+  }
+  weight.scheme = nullptr;
+  std::vector<std::string> said;
+  for (const json& e : b.entries()) said.push_back(e["quantization"]);
+  EXPECT_EQ(said, (std::vector<std::string>{"none", "none", "as trained"}));
+}
+
 TEST(RunWatch, AWholeRunIsWrittenDown) {
   Bench b;
   RunWatch watch(b.options(), *b.world, b.queue);

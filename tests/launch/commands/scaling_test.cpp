@@ -130,6 +130,35 @@ TEST(ScalingCommand, PlansAGridOfRecipesThatLoad) {
   EXPECT_NEAR(flops, 1e16, 1e14);
 }
 
+TEST(ScalingCommand, PlansRecipesWhoseQuantizedVariantsFit) {
+  const TempDir dir;
+  const std::string smoke = (fs::path(source_dir()) / "recipes/smoke/adamw.yaml").string();
+  run_scaling({"plan",         smoke,
+               "--tokens",     "1e5",
+               "--sizes",      "3",
+               "--size-ratio", "1.8",
+               "--set",        "model.hidden_size=128",
+               "--set",        "model.heads=8",
+               "--set",        "model.ffn_size=352",
+               "--set",        "model.layers=4",
+               "--variant",    "q:quant=[{preset: quartet}]",
+               "-o",           (dir / "grid").string()});
+  const auto files = recipes_in(dir / "grid");
+  ASSERT_EQ(files.size(), 3u);
+  for (const std::string& file : files) {
+    const Recipe recipe = load_recipe(file, {}, 1);
+    ParamStore params;
+    make_model(recipe.model, recipe.data.sequence_len)->declare(params);
+    EXPECT_NO_THROW(QuantSchemes(recipe.quant, params, 0, 1)) << file;
+    EXPECT_EQ(recipe.model.ffn_size % 32, 0) << file;
+  }
+  const std::string said =
+      refused({"plan", smoke, "--tokens", "1e5", "--sizes", "1", "--variant",
+               "q:quant=[{preset: quartet, match: 'layers.*.mlp.dwn.weight'}]", "-o", (dir / "no").string()});
+  EXPECT_NE(said.find("matches no parameter"), std::string::npos) << said;
+  EXPECT_FALSE(fs::exists(dir / "no"));
+}
+
 TEST(ScalingCommand, PlansTheLengthsThatAreGivenInWholeBatches) {
   const TempDir dir;
   run_scaling(
@@ -161,7 +190,7 @@ TEST(ScalingCommand, APlanThatCannotBeIsRefusedAndWritesNothing) {
             std::string::npos);
   const std::string wrong = plan({"--tokens", "1e6", "--variant", "a:modl.norm=x"});
   EXPECT_NE(wrong.find("did you mean model"), std::string::npos) << wrong;
-  EXPECT_NE(wrong.find("(for quickstart_osp-n"), std::string::npos) << wrong;
+  EXPECT_NE(wrong.find("(for variant a)"), std::string::npos) << wrong;
   // Warmup does not fit into a run this short.
   EXPECT_NE(plan({"--tokens", "40960"}).find("schedule"), std::string::npos);
   EXPECT_NE(
@@ -192,9 +221,63 @@ TEST(ScalingRecord, SaysWhatARecipeSays) {
   EXPECT_EQ(
       record_of(recipe, session, *tokenizer).formats.scheme(),
       "mxfp4/mxfp4/mxfp4 (scales mse mse rceil, stochastic gradients, rotation 32, backward rotation 32, "
-      "masked gradients, from step 3)");
+      "masked gradients, from 50 percent on)");
   recipe.run.seed += 1;
   EXPECT_NE(recipe_hash(recipe), r.recipe_hash);
+}
+
+/// What is recorded of a run with this quant section.
+RunFormats formats_with(const std::string& quant, const std::string& steps = "6") {
+  const Recipe recipe = tiny_recipe({"quant=" + quant, "train.steps=" + steps});
+  const auto comm = make_planning_comm(0, 1);
+  const Session session(recipe, *comm, {.device = {DeviceKind::meta, 0}}, {});
+  return record_of(recipe, session, *load_tokenizer("bytes")).formats;
+}
+
+TEST(ScalingRecord, OfSeveralGroupsHasTheFormatsOfTheLargestAndTheWordsOfAll) {
+  const std::string down =
+      "{match: layers.*.mlp.down.weight, weights: {format: mxfp4}, activations: {format: mxint8}}";
+  const RunFormats rotated = formats_with("[" + down + ", {preset: qat_mxfp4_w4a4}]");
+  EXPECT_EQ(rotated.scheme(),
+            "mxfp4/mxfp4/f32 (layers.*.mlp.down.weight: mxfp4/mxint8/f32, scales even even; "
+            "layers.*.{attn.q,attn.k,attn.v,attn.o,mlp.gate,mlp.up,mlp.down}.weight: mxfp4/mxfp4/f32, scales "
+            "even even, rotation 32)");
+  for (const char* second : {"{preset: mxint8}", "{preset: quartet}", "{preset: weight_only}",
+                             "{preset: qat_mxfp4_w4a4, match: 'layers.*.attn.*.weight'}"})
+    EXPECT_NE(formats_with("[" + down + ", " + second + "]"), rotated) << second;
+  EXPECT_EQ(formats_with("[" + down + ", {weights: {format: int8_g64}}]").block, 64);
+  EXPECT_EQ(formats_with("[" + down + "]").how, "layers.*.mlp.down.weight: scales even even");
+}
+
+TEST(ScalingRecord, ABeginIsAShareOfTheRunSoThatLengthsAreOneScheme) {
+  EXPECT_EQ(formats_with("[{preset: mxint8, first_step: 70}]", "100"),
+            formats_with("[{preset: mxint8, first_step: 171}]", "245"));
+  EXPECT_NE(formats_with("[{preset: mxint8, first_step: 70}]", "100"),
+            formats_with("[{preset: mxint8, first_step: 80}]", "100"));
+  EXPECT_NE(formats_with("[{preset: mxint8, first_step: 1}]", "1000"),
+            formats_with("[{preset: mxint8}]", "1000"));
+}
+
+TEST(ScalingRecord, EveryKeyThatChangesARunIsPartOfItsScheme) {
+  const auto how = [](const std::string& keys) {
+    return formats_with(
+               "[{weights: {format: int8_row}, activations: {format: int8_row}, gradients: {format: "
+               "mxint8}" +
+                   keys + "}]",
+               "100")
+        .how;
+  };
+  std::vector<std::string> seen = {how("")};
+  for (const char* keys :
+       {", rotation: 32", ", backward_rotation: 32", ", gradient_mask: unclipped", ", end_step: 60",
+        ", anneal_steps: 20", ", anneal_steps: 20, anneal_order: last_layers", ", freeze: {}",
+        ", freeze: {first_step: 50}", ", freeze: {anneal_steps: 50}", ", freeze: {boundary: 0.1}",
+        ", rotation: 32, rotate: measured", ", rotation: 32, rotate: measured, calibration_steps: 10",
+        ", rotation: 32, rotate: measured, outlier_ratio: 3"}) {
+    const std::string words = how(keys);
+    EXPECT_EQ(std::count(seen.begin(), seen.end(), words), 0) << keys << ": " << words;
+    seen.push_back(words);
+  }
 }
 
 }  // namespace

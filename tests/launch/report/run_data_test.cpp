@@ -69,6 +69,17 @@ TEST(RunData, BrokenLinesAreCountedAndNamedAndTheRestIsRead) {
     EXPECT_TRUE(has_note(run, note)) << note;
 }
 
+TEST(RunData, TheValidationCurveIsOfTheForwardPassThatTheRunTrains) {
+  TempDir dir;
+  write_text(dir / "metrics.jsonl",
+             "{\"event\":\"eval\",\"step\":1,\"tokens\":8,\"loss\":3,\"quantization\":\"none\"}\n"
+             "{\"event\":\"eval\",\"step\":2,\"tokens\":16,\"loss\":2.5,\"quantization\":\"as trained\"}\n"
+             "{\"event\":\"eval\",\"step\":2,\"tokens\":16,\"loss\":2,\"quantization\":\"w4a4\"}\n");
+  const RunData run = read_run(dir.path());
+  EXPECT_EQ(run.validation.values, (std::vector<double>{3, 2.5}));
+  EXPECT_EQ(run.eval_loss.at("as trained"), 2.5);
+}
+
 TEST(RunData, ManyBrokenLinesAreSummedUp) {
   TempDir dir;
   std::string text;

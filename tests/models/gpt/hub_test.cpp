@@ -109,6 +109,15 @@ TEST(GptHub, OldExportsWithoutPrefixAndWithMaskBuffersAreRead) {
   EXPECT_EQ(refusal([&] { HubModel again(dir.path()); }), "accepted");
 }
 
+TEST(GptHub, TransposedMatricesAreNotPackedAndTheMessageSaysWhatCanBeDone) {
+  const HubModel hub(golden("gpt2"));
+  QuantizationConfig config;
+  config.groups.emplace_back().weights = QuantOperandSpec{.format = "int8_row"};
+  const std::string said = refusal([&] { hub_layout(hub.spec(), hub.context(), &config); });
+  EXPECT_NE(said.find("transposed or joined with others"), std::string::npos) << said;
+  EXPECT_NE(said.find("osprey eval --quantize instead"), std::string::npos) << said;
+}
+
 TEST(GptHub, TextsLongerThanTheTableOfPositionsAreRefused) {
   const HubModel hub(golden("gpt2"));
   const auto model = make_model(hub.spec(), 16);
