@@ -47,6 +47,10 @@ inode=$(stat -c %i "$metrics") before=$(wc -l <"$metrics")
 [[ $(wc -l <"$metrics") == $((before + 4)) ]] || fail "eval added $(($(wc -l <"$metrics") - before)) lines instead of 4"
 tail -n 1 "$metrics" | grep -q '"step":60,.*"source":"eval",.*"sequence_len":32,' || fail "eval does not say what it evaluated"
 
+"$osprey" inspect "$folder/runs/straight" --sequences 15 --sequence-len 16 --lod "$folder/lod.json" >"$log" 2>&1 || fail "inspect of the undisturbed run"
+grep -q '"sequences": 15' "$folder/lod.json" || fail "inspect --sequences 15 runs another number"
+grep -q '"threads_per_rank":1,' "$metrics" || fail "OMP_NUM_THREADS=1 is not taken"
+
 options killed
 kills=0
 for try in $(seq 1 6); do
