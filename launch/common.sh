@@ -103,3 +103,12 @@ on_ranks() {
   shift
   mpirun -np "$ranks" --bind-to none "$@"
 }
+
+# newest_checkpoint RUN: the newest complete checkpoint, or nothing. One that is half written has a dot in its name.
+newest_checkpoint() {
+  local one newest=
+  for one in "$1"/checkpoints/step-*; do
+    if [[ ${one##*/} != *.* && -f $one/manifest.json ]]; then newest=$one; fi
+  done
+  echo "$newest"
+}

@@ -135,6 +135,11 @@ void evaluate_task(LoadedModel& m, const TaskEvalOptions& given) {
 
 void evaluate_windows(LoadedModel& m, ValidationData& data, int64_t batch, int64_t stride, ReportAs report) {
   const int64_t length = data.spec().sequence_len;
+  const auto& sources = data.spec().validation_fraction > 0 ? data.spec().train : data.spec().validation;
+  require(sources.empty() || !sources.front().instructions(), "eval",
+          "--stride counts every token, and of instruction data such as {} only answers are learnt; leave "
+          "--stride out, and the loss is that of the answers",
+          sources.empty() ? "" : sources.front().path);
   require(stride <= length, "eval", "--stride {} is longer than a sequence of {} tokens", stride, length);
   require_evaluation_memory(m, batch, length);
   const std::vector<int32_t> tokens = tokens_of(data);

@@ -26,6 +26,7 @@ void evaluate_task(LoadedModel& loaded, const TaskEvalOptions& options);
 
 /// Prints the perplexity of the validation data where each token is predicted from at least
 /// sequence_len - stride tokens before it, if there are so many.
+/// Errors: instruction data, of which only answers are learnt; a stride longer than a sequence.
 void evaluate_windows(LoadedModel& loaded, ValidationData& data, int64_t batch, int64_t stride,
                       ReportAs report);
 

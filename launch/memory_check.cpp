@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <charconv>
 #include <fstream>
+#include <iterator>
+#include <sstream>
 
 #include "launch/together.h"
 
@@ -12,12 +14,17 @@ namespace osprey {
 
 namespace {
 
-/// The number a one-line file begins with; nothing for "max" or a file that is not there.
-std::optional<int64_t> number_in(const std::string& path) {
-  std::ifstream file(path);
+/// The number a text begins with; nothing for "max" or an empty one.
+std::optional<int64_t> number_in(const std::string& text) {
   int64_t value = 0;
-  if (file >> value) return value;
-  return std::nullopt;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() && value >= 0 ? std::optional(value) : std::nullopt;
+}
+
+/// The text of a small file of the kernel; empty where it is not there.
+std::string text_of(const char* path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
 }
 
 int64_t saturated_sum(int64_t a, int64_t b) {
@@ -50,6 +57,18 @@ std::string keys_of(const std::string& category) {
 
 }  // namespace
 
+int64_t control_group_spare_bytes(const std::string& max, const std::string& current,
+                                  const std::string& stat) {
+  const auto limit = number_in(max), used = number_in(current);
+  if (!limit || !used) return INT64_MAX;
+  constexpr std::string_view key = "inactive_file ";
+  std::istringstream lines(stat);
+  int64_t reclaimable = 0;
+  for (std::string line; std::getline(lines, line);)
+    if (line.starts_with(key)) reclaimable = number_in(line.substr(key.size())).value_or(0);
+  return std::max<int64_t>(0, *limit - std::max<int64_t>(0, *used - reclaimable));
+}
+
 int64_t available_memory_bytes() {
   int64_t bytes = INT64_MAX;
   std::ifstream file("/proc/meminfo");
@@ -61,10 +80,9 @@ int64_t available_memory_bytes() {
     if (digits != std::string::npos) std::from_chars(line.data() + digits, line.data() + line.size(), kib);
     if (kib > 0) bytes = kib * 1024;
   }
-  const auto limit = number_in("/sys/fs/cgroup/memory.max"),
-             used = number_in("/sys/fs/cgroup/memory.current");
-  if (limit && used) bytes = std::min(bytes, std::max<int64_t>(0, *limit - *used));
-  return bytes;
+  return std::min(bytes, control_group_spare_bytes(text_of("/sys/fs/cgroup/memory.max"),
+                                                   text_of("/sys/fs/cgroup/memory.current"),
+                                                   text_of("/sys/fs/cgroup/memory.stat")));
 }
 
 std::string memory_problem(const std::vector<MemoryCategory>& categories, int64_t host_bytes, int ranks,

@@ -15,6 +15,12 @@ namespace osprey {
 /// Units: bytes; INT64_MAX where the system does not say.
 int64_t available_memory_bytes();
 
+/// What a control group may still take, from the text of its files memory.max, memory.current and
+/// memory.stat. Pages of files that were not used lately (inactive_file) are given back on demand and count
+/// as free. Units: bytes; INT64_MAX where there is no limit, or the first two are no numbers.
+int64_t control_group_spare_bytes(const std::string& max, const std::string& current,
+                                  const std::string& stat);
+
 /// Why a rank that holds `categories` does not fit, the recipe keys that change it included; empty when it
 /// does. Units: `host_bytes` is what all `ranks` of this host take together.
 std::string memory_problem(const std::vector<MemoryCategory>& categories, int64_t host_bytes, int ranks,

@@ -1,9 +1,11 @@
 #include "launch/session.h"
 
+#include <omp.h>
 #include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "framework/checkpoint/checkpoint.h"
 #include "framework/ops/pack_cache.h"
@@ -202,6 +204,8 @@ int threads_for_rank(const RunSpec& spec, Communicator& world) {
   int sharing = 0;
   for (const std::string& other : world.gather_strings(mine)) sharing += other == mine;
   if (spec.threads) return static_cast<int>(*spec.threads);
+  // OpenMP read it when the process started, and says so where it is no number.
+  if (const char* set = std::getenv("OMP_NUM_THREADS"); set && *set) return omp_get_max_threads();
   return std::max(1, CPU_COUNT(&set) / std::max(1, sharing));
 }
 

@@ -73,8 +73,8 @@ class Session {
 /// All parameters but those of the embedding table (which is also the head where embeddings are tied).
 int64_t without_embedding(const ParamStore& params);
 
-/// Threads for this rank: what the recipe says, or its bound cores shared among the ranks bound to the same
-/// ones. Collective.
+/// Threads for this rank: what the recipe says, else OMP_NUM_THREADS where it is set, else its bound cores
+/// shared among the ranks bound to the same ones. Collective.
 int threads_for_rank(const RunSpec& spec, Communicator& world);
 /// The device the recipe asks for: for each rank of a host a GPU of its own, or the CPU for all.
 /// Errors: throws when it is not in this build or machine, when there are more ranks than GPUs, and when

@@ -133,6 +133,10 @@ std::optional<fs::path> find_checkpoint(const std::string& resume, const fs::pat
   if (resume != "auto") {
     require(fs::is_directory(resume), "checkpoint",
             "checkpoint.resume is '{}', which is no directory; give a checkpoint, auto or none", resume);
+    const auto inside = list_checkpoints(fs::path(resume) / "checkpoints");
+    require(inside.empty(), "checkpoint",
+            "checkpoint.resume is '{}', a run; name one of its checkpoints, the newest is {}", resume,
+            inside.empty() ? "" : inside.back().path.string());
     read_manifest(resume);
     return resume;
   }
@@ -320,19 +324,17 @@ std::vector<FileRecord> Checkpointer::write_own_files(const fs::path& partial) c
   if (comm_->rank() != 0) return records;
   records.push_back(write_file(partial / "state.yaml", dump_spec(snapshot_.state)));
   records.push_back(write_file(partial / "recipe.yaml", texts_.recipe_yaml));
-  if (!texts_.chat_template.empty())
-    records.push_back(write_file(partial / "chat_template.jinja", texts_.chat_template));
   records.push_back(write_model(partial / "model.safetensors"));
   for (FileRecord& r : write_hub_texts(partial, texts_.hub, {})) records.push_back(std::move(r));
-  if (texts_.tokenizer) {
-    // The tokenizer writes its own files; whatever is new here is theirs.
-    texts_.tokenizer->save(partial.string());
-    for (const auto& entry : fs::directory_iterator(partial)) {
-      const std::string name = entry.path().filename().string();
-      const bool known =
-          std::any_of(records.begin(), records.end(), [&](const FileRecord& r) { return r.name == name; });
-      if (!known && entry.is_regular_file()) records.push_back(sync_file(entry.path()));
-    }
+  // The tokenizer writes its own files; whatever is new here is theirs. One may be a chat template: the one
+  // that the run used takes its place.
+  if (texts_.tokenizer) texts_.tokenizer->save(partial.string());
+  if (!texts_.chat_template.empty()) replace_file(partial / "chat_template.jinja", texts_.chat_template);
+  for (const auto& entry : fs::directory_iterator(partial)) {
+    const std::string name = entry.path().filename().string();
+    const bool known =
+        std::any_of(records.begin(), records.end(), [&](const FileRecord& r) { return r.name == name; });
+    if (!known && entry.is_regular_file()) records.push_back(sync_file(entry.path()));
   }
   return records;
 }

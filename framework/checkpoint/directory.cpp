@@ -8,11 +8,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "framework/files/json.h"
 #include "kernels/core/check.h"
@@ -33,12 +34,29 @@ std::string host_name() {
   return name;
 }
 
-/// A fresh hidden name beside `path`. The counter keeps two of one process apart.
+/// Names that this process took, to be told from those of an earlier one with the same number: in a container
+/// every run may be process 1.
+struct TakenNames {
+  std::mutex mutex;
+  std::set<fs::path> paths;  // absolute
+};
+TakenNames& taken_names() {
+  static TakenNames names;
+  return names;
+}
+
+/// A fresh hidden name beside `path`, which is absolute. The number keeps it apart from others of this
+/// process and from what an earlier one left.
 fs::path partial_path(const fs::path& path) {
-  static std::atomic<int> count = 0;
-  const int number = count++;
-  return path.parent_path() / fmt::format("{}{}{}.{}{}", path.filename().string(), partial_mark, ::getpid(),
-                                          host_name(), number ? fmt::format(".{}", number) : "");
+  TakenNames& taken = taken_names();
+  const std::lock_guard lock(taken.mutex);
+  for (int number = 0;; ++number) {
+    const fs::path name =
+        path.parent_path() / fmt::format("{}{}{}.{}{}", path.filename().string(), partial_mark, ::getpid(),
+                                         host_name(), number ? fmt::format(".{}", number) : "");
+    std::error_code ignored;
+    if (!fs::exists(name, ignored) && taken.paths.insert(name).second) return name;
+  }
 }
 
 /// Whose leftover a name is; nothing when it is not a partial name.
@@ -60,6 +78,12 @@ std::optional<Owner> owner_of(const std::string& name) {
 }
 
 bool alive(pid_t pid) { return ::kill(pid, 0) == 0 || errno == EPERM; }
+
+bool taken_here(const fs::path& path) {
+  TakenNames& taken = taken_names();
+  const std::lock_guard lock(taken.mutex);
+  return taken.paths.contains(path);
+}
 
 fs::path absolute_without_slash(const fs::path& path) {
   fs::path p = fs::absolute(path).lexically_normal();
@@ -201,7 +225,10 @@ std::vector<fs::path> remove_leftovers(const fs::path& parent) {
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(parent, error)) {
     const auto owner = owner_of(entry.path().filename().string());
-    if (owner) (owner->this_host && !alive(owner->pid) ? dead : left).push_back(entry.path());
+    if (!owner) continue;
+    const bool mine = owner->pid == ::getpid();
+    const bool in_use = mine ? taken_here(absolute_without_slash(entry.path())) : alive(owner->pid);
+    (owner->this_host && !in_use ? dead : left).push_back(entry.path());
   }
   for (const fs::path& path : dead) fs::remove_all(path, error);
   std::sort(left.begin(), left.end());

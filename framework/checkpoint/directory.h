@@ -55,7 +55,8 @@ void verify_files(const std::filesystem::path& directory, const std::vector<File
 /// Hides a directory by a rename and then deletes it, so that a kill never leaves half of it in sight.
 void remove_directory(const std::filesystem::path& directory);
 
-/// Deletes partial directories in `parent` whose process, on this host, has ended.
+/// Deletes partial directories in `parent` whose process, on this host, has ended; of those that bear the
+/// number of this process, which an earlier one may have had, those that are not its own.
 /// Returns the paths of those that were left because they belong to a living process or another host.
 std::vector<std::filesystem::path> remove_leftovers(const std::filesystem::path& parent);
 

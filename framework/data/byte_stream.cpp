@@ -146,6 +146,10 @@ std::unique_ptr<ByteStream> open_bytes(const std::string& path) {
   std::error_code ignored;
   require(!std::filesystem::is_directory(path, ignored), "prepare",
           "{} is a directory; name files in it, as in {}/*", path, path);
+  for (const char* ending : {".xz", ".bz2", ".lz4", ".zip", ".7z"})
+    require(!path.ends_with(ending), "prepare",
+            "{} is compressed in a way that is not read here; unpack it, or compress it as .gz or .zst",
+            path);
   File file(std::fopen(path.c_str(), "rbe"));
   require(file != nullptr, "prepare", "cannot open {}: {}", path, std::strerror(errno));
   unsigned char head[4] = {};

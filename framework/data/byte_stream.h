@@ -17,7 +17,8 @@ class ByteStream {
 };
 
 /// gzip (also of several members, and dictzip) and zstd are told by their first bytes, whatever the
-/// name. Errors: no such file; a name in .gz, .dz or .zst over something else.
+/// name. Errors: no such file; a name in .gz, .dz or .zst over something else, or of
+/// another compression (.xz, .bz2, ...).
 std::unique_ptr<ByteStream> open_bytes(const std::string& path);
 
 }  // namespace osprey

@@ -14,10 +14,16 @@ namespace {
 constexpr size_t kReadBytes = size_t{1} << 18;
 constexpr size_t kMaxDocumentBytes = size_t{1} << 30;
 
-bool is_jsonl(std::string path) {
+bool is_jsonl(const std::string& path) {
+  std::string name = path;
   for (const char* ending : {".gz", ".zst"})
-    if (path.ends_with(ending)) path.resize(path.size() - std::strlen(ending));
-  return path.ends_with(".jsonl") || path.ends_with(".ndjson");
+    if (name.ends_with(ending)) name.resize(name.size() - std::strlen(ending));
+  require(
+      !name.ends_with(".json"), "prepare",
+      "{} is JSON; documents are read of JSON lines, one object a line: give such a file as .jsonl, or say "
+      "--format jsonl, or --format text to take it as it stands",
+      path);
+  return name.ends_with(".jsonl") || name.ends_with(".ndjson");
 }
 
 bool is_blank(std::string_view line) {

@@ -10,7 +10,11 @@
 namespace osprey {
 
 struct TextOptions {
-  enum class Format { automatic, text, jsonl };  // automatic: by name, .jsonl and .ndjson are JSON lines
+  enum class Format {
+    automatic,
+    text,
+    jsonl
+  };  // automatic: by name, .jsonl and .ndjson are JSON lines, .json is refused
   enum class Documents {
     file,       // the whole file
     line,       // every line

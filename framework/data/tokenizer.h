@@ -52,7 +52,8 @@ class Tokenizer {
 
   /// Equal for two tokenizers if and only if they are the same; shards and checkpoints carry it.
   virtual std::string fingerprint() const = 0;
-  /// Writes a directory that load_tokenizer reads; existing files of these names are replaced.
+  /// Writes the files that load_tokenizer reads into a directory that is there. Errors: throws when one of
+  /// them exists, or cannot be written.
   virtual void save(const std::string& directory) const = 0;
 
   std::vector<int32_t> encode(std::string_view text) const {

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "kernels/core/check.h"
@@ -22,12 +23,14 @@ namespace {
 
 constexpr size_t chunk_bytes = size_t{1} << 20;
 
+std::string system_problem(const char* what, const fs::path& path, int error) {
+  const std::string problem = fmt::format("cannot {} {}: {}", what, path.string(), std::strerror(error));
+  if (error != ENOSPC && error != EDQUOT && error != EFBIG) return problem;
+  return problem + "; files published before are untouched, free some space or lower checkpoint.keep";
+}
+
 [[noreturn]] void fail_system(const char* what, const fs::path& path, int error) {
-  if (error == ENOSPC || error == EDQUOT || error == EFBIG)
-    fail("file",
-         "cannot {} {}: {}; files published before are untouched, free some space or lower checkpoint.keep",
-         what, path.string(), std::strerror(error));
-  fail("file", "cannot {} {}: {}", what, path.string(), std::strerror(error));
+  fail("file", "{}", system_problem(what, path, error));
 }
 
 struct Descriptor {
@@ -110,7 +113,7 @@ void replace_file(const fs::path& path, std::string_view text) {
   }
 }
 
-AppendFile::AppendFile(const fs::path& path) : path_(path) {
+AppendFile::AppendFile(const fs::path& path, Tell tell) : path_(path), tell_(std::move(tell)) {
   fd_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (fd_ < 0) fail_system("open", path, errno);
 }
@@ -119,13 +122,48 @@ AppendFile::~AppendFile() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-void AppendFile::write(std::string_view record) {
+/// Writes what the system takes and leaves the rest in `record`; returns the error, or 0.
+int AppendFile::put(std::string_view& record) {
   while (!record.empty()) {
     const ssize_t n = ::write(fd_, record.data(), record.size());
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail_system("write", path_, errno);
+    if (n < 0) return errno;
     record.remove_prefix(static_cast<size_t>(n));
   }
+  return 0;
+}
+
+void AppendFile::write(std::string_view record) {
+  if (!tell_) {
+    if (const int error = put(record)) fail_system("write", path_, error);
+    return;
+  }
+  if (static_cast<int64_t>(waiting_.size() + record.size()) > most_waiting_bytes)
+    ++lost_records_;
+  else
+    waiting_ += record;
+  put_waiting();
+}
+
+void AppendFile::put_waiting() {
+  std::string_view rest = waiting_;
+  const int error = put(rest);
+  waiting_.erase(0, waiting_.size() - rest.size());
+  if (error && !std::exchange(told_, true))
+    tell_(fmt::format("{}; up to {} MiB of it wait in memory until there is room",
+                      system_problem("write", path_, error), most_waiting_bytes >> 20));
+  if (error || !std::exchange(told_, false)) return;
+  const std::string lost = lost_records_ ? fmt::format(", without {} records", lost_records_) : "";
+  tell_(fmt::format("{} is written again{}", path_.string(), lost));
+  lost_records_ = 0;
+}
+
+void AppendFile::finish() {
+  if (waiting_.empty()) return;
+  put_waiting();
+  if (!waiting_.empty())
+    tell_(fmt::format("{}: the last {} bytes and {} records are lost", path_.string(), waiting_.size(),
+                      lost_records_));
 }
 
 FileRecord copy_file_durably(const fs::path& from, const fs::path& to) {

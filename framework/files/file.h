@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -47,18 +48,34 @@ class OutputFile {
 /// A log that others read while it grows: each record is in the file when write() returns.
 class AppendFile {
  public:
-  /// Creates `path` where it is missing. Errors: throws when it cannot be written.
-  explicit AppendFile(const std::filesystem::path& path);
+  /// Hears a sentence about the file.
+  using Tell = std::function<void(const std::string&)>;
+  /// What waits for room at most; records beyond it are lost.
+  static constexpr int64_t most_waiting_bytes = int64_t{64} << 20;
+
+  /// Creates `path` where it is missing. With `tell` the file is patient: what a full disk does not take
+  /// waits in memory and goes before the next record. `tell` hears of it when that begins and when it ends.
+  /// Errors: throws when `path` cannot be opened.
+  explicit AppendFile(const std::filesystem::path& path, Tell tell = {});
   ~AppendFile();
   AppendFile(const AppendFile&) = delete;
   AppendFile& operator=(const AppendFile&) = delete;
 
+  /// Errors: throws when it cannot be written, unless the file is patient.
   void write(std::string_view record);
+  /// Tries a last time to write what waits, and tells what is lost if that fails.
+  void finish();
   const std::filesystem::path& path() const { return path_; }
 
  private:
+  int put(std::string_view& record);
+  void put_waiting();
   std::filesystem::path path_;
+  Tell tell_;
   int fd_ = -1;
+  std::string waiting_;
+  int64_t lost_records_ = 0;
+  bool told_ = false;
 };
 
 /// Writes a small file durably.

@@ -61,6 +61,14 @@ MetricsEntry& MetricsEntry::add(std::string_view name, std::string_view text) {
   return *this;
 }
 
+void append_entry(const fs::path& file, const MetricsEntry& entry) {
+  AppendFile to(file);
+  std::ifstream in(file, std::ios::binary);
+  char last = '\n';
+  if (in.seekg(-1, std::ios::end)) in.get(last);
+  to.write((last == '\n' ? "" : "\n") + entry.line());
+}
+
 /// Makes room for the file of this run; returns where it is.
 static fs::path prepared(const fs::path& file, std::optional<int64_t> resumed_step) {
   std::error_code error;
@@ -75,8 +83,8 @@ static fs::path prepared(const fs::path& file, std::optional<int64_t> resumed_st
   return file;
 }
 
-MetricsLog::MetricsLog(const fs::path& file, std::optional<int64_t> resumed_step)
-    : file_(prepared(file, resumed_step)) {}
+MetricsLog::MetricsLog(const fs::path& file, std::optional<int64_t> resumed_step, AppendFile::Tell tell)
+    : file_(prepared(file, resumed_step), std::move(tell)) {}
 
 void MetricsLog::write(const MetricsEntry& entry) { file_.write(entry.line()); }
 

@@ -41,19 +41,28 @@ std::string json_string(std::string_view text);
 /// A finite double as JSON, others as the strings named at MetricsEntry.
 std::string json_number(double value);
 
-/// Appends to metrics.jsonl. One writer per run: rank 0.
+/// Adds one line to a metrics.jsonl that a run may be writing at this moment: by one write at its end, after
+/// a line break where the last line is torn. The file is never replaced. Errors: throws when it cannot be
+/// written.
+void append_entry(const std::filesystem::path& file, const MetricsEntry& entry);
+
+/// metrics.jsonl of the run that this process trains. One writer per run: rank 0; others use append_entry().
 class MetricsLog {
  public:
   /// resumed_step: the step of the checkpoint the run goes on from. Entries of later steps, and lines
   /// that are no entries (a torn last line), are removed before the first append; the file is replaced
   /// atomically. Without it the run starts anew: a file that is already there is kept as
   /// metrics.jsonl.old.
+  /// tell: with it, lines that a full disk does not take wait, as AppendFile says.
   /// Errors: throws when the file cannot be read or written.
-  MetricsLog(const std::filesystem::path& file, std::optional<int64_t> resumed_step);
+  MetricsLog(const std::filesystem::path& file, std::optional<int64_t> resumed_step,
+             AppendFile::Tell tell = {});
 
   /// Appends one line by one write; a killed process loses no line that was returned from.
-  /// Errors: throws when the disk is full.
+  /// Errors: without `tell`, throws when the disk is full.
   void write(const MetricsEntry& entry);
+  /// Tells what is lost of the lines that still wait.
+  void finish() { file_.finish(); }
 
  private:
   AppendFile file_;

@@ -72,23 +72,29 @@ RunWatch::RunWatch(RunWatchOptions options, Communicator& world, const Queue& qu
   if (!options_.followed_weights.empty())
     oscillation_ = std::make_unique<OscillationTracker>(queue, options_.followed_weights);
   if (world_.rank() != 0) return;
-  log_ = std::make_unique<MetricsLog>(options_.directory / "metrics.jsonl", options_.resumed_step);
-  if (options_.telemetry.tensorboard)
-    events_ = std::make_unique<TfEventsWriter>(options_.directory / "tensorboard",
-                                               options_.resumed_step ? *options_.resumed_step + 1 : 0);
   progress_ = std::make_unique<Progress>(options_.progress_descriptor,
                                          Progress::style_of(options_.progress_descriptor),
                                          options_.telemetry.progress_every_seconds);
+  const auto tell = [this](const std::string& text) { note(text); };
+  log_ = std::make_unique<MetricsLog>(options_.directory / "metrics.jsonl", options_.resumed_step, tell);
+  if (options_.telemetry.tensorboard)
+    events_ = std::make_unique<TfEventsWriter>(options_.directory / "tensorboard",
+                                               options_.resumed_step ? *options_.resumed_step + 1 : 0, tell);
 }
 
 RunWatch::~RunWatch() {
   if (!started_ || ended_ || world_.rank() != 0) return;
+  summary_.status = "failed";
+  summary_.wall_s = now_s() - start_s_;
+  save_summary();
+}
+
+/// A run goes on without this file, and the error that ends one matters more.
+void RunWatch::save_summary() {
   try {
-    summary_.status = "failed";
-    summary_.wall_s = now_s() - start_s_;
     write_summary(options_.directory / "summary.json", summary_);
-  } catch (const std::exception&) {
-    // The error that ends the run matters more than this file.
+  } catch (const std::exception& e) {
+    note(e.what());
   }
 }
 
@@ -119,7 +125,7 @@ void RunWatch::on_start(Trainer& trainer) {
   if (options_.gemm_flops_per_second)
     e.add("gemm_tflops_per_second", *options_.gemm_flops_per_second * 1e-12);
   log_->write(e);
-  write_summary(options_.directory / "summary.json", summary_);
+  save_summary();
 }
 
 void RunWatch::write_train(const StepResult& r) {
@@ -268,7 +274,9 @@ void RunWatch::on_end(Trainer&, const StepResult& r) {
   log_->write(MetricsEntry("end", summary_.step, summary_.tokens)
                   .add("status", summary_.status)
                   .add("wall_s", summary_.wall_s));
-  write_summary(options_.directory / "summary.json", summary_);
+  save_summary();
+  log_->finish();
+  if (events_) events_->finish();
   progress_->finish();
 }
 

@@ -34,7 +34,8 @@ struct RunWatchOptions {
 
 /// Made on every rank: figures of outliers and quantization are summed over ranks. Files and the console
 /// belong to rank 0. A run that is never told on_end leaves "failed" in summary.json when it is destroyed,
-/// and "running" when it is killed.
+/// and "running" when it is killed. A disk that fills up ends no run for what is written here: lines wait,
+/// and the console says so.
 class RunWatch final : public StepHook {
  public:
   /// Errors: throws when the directory cannot be written.
@@ -61,6 +62,7 @@ class RunWatch final : public StepHook {
   void measure_outliers(Trainer& trainer, int64_t step, int64_t tokens);
   void write_quantization(int64_t step, int64_t tokens);
   void write_train(const StepResult& result);
+  void save_summary();
 
   RunWatchOptions options_;
   Communicator& world_;

@@ -125,8 +125,8 @@ static std::filesystem::path fresh_file(const std::filesystem::path& dir) {
                            getpid(), opened++);
 }
 
-TfEventsWriter::TfEventsWriter(const std::filesystem::path& dir, int64_t first_step)
-    : file_(fresh_file(dir)) {
+TfEventsWriter::TfEventsWriter(const std::filesystem::path& dir, int64_t first_step, AppendFile::Tell tell)
+    : file_(fresh_file(dir), std::move(tell)) {
   file_.write(tfrecord(tf_version_event(wall_now_s())));
   if (first_step > 0) file_.write(tfrecord(tf_start_event(wall_now_s(), first_step)));
 }

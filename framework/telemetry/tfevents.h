@@ -33,11 +33,15 @@ class TfEventsWriter {
  public:
   /// Makes `dir` and the file. A resumed run opens a new file and says from which step it goes on, so
   /// that TensorBoard drops the points of the abandoned steps.
+  /// tell: with it, events that a full disk does not take wait, as AppendFile says.
   /// Errors: throws when the directory or file cannot be written.
-  TfEventsWriter(const std::filesystem::path& dir, int64_t first_step);
+  TfEventsWriter(const std::filesystem::path& dir, int64_t first_step, AppendFile::Tell tell = {});
 
   /// One event; on disk when the call returns (as far as the kernel is concerned). NaN is legal.
+  /// Errors: without `tell`, throws when the disk is full.
   void scalars(int64_t step, std::span<const TfScalar> scalars);
+  /// Tells what is lost of the events that still wait.
+  void finish() { file_.finish(); }
   const std::filesystem::path& path() const { return file_.path(); }
 
  private:

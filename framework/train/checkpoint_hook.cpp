@@ -57,6 +57,14 @@ std::optional<CheckpointState> CheckpointHook::resume() {
         "{} stands at {} tokens after {} steps, this recipe takes {} a step; train.global_batch_tokens must "
         "stay {}",
         path.string(), state.tokens, state.step, batch, state.step > 0 ? state.tokens / state.step : batch);
+    const int64_t length = trainer_.parts().sequence_len, sequences = state.sequences;
+    require(
+        state.step == 0 ||
+            (sequences > 0 && state.tokens % sequences == 0 && state.tokens / sequences == length),
+        "checkpoint",
+        "{} read its {} tokens as {} sequences, this recipe has {} tokens in each and would read other data from "
+        "here on; data.sequence_len must stay {}, or start from the model alone with model.path",
+        path.string(), state.tokens, sequences, length, sequences > 0 ? state.tokens / sequences : length);
     if (setup_.schemes)
       setup_.schemes->restore(trainer_.parts().queue, world_.rank(), state.patterns, state.step);
     return std::string();

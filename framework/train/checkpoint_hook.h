@@ -45,8 +45,8 @@ class CheckpointHook final : public StepHook {
 
   /// Restores masters, optimizer state and values from what checkpoint.resume means.
   /// Returns the state of the checkpoint, or nothing when the run starts anew. Collective.
-  /// Errors: AgreedError: damaged files, another model, other optimizers, another seed or batch, no
-  /// measurement where the recipe needs one.
+  /// Errors: AgreedError: damaged files, another model, other optimizers, another seed, batch or
+  /// sequence length, no measurement where the recipe needs one.
   std::optional<CheckpointState> resume();
 
   bool reads_state(int64_t finished) const override;

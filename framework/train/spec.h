@@ -27,8 +27,8 @@ struct RunSpec {
              {{"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda}},
              "auto takes a GPU if this build and machine have one");
     f("threads", threads,
-      "CPU threads of each rank; absent: the cores the launcher bound the rank to, shared evenly "
-      "among the ranks of this host that are bound to the same cores",
+      "CPU threads of each rank; absent: OMP_NUM_THREADS where that is set, else the cores the launcher bound "
+      "the rank to, shared evenly among the ranks of this host that are bound to the same cores",
       between(1, 1024));
     const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20; };
     f.rule(!name.empty() && name.find('/') == std::string::npos && name != "." && name != ".." &&

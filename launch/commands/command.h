@@ -2,10 +2,11 @@
 // One subcommand a file: launch/commands/<name>.cpp defines add_<name>() and registers nothing itself;
 // launch/main.cpp lists them. A command parses its options, calls the library, prints, and throws Error.
 
+#include <omp.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "kernels/core/tensor.h"
@@ -29,7 +30,7 @@ struct RecipeOptions {
 /// What every command about a checkpoint takes: CHECKPOINT and --threads.
 struct CheckpointOptions {
   std::string checkpoint;
-  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  int threads = std::max(1, omp_get_max_threads());  // OMP_NUM_THREADS, else all cores
   std::string device = "cpu";
 
   Device on_device() const { return {device == "cuda" ? DeviceKind::cuda : DeviceKind::cpu, 0}; }
@@ -37,7 +38,7 @@ struct CheckpointOptions {
   void add_to(CLI::App& command) {
     command.add_option("checkpoint", checkpoint, "a checkpoint, or a run (its newest checkpoint)")
         ->required();
-    command.add_option("--threads", threads, "CPU threads")
+    command.add_option("--threads", threads, "CPU threads; OMP_NUM_THREADS if absent, else all cores")
         ->check(CLI::Range(1, 1024))
         ->capture_default_str();
     command.add_option("--device", device, "cpu, or cuda: the first GPU that this process sees")

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <thread>
 
 #include "framework/data/instruction_data.h"
 #include "framework/data/wordnet.h"
@@ -138,6 +139,7 @@ void add_data(CLI::App& app) {
   command->require_subcommand(1);
   add_show(*command);
   add_wordnet(*command);
+  command->footer("Example:\n  osprey data show recipe.yaml --examples 2");
 }
 
 }  // namespace osprey

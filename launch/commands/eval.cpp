@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <cmath>
 #include <cstdint>
@@ -81,23 +82,42 @@ void report(const std::string& name, const Result& r, const Result& plain) {
   fmt::print("\n");
 }
 
-void append(const std::filesystem::path& run, const std::filesystem::path& checkpoint,
-            const std::string& format, const Result& r) {
-  if (run.empty()) return;
-  int64_t step = 0, tokens = 0;
-  if (std::filesystem::exists(checkpoint / "state.yaml")) {
-    const CheckpointState state = read_checkpoint_state(checkpoint);
-    step = state.step;
-    tokens = state.tokens;
+/// Writes what was evaluated into metrics.jsonl of the run that the checkpoint stands in, if it stands in
+/// one.
+class RunNotes {
+ public:
+  RunNotes(const LoadedModel& m, const std::vector<std::string>& data, int64_t sequence_len)
+      : run_(run_of(m.path)), data_(fmt::format("{}", fmt::join(data, " "))) {
+    if (run_.empty()) return;
+    if (std::filesystem::exists(m.path / "state.yaml")) {
+      const CheckpointState state = read_checkpoint_state(m.path);
+      step_ = state.step;
+      tokens_ = state.tokens;
+    }
+    const std::filesystem::path recipe = m.path / "recipe.yaml";
+    if (!std::filesystem::exists(recipe) || read_recipe(recipe.string()).data.sequence_len != sequence_len)
+      sequence_len_ = sequence_len;
   }
-  MetricsLog log(run / "metrics.jsonl", INT64_MAX);
-  log.write(MetricsEntry("eval", step, tokens)
-                .add("loss", r.loss)
-                .add("perplexity", std::exp(r.loss))
-                .add("quantization", format)
-                .add("tokens_evaluated", r.tokens)
-                .add("eval_ms", r.seconds * 1e3));
-}
+
+  /// What differs from the run's own evaluations is named, so that a report can tell them apart.
+  void add(const std::string& format, const Result& r) const {
+    if (run_.empty()) return;
+    MetricsEntry e("eval", step_, tokens_);
+    e.add("source", "eval").add("quantization", format);
+    if (!data_.empty()) e.add("data", data_);
+    e.add("sequence_len", sequence_len_);
+    e.add("loss", r.loss).add("perplexity", std::exp(r.loss));
+    e.add("tokens_evaluated", r.tokens).add("eval_ms", r.seconds * 1e3);
+    append_entry(run_ / "metrics.jsonl", e);
+  }
+  const std::filesystem::path& run() const { return run_; }
+
+ private:
+  std::filesystem::path run_;  // empty: none
+  std::string data_;           // instead of the recipe's
+  std::optional<int64_t> sequence_len_;
+  int64_t step_ = 0, tokens_ = 0;
+};
 
 /// "w4a4", simulated, or a preset of the recipe's quant section, whose packed kernels are used.
 struct Quantization {
@@ -109,7 +129,11 @@ struct Quantization {
     if (text.size() > 1 && text[0] == 'w' && text[1] >= '0' && text[1] <= '9')
       integers = parse_integer_format(text);
     else
-      group = read_spec<QuantGroupSpec>("preset: " + text, "--quantize");
+      try {
+        group = read_spec<QuantGroupSpec>("preset: " + text, "--quantize");
+      } catch (const Error& e) {
+        fail("--quantize", "{}; or integers such as w8a8, w4a16 and w4a4", e.what());
+      }
     require(
         !learns_step(group.weights) && !learns_step(group.activations), "--quantize",
         "the steps of {} are learnt in training; pack a run that learnt them (osprey quantize RUN packed) and "
@@ -170,14 +194,14 @@ void run(const Options& options) {
   fmt::print("{:<28} {:>9.4f} {:>12.2f} {:>+10.4f}\n", "(best unigram model)", plain.unigram_loss,
              std::exp(plain.unigram_loss), plain.unigram_loss - plain.loss);
   report(m.schemes ? packed_label : plain_label, plain, plain);
-  const std::filesystem::path home = run_of(m.path);
-  append(home, m.path, "none", plain);
+  const RunNotes notes(m, options.data, length);
+  notes.add("none", plain);
   for (const Quantization& q : quantizations) {
     const bool search = options.clip_search && q.integers;
     const Result r =
         evaluate_quantized(m, *data, batch, q, search ? kernels::ClipSearch::osp : kernels::ClipSearch::none);
     report(q.name + (search ? " (clip search)" : ""), r, plain);
-    if (!search) append(home, m.path, q.name, r);
+    if (!search) notes.add(q.name, r);
   }
   fmt::print("\n{}\n", m.schemes
                            ? "Layers whose weights are packed compute with them as they are stored.\n"
@@ -185,7 +209,7 @@ void run(const Options& options) {
                              "activations per token, asymmetric.\n");
   print_outliers(measure_outliers_of(m, *data, batch, std::min(data->rows(), options.batch)),
                  OutlierDetail::over_layers);
-  if (!home.empty()) fmt::print("\nadded to {}\n", (home / "metrics.jsonl").string());
+  if (!notes.run().empty()) fmt::print("\nadded to {}\n", (notes.run() / "metrics.jsonl").string());
 }
 
 void add_likelihood_options(CLI::App& command, Options& o) {

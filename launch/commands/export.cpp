@@ -86,6 +86,8 @@ void export_hf(const Options& options) {
   require(options.type.empty(), "export", "--type is for --to gguf; --to hf has --dtype");
   const int64_t shard = shard_bytes(options.shard_size);
   const fs::path to = options.output;
+  require(to.extension() != ".gguf", "export",
+          "{} is the name of a GGUF file, and --to hf writes a directory; add --to gguf", to.string());
   Source source(checkpoint_of(options.checkpoint));
   require_new_directory("export", source.from, to);
   HubContext context = source.context;

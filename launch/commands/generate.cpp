@@ -73,8 +73,9 @@ bool generate(LoadedModel& m, const Options& o, uint64_t sample, std::span<const
   Sampler sampler(o.sampler);
   Printer printer(from);
   bool stopped = false;
-  const double start = now_s();
+  double start = now_s();
   for (int64_t i = 0; i < capacity && !stopped; ++i) {
+    if (i + 1 == static_cast<int64_t>(prompt)) start = now_s();  // what was given is read
     const int32_t at = static_cast<int32_t>(i), length = at + 1;
     kernels::upload(m.queue, token, &text[static_cast<size_t>(i)]);
     kernels::upload(m.queue, position, &at);
@@ -99,7 +100,7 @@ bool generate(LoadedModel& m, const Options& o, uint64_t sample, std::span<const
   std::printf("\n");
   std::fflush(stdout);
   fmt::print(stderr, "[{} tokens, {:.1f} tokens/s]\n", text.size() - prompt,
-             static_cast<double>(text.size()) / seconds);
+             static_cast<double>(text.size() - prompt) / seconds);
   return stopped;
 }
 

@@ -113,12 +113,13 @@ void add_inspect(CLI::App& app) {
     const int64_t length = o->sequence_len ? o->sequence_len : m.hub.context().sequence_len;
     require_evaluation_memory(m, std::min<int64_t>(o->sequences, 8), length);
     const auto data = validation_data(m, o->data, length, o->sequences * length);
-    const int64_t batch = std::min<int64_t>(data->rows(), 8);
+    const int64_t rows = data->rows();
+    int64_t batch = 8;  // of which all rows are a multiple: none is left out, and none is filler
+    while (rows % batch != 0) --batch;
     StagedBatch buffers(m.queue, *data, batch);
     fmt::print("{}\n\n", m.path.string());
-    if (!o->lod.empty()) return write_layer_scores(m, *data, buffers, data->rows() / batch * batch, *o);
-    print_outliers(measure_outliers_of(m, *data, buffers, data->rows() / batch * batch),
-                   OutlierDetail::every_layer);
+    if (!o->lod.empty()) return write_layer_scores(m, *data, buffers, rows, *o);
+    print_outliers(measure_outliers_of(m, *data, buffers, rows), OutlierDetail::every_layer);
     print_weights(m.queue, m.params);
   });
 }

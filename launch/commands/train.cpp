@@ -3,8 +3,11 @@
 #include <csignal>
 #include <filesystem>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "framework/files/file.h"
+#include "framework/files/json.h"
+#include "framework/parallel/agree.h"
 #include "framework/scaling/record_hook.h"
 #include "framework/telemetry/gemm_rate.h"
 #include "framework/telemetry/run_watch.h"
@@ -112,6 +115,30 @@ void write_turn(RunWatch& watch, int64_t step, int64_t tokens, const std::vector
                          layers.size() == 1 ? "s" : ""));
 }
 
+/// Has the run that stands at `step` nothing left to do but to be recorded? Where summary.json does not tell
+/// of its end (it was killed between the last checkpoint and that), it ends as any other. Collective.
+bool has_ended(const Recipe& recipe, int64_t step, Communicator& world) {
+  const int64_t steps = recipe.train.total_steps();
+  if (step < steps) return false;
+  const auto said = agree(world, [&]() -> std::string {
+    if (world.rank() != 0 || step > steps) return "ended";
+    try {
+      const auto summary = read_json(run_directory(recipe) / "summary.json", 1 << 20, 8);
+      return summary.value("status", "") == "finished" ? "ended" : "";
+    } catch (const std::exception&) {
+      return "";  // none, or not one that osprey train wrote
+    }
+  });
+  if (said[0].empty()) return false;
+  if (world.rank() == 0)
+    fmt::print(
+        stderr,
+        "{} stands at step {}, and the recipe ends at {}: nothing is left to train; a longer run goes on, "
+        "another run.name starts anew\n",
+        run_directory(recipe).string(), step, steps);
+  return true;
+}
+
 void train(const Options& options, Communicator& world) {
   Recipe recipe;
   RunData data;
@@ -153,6 +180,14 @@ void train(const Options& options, Communicator& world) {
       },
       data.chat_template);
   const std::optional<int64_t> resumed = resume_run(*saver);
+  // Laws are of models that are trained from nothing.
+  const bool recorded = recipe.model_path.empty() && recipe.finetune.method == FinetuneSpec::Method::full;
+  if (resumed && has_ended(recipe, *resumed, world)) {
+    trainer.add_hook(session.finetuning.get());
+    if (recorded) trainer.add_hook(&record);
+    trainer.add_hook(session.schemes.get());
+    return trainer.run(*resumed);
+  }
   watch = watch_run(recipe, session, trainer, world, resumed);
   session.schemes->on_decision = [&](int64_t step, std::span<const LayerPatterns> layers) {
     write_decision(*watch, step, trainer.tokens_after(step + 1), layers);
@@ -161,9 +196,7 @@ void train(const Options& options, Communicator& world) {
     write_turn(*watch, step, trainer.tokens_after(step + 1), layers);
   };
   trainer.add_hook(session.finetuning.get());  // first: it decides what the step trains
-  // Laws are of models that are trained from nothing.
-  if (recipe.model_path.empty() && recipe.finetune.method == FinetuneSpec::Method::full)
-    trainer.add_hook(&record);
+  if (recorded) trainer.add_hook(&record);
   trainer.add_hook(session.schemes.get());
   trainer.add_hook(watch.get());  // before the saver: the train entry of a step stands before its checkpoint
   trainer.add_hook(saver.get());

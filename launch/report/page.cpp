@@ -220,16 +220,19 @@ std::string final_figures(const std::vector<RunData>& runs) {
   add("Parameters", "", [](const RunData& r) { return count_text(r, "parameters"); });
   add("Training loss", "last train entry, nats per token",
       [](const RunData& r) { return fixed(train_last(r, "loss"), 4); });
-  add("Validation loss", "last eval entry, nats per token",
+  add("Validation loss", "last eval entry of the run itself, nats per token",
       [](const RunData& r) { return fixed(last_finite(r.validation), 4); });
   add("Perplexity", "exp of the validation loss",
       [](const RunData& r) { return perplexity(last_finite(r.validation)); });
   for (const auto& [how, label] :
        {std::pair{"w8a8", "Perplexity, W8A8"}, {"w4a16", "Perplexity, W4A16"}, {"w4a4", "Perplexity, W4A4"}})
-    add(label, "round to nearest: weights per row, activations per token", [how = how](const RunData& r) {
-      const auto at = r.eval_loss.find(how);
-      return perplexity(at == r.eval_loss.end() ? std::nullopt : std::optional(at->second));
-    });
+    add(label,
+        "round to nearest: weights per row, activations per token; of the latest checkpoint that osprey eval was "
+        "given, on the run's own data",
+        [how = how](const RunData& r) {
+          const auto at = r.eval_loss.find(how);
+          return perplexity(at == r.eval_loss.end() ? std::nullopt : std::optional(at->second));
+        });
   add("Tokens per second", "over all ranks", [](const RunData& r) {
     const auto v = summary_number(r, "tokens_per_second");
     return fixed(v ? v : train_last(r, "tokens_per_second"), 0);

@@ -64,8 +64,17 @@ std::string add_entry(RunData& run, const json& entry) {
     const auto loss = number(entry, "loss");
     if (!loss) return "an eval entry without loss";
     const std::string how = text(entry, "quantization", "none");
-    if (how == "none" || how == "as trained") run.validation.add(*step, *tokens, *loss);
-    run.eval_loss[how] = *loss;
+    const bool trained = how == "none" || how == "as trained";
+    // By osprey eval, of any checkpoint and data.
+    const bool afterwards = text(entry, "source", "") == "eval";
+    const bool elsewhere = entry.contains("data") || entry.contains("sequence_len");
+    if (trained && !afterwards) run.validation.add(*step, *tokens, *loss);
+    const auto known = run.eval_step.find(how);
+    const bool latest = known == run.eval_step.end() || known->second <= *step;
+    if (latest && (!afterwards || (!trained && !elsewhere))) {
+      run.eval_loss[how] = *loss;
+      run.eval_step[how] = *step;
+    }
   } else if (event == "outliers") {
     const std::string protocol = text(entry, "protocol", ""), tensor = text(entry, "tensor", "");
     const auto layer = entry.find("layer");

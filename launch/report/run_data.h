@@ -36,9 +36,11 @@ struct RunData {
   std::string name;  // unique among the runs of one report
 
   std::map<std::string, Curve> train;  // by key of the train entries: "loss", "grad_norm", ...
-  Curve validation;                    // loss of eval entries unquantized, or quantized as trained
-  std::map<std::string, double>
-      eval_loss;  // the last one, by quantization ("none", "as trained", "w8a8", ...)
+  Curve validation;  // loss of the run's own eval entries, unquantized or quantized as trained
+  /// By quantization ("none", "as trained", "w8a8", ...): the run's own last one; of quantizations that
+  /// osprey eval tried, the one of the latest checkpoint, on the run's data and in its sequences.
+  std::map<std::string, double> eval_loss;
+  std::map<std::string, int64_t> eval_step;  // of the same
   std::map<OutlierKey, LayerCurves> outliers;
   std::map<QuantizedOperand, std::map<std::string, Curve>> quantization;  // by metric: "relative_error", ...
   std::vector<std::pair<int64_t, std::string>> skipped;  // step and reason of skipped updates

@@ -265,8 +265,10 @@ refused 'recipes exists already' "$osprey" data wordnet -o recipes
 train 'cannot create the directory' --set run.output_dir=/proc/nowhere
 train 'cannot create the directory' --set run.output_dir=README.md
 train 'checkpoint.resume is .*nowhere' --set checkpoint.resume=nowhere
+train 'is .*smoke_osp., a run; name one of its checkpoints, the newest is .*step-00000004' --set checkpoint.resume="$run"
 train 'recipes is no complete checkpoint' --set checkpoint.resume=recipes
 train 'in the checkpoint and' --set checkpoint.resume="$checkpoint" --set model.ffn_size=192
+train 'data.sequence_len must stay 64, or start from the model alone with model.path' --set checkpoint.resume="$checkpoint" --set data.sequence_len=32
 train 'trained with run.seed 7, the recipe says 8' --set checkpoint.resume="$checkpoint" --set run.seed=8
 
 # Checkpoints. `worse` is a fresh copy of one, without its hashes so that the damage itself is met.
@@ -314,6 +316,9 @@ task "$question" 'excludes' --quantize w4a4
 refused 'nowhere.jsonl: No such file' "$osprey" eval "$run" --task nowhere.jsonl
 refused 'json needs --task or --stride' "$osprey" eval "$run" --json
 refused 'stride 65 is longer than a sequence of 64' "$osprey" eval "$run" --stride 65
+refused 'or integers such as w8a8' "$osprey" eval "$run" --quantize w3a5,foo
+refused 'stride counts every token, and of instruction data such as tests/launch/sft/rows.jsonl only answers' "$osprey" eval "$run" --stride 32 \
+  --data tests/launch/sft/rows.jsonl --sequence-len 512
 refused 'sequences: Value 0 not in range' "$osprey" inspect "$run" --sequences 0
 refused 'prompt is not UTF-8 text: byte 1' "$osprey" generate "$run" --prompt $'a\xff\xfe'
 refused 'max-tokens: Value 0 not in range' "$osprey" generate "$run" --max-tokens 0
@@ -321,6 +326,7 @@ refused 'temperature must be at least 0, got nan' "$osprey" generate "$run" --te
 refused 'top-k must be at least 1, got 0' "$osprey" generate "$run" --top-k 0
 refused 'top-p must be in \(0, 1\], got 1.5' "$osprey" generate "$run" --top-p 1.5
 refused 'seed: Value -1 not in range' "$osprey" generate "$run" --seed -1
+refused 'model.gguf is the name of a GGUF file, and --to hf writes a directory; add --to gguf' "$osprey" export "$run" "$folder/model.gguf"
 refused 'onnx not in' "$osprey" export "$run" "$folder/out" --to onnx
 refused 'reads its questions from the standard input' "$osprey" generate "$run" --chat --prompt x
 refused 'are for --chat' "$osprey" generate "$run" --system x
@@ -415,6 +421,9 @@ prepare 'vocab-size: Value 1000000000000 not in range' LICENSE --train-tokenizer
 prepare 'a vocabulary of 10 is too small' LICENSE --train-tokenizer bpe --vocab-size 10
 prepare 'validation-fraction must be from 0 to below 1, got 2' LICENSE --tokenizer bytes --validation-fraction 2
 prepare 'shard-tokens must be positive, got -1' LICENSE --tokenizer bytes --shard-tokens -1
+: >"$folder/rows.jsonl.xz"; prepare 'compress it as .gz or .zst' "$folder/rows.jsonl.xz" --tokenizer bytes
+printf '[{"text": "a"}]\n' >"$folder/rows.json"
+prepare 'rows.json is JSON; .*--format text' "$folder/rows.json" --tokenizer bytes
 prepare 'is not UTF-8' "$osprey" --tokenizer bytes
 printf '{"txt": 1}\n' >"$folder/a.jsonl"; prepare 'a.jsonl:1 has no text under the key' "$folder/a.jsonl" --tokenizer bytes
 gzip -c LICENSE | head -c 1000 >"$folder/cut.gz"; prepare 'ends in the middle' "$folder/cut.gz" --tokenizer bytes
@@ -441,7 +450,7 @@ refused '\(2 ranks\).*spare' "${job[@]}" train $recipe "${data[@]}" --set data.s
 refused 'checkpoint.resume is .*nowhere' "${job[@]}" train $recipe "${data[@]}" --set checkpoint.resume=nowhere
 
 # Every command shows an example.
-for command in train check plan prepare 'data show' 'data wordnet' eval inspect generate export quantize report fields devices bench 'bench gemm' 'bench ops' 'bench quantize' 'bench train' \
+for command in train check plan prepare data 'data show' 'data wordnet' eval inspect generate export quantize report fields devices bench 'bench gemm' 'bench ops' 'bench quantize' 'bench train' \
   scaling 'scaling fit' 'scaling plan'; do
   rows=$((rows + 1))
   # shellcheck disable=SC2086  # two words

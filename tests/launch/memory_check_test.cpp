@@ -22,6 +22,17 @@ TEST(MemoryCheck, TheLargestCategoryAndItsKeysAreNamed) {
   EXPECT_NE(state.find("parallel.zero: 1"), std::string::npos) << state;
 }
 
+TEST(MemoryCheck, PagesOfFilesThatAreGivenBackOnDemandAreFree) {
+  const std::string stat = "anon 3000\nfile 5000\ninactive_anon 7\nactive_file 1000\ninactive_file 4000\n";
+  EXPECT_EQ(control_group_spare_bytes("10000\n", "8000\n", stat), 6000);
+  EXPECT_EQ(control_group_spare_bytes("10000\n", "8000\n", ""), 2000);
+  EXPECT_EQ(control_group_spare_bytes("10000\n", "8000\n", "inactive_file x\ninactive_file\n"), 2000);
+  EXPECT_EQ(control_group_spare_bytes("10000\n", "3000\n", stat), 10000) << "read at different moments";
+  EXPECT_EQ(control_group_spare_bytes("10000\n", "15000\n", stat), 0);
+  EXPECT_EQ(control_group_spare_bytes("max\n", "8000\n", stat), INT64_MAX);
+  EXPECT_EQ(control_group_spare_bytes("", "", ""), INT64_MAX);
+}
+
 TEST(MemoryCheck, ThisMachineHasSomeMemory) { EXPECT_GT(available_memory_bytes(), int64_t{16} << 20); }
 
 }  // namespace

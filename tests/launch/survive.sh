@@ -3,7 +3,7 @@
 #  - Killed with -9 again and again, in and between saves, it comes to the end it would have come to undisturbed.
 #  - SIGUSR1 to mpirun, and SIGTERM to a process, save and end cleanly on all ranks.
 #  - A second run in the same directory, a damaged checkpoint, another model and a rank that lacks a file are refused.
-#  - A full disk leaves the old checkpoint, and the run goes on.
+#  - A full disk leaves the old checkpoint, and the run goes on; without room for its log it goes on as well.
 set -euo pipefail
 osprey=$1
 cd "$2"
@@ -32,7 +32,24 @@ export OMP_NUM_THREADS=1
 options straight
 "$osprey" "${args[@]}" >"$log" 2>&1 || fail "the undisturbed run"
 [[ $(newest straight) == */step-00000060 ]] || fail "the undisturbed run left no final checkpoint"
+mkdir "$folder/runs/straight/checkpoints/step-00000063.partial-1.elsewhere"
+touch "$folder/runs/straight/checkpoints/step-00000063.partial-1.elsewhere/manifest.json"
+[[ $(newest_checkpoint "$folder/runs/straight") == "$(newest straight)" ]] || fail "launch/common.sh takes a checkpoint that is half written"
+[[ -z $(newest_checkpoint "$folder/nowhere") ]] || fail "launch/common.sh knows a checkpoint of no run"
+rm -r "$folder/runs/straight/checkpoints/step-00000063.partial-1.elsewhere"
 [[ $(checkpoints straight | wc -l) == 2 ]] || fail "checkpoint.keep is 2, there are: $(checkpoints straight)"
+
+# A run that is on has its metrics.jsonl open: eval adds to that file and puts no other in its place.
+metrics=$folder/runs/straight/metrics.jsonl
+inode=$(stat -c %i "$metrics") before=$(wc -l <"$metrics")
+"$osprey" eval "$folder/runs/straight" --tokens 2000 --sequence-len 32 >"$log" 2>&1 || fail "eval of the undisturbed run"
+[[ $(stat -c %i "$metrics") == "$inode" ]] || fail "eval replaced metrics.jsonl"
+[[ $(wc -l <"$metrics") == $((before + 4)) ]] || fail "eval added $(($(wc -l <"$metrics") - before)) lines instead of 4"
+tail -n 1 "$metrics" | grep -q '"step":60,.*"source":"eval",.*"sequence_len":32,' || fail "eval does not say what it evaluated"
+
+"$osprey" inspect "$folder/runs/straight" --sequences 15 --sequence-len 16 --lod "$folder/lod.json" >"$log" 2>&1 || fail "inspect of the undisturbed run"
+grep -q '"sequences": 15' "$folder/lod.json" || fail "inspect --sequences 15 runs another number"
+grep -q '"threads_per_rank":1,' "$metrics" || fail "OMP_NUM_THREADS=1 is not taken"
 
 options killed
 kills=0
@@ -104,6 +121,12 @@ refused '\[rank 1\] \[tokenizer\] nowhere does not exist' timeout 60 mpirun -np 
   -np 1 "$osprey" "${args[@]}" --set data.tokenizer=nowhere
 [[ ! -e $folder/runs/alone ]] || fail "a run that was refused left a directory"
 echo "a second run, another model, a damaged file and a rank without its files are refused"
+
+# The log does not fit either: 12 KiB a file, which recipe.yaml and summary.json keep to.
+options log --set checkpoint.every_steps=null --set checkpoint.save_final=false
+(ulimit -f 12; trap '' XFSZ; exec "$osprey" "${args[@]}") 2>&1 | cat >"$log" || fail "a log that finds no room ends the run"
+grep -q 'cannot write .*metrics.jsonl: File too large' "$log" || fail "a log that finds no room is not told"
+grep -q '"status": *"finished"' "$folder/runs/log/summary.json" || fail "the run whose log finds no room does not finish"
 
 # Blocks of 1 KiB: a disk on which no file of a checkpoint fits, while the log does.
 options full --set train.steps=12

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <fstream>
 #include <functional>
@@ -14,6 +15,7 @@
 #include "framework/config/reader.h"
 #include "framework/files/file.h"
 #include "framework/parallel/thread_comm.h"
+#include "tests/framework/data/bpe/golden.h"
 #include "tests/support/fuzz.h"
 #include "tests/support/refusal.h"
 #include "tests/support/temp_dir.h"
@@ -136,6 +138,34 @@ TEST(Checkpoint, KeepsTheNewestAndResumesFromIt) {
   EXPECT_NE(refusal([&] { find_checkpoint("no/such", dir.path()); }).find("no/such"), std::string::npos);
   EXPECT_NE(refusal([&] { find_checkpoint(dir.path().string(), dir.path()); }).find("no complete checkpoint"),
             std::string::npos);
+}
+
+TEST(Checkpoint, TheTemplateOfTheRunTakesThePlaceOfTheTokenizers) {
+  TempDir dir, tokenizer;
+  const std::string words = R"({"bos_token": null, "eos_token": "<|im_end|>"})";
+  test::spill_tokenizer(tokenizer.path().string(), test::golden_json("qwen2"));
+  write_file(tokenizer / "tokenizer_config.json", words);
+  write_file(tokenizer / "chat_template.jinja", "of the tokenizer");
+  Checkpointer::Texts texts = toy_texts();
+  texts.tokenizer = load_tokenizer(tokenizer.path().string());
+  int64_t step = 0;
+  for (const char* used : {"of the run", ""}) {
+    texts.chat_template = used;
+    const auto comm = make_self_comm();
+    Checkpointer saver(dir.path(), 10, *comm, texts);
+    Toy toy(0, 1);
+    saver.save({}, at_step(++step, 1), toy.pieces(), toy.values());
+    saver.wait();
+    const fs::path saved = dir / checkpoint_name(step);
+    EXPECT_EQ(read_file(saved / "chat_template.jinja", 100), *used ? used : "of the tokenizer");
+    EXPECT_EQ(read_file(saved / "tokenizer_config.json", 1000), words);
+    const auto records = read_manifest(saved);
+    verify_files(saved, records);
+    EXPECT_EQ(std::count_if(records.begin(), records.end(),
+                            [](const FileRecord& r) { return r.name == "chat_template.jinja"; }),
+              1);
+    EXPECT_EQ(load_tokenizer(saved.string())->fingerprint(), texts.tokenizer->fingerprint());
+  }
 }
 
 TEST(Checkpoint, ADamagedFileIsNamedOnEveryRank) {

@@ -173,6 +173,30 @@ TEST(Leftovers, OnlyThoseOfDeadProcessesOfThisHostAreDeleted) {
   EXPECT_TRUE(fs::exists(mine.path()));
 }
 
+TEST(Leftovers, OfAnEarlierProcessWithTheNumberOfThisOneAreDeletedAndInNobodysWay) {
+  // In a container every run may be process 1 of the same host.
+  TempDir dir;
+  const fs::path one = dir / checkpoint_name(1), two = dir / checkpoint_name(2);
+  std::string first;
+  {
+    PartialDirectory d(one);
+    first = d.path().filename().string();
+  }
+  const std::string mark = first.substr(one.filename().string().size());
+  const fs::path left = two.string() + mark, numbered = two.string() + mark + ".1";
+  for (const fs::path& p : {left, numbered}) {
+    fs::create_directory(p);
+    std::ofstream(p / "half") << "x";
+  }
+  EXPECT_NO_THROW(publish(two)) << "what is left over stands in the way of the same step";
+  EXPECT_TRUE(fs::exists(left)) << "nobody asked to delete it";
+  PartialDirectory mine(two);
+  EXPECT_EQ(remove_leftovers(dir.path()), std::vector<fs::path>{mine.path()});
+  EXPECT_FALSE(fs::exists(left));
+  EXPECT_FALSE(fs::exists(numbered));
+  EXPECT_TRUE(fs::exists(two));
+}
+
 TEST(PartialDirectory, KilledAtAnyMomentTheNewestCheckpointIsAlwaysWhole) {
   TempDir dir;
   publish(dir / checkpoint_name(0), std::string(1000, 'a'));

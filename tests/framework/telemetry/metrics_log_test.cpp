@@ -91,6 +91,27 @@ TEST_F(Metrics, ResumeRemovesLaterStepsAndATornLastLine) {
   EXPECT_FALSE(fs::exists(file.string() + ".partial"));
 }
 
+TEST_F(Metrics, WhatOthersAppendStandsBesideWhatTheRunWrites) {
+  MetricsLog log(file, {});
+  log.write(MetricsEntry("train", 1, 1));
+  append_entry(file, MetricsEntry("eval", 1, 1));
+  log.write(MetricsEntry("train", 2, 2));
+  std::ofstream(file, std::ios::app) << "{\"event\":\"train\",\"st";
+  append_entry(file, MetricsEntry("eval", 3, 3));
+  log.write(MetricsEntry("train", 4, 4));
+  std::ifstream in(file);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(in, line);) lines.push_back(line);
+  ASSERT_EQ(lines.size(), 6u);
+  EXPECT_EQ(lines[3], "{\"event\":\"train\",\"st") << "a torn line stays, for the run to remove";
+  lines.erase(lines.begin() + 3);
+  std::vector<int64_t> steps;
+  for (const std::string& line : lines) steps.push_back(nlohmann::json::parse(line)["step"].get<int64_t>());
+  EXPECT_EQ(steps, (std::vector<int64_t>{1, 1, 2, 3, 4}));
+  append_entry(dir / "new.jsonl", MetricsEntry("eval", 7, 7));
+  EXPECT_EQ(entries(dir / "new.jsonl").at(0)["step"], 7);
+}
+
 TEST_F(Metrics, AFreshRunSetsAnOldFileAside) {
   { MetricsLog(file, {}).write(MetricsEntry("train", 1, 1)); }
   { MetricsLog(file, {}).write(MetricsEntry("train", 2, 2)); }

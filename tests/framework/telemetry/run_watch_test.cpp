@@ -1,9 +1,11 @@
 #include "framework/telemetry/run_watch.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmath>
+#include <csignal>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <vector>
@@ -101,6 +103,12 @@ struct Bench {
     std::vector<json> all;
     for (std::string line; std::getline(in, line);) all.push_back(json::parse(line));
     return all;
+  }
+  /// What was printed; at least a byte, and less than a pipe holds.
+  std::string said() const {
+    std::string text(size_t{1} << 16, '\0');
+    text.resize(static_cast<size_t>(read(quiet[0], text.data(), text.size())));
+    return text;
   }
   json summary() const { return json::parse(std::ifstream(dir / "run" / "summary.json")); }
   int64_t count(const std::string& event) const {
@@ -226,6 +234,41 @@ TEST(RunWatch, AResumedRunGoesOnInTheSameFileWithoutRepeatingSteps) {
   int files = 0;
   for ([[maybe_unused]] const auto& file : fs::directory_iterator(b.dir / "run" / "tensorboard")) ++files;
   EXPECT_EQ(files, 2);
+}
+
+TEST(RunWatch, AFullDiskEndsNoRunAndWhatWaitedIsWrittenWhenThereIsRoom) {
+  Bench b;
+  RunWatch watch(b.options(), *b.world, b.queue);
+  watch.on_start(*b.trainer);
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  const rlimit full{static_cast<rlim_t>(fs::file_size(b.dir / "run" / "metrics.jsonl")) + 10,
+                    before.rlim_max};
+  setrlimit(RLIMIT_FSIZE, &full);
+  EXPECT_NO_THROW({
+    for (int64_t step = 1; step <= 3; ++step) watch.after_step(*b.trainer, b.result(step));
+  });
+  setrlimit(RLIMIT_FSIZE, &before);
+  EXPECT_NO_THROW(watch.after_step(*b.trainer, b.result(4)));
+  EXPECT_EQ(b.count("train"), 4);
+  EXPECT_GT(b.count("outliers"), 0);
+  setrlimit(RLIMIT_FSIZE, &full);
+  EXPECT_NO_THROW(watch.on_end(*b.trainer, b.result(4)));
+  setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, handler);
+  EXPECT_EQ(b.count("end"), 0);
+  const std::string said = b.said();
+  const auto times = [&](const std::string& words) {
+    int n = 0;
+    for (size_t at = said.find(words); at != std::string::npos; at = said.find(words, at + 1)) ++n;
+    return n;
+  };
+  EXPECT_EQ(times("cannot write " + (b.dir / "run" / "metrics.jsonl").string() + ": File too large"), 2)
+      << said;
+  EXPECT_EQ(times("metrics.jsonl is written again"), 1) << said;
+  EXPECT_EQ(times("and 0 records are lost"), 1) << said;
+  EXPECT_EQ(times("summary.json.partial: File too large"), 1) << said;
 }
 
 TEST(RunWatch, AStoppedRunSaysSo) {

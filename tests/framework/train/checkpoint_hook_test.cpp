@@ -209,6 +209,9 @@ TEST(Resume, AnotherRunIsRefusedSayingWhatDiffers) {
   EXPECT_NE(
       with([](Recipe& r) { r.train.global_batch_tokens = 128; }).find("global_batch_tokens must stay 256"),
       std::string::npos);
+  const std::string shorter = with([](Recipe& r) { r.data.sequence_len = 8; });
+  EXPECT_NE(shorter.find("read its 512 tokens as 32 sequences"), std::string::npos) << shorter;
+  EXPECT_NE(shorter.find("data.sequence_len must stay 16"), std::string::npos) << shorter;
   const std::string wider = with([](Recipe& r) { r.model.ffn_size = 64; });
   EXPECT_NE(wider.find("layers.0.mlp.down.weight:master is (32, 48) in the checkpoint and (32, 64) here"),
             std::string::npos)

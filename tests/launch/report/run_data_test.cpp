@@ -44,6 +44,28 @@ TEST(RunData, ReadsCurvesOutliersRecipeAndSummary) {
   EXPECT_EQ(run.summary.at("hosts.0.name"), "one");
 }
 
+TEST(RunData, EvaluationsAfterwardsAreNotTheRunsOwn) {
+  TempDir dir;
+  const auto line = [](int step, double loss, const std::string& quantization, const std::string& more) {
+    return fmt::format(
+        "{{\"event\":\"eval\",\"step\":{},\"tokens\":{},\"loss\":{},\"quantization\":\"{}\"{}}}\n", step,
+        step * 8, loss, quantization, more);
+  };
+  const std::string by_eval = ",\"source\":\"eval\"";
+  write_text(dir / "metrics.jsonl", line(10, 3, "none", "") + line(20, 2, "none", "") +
+                                        line(20, 2.0625, "none", by_eval) + line(20, 2.25, "w8a8", by_eval) +
+                                        line(20, 2.5, "w4a4", by_eval) + line(20, 2.375, "w8a8", by_eval) +
+                                        line(10, 4, "none", by_eval) + line(10, 4.25, "w8a8", by_eval) +
+                                        line(20, 9, "none", by_eval + ",\"data\":\"other-*\"") +
+                                        line(20, 9, "w4a4", by_eval + ",\"data\":\"other-*\"") +
+                                        line(20, 9, "w4a4", by_eval + ",\"sequence_len\":16"));
+  const RunData run = read_run(dir.path());
+  EXPECT_EQ(run.bad_lines, 0);
+  EXPECT_EQ(run.entries, 11);
+  EXPECT_EQ(run.validation.values, (std::vector<double>{3, 2}));
+  EXPECT_EQ(run.eval_loss, (std::map<std::string, double>{{"none", 2}, {"w8a8", 2.375}, {"w4a4", 2.5}}));
+}
+
 TEST(RunData, BrokenLinesAreCountedAndNamedAndTheRestIsRead) {
   TempDir dir;
   write_text(dir / "metrics.jsonl",
