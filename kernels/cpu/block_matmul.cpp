@@ -70,9 +70,9 @@ using BufferBytes = int64_t (*)(const BlockGemm&);
 struct Grid {
   int64_t rows, columns;
 };
-// The grid of parts of y, at most one for each thread, whose largest part is done first. A part multiplies all of its
-// units with each other, and unpacks its rows once and its columns once for 16 units of rows; to unpack a
-// unit takes about as long as two products (`perf`, mxfp4 on tiles).
+// The grid of parts of y, at most one for each thread, whose largest part is done first. A part multiplies
+// all of its units with each other, and unpacks its rows once and its columns once for 16 units of rows; to
+// unpack a unit takes about as long as two products (`perf`, mxfp4 on tiles).
 Grid best_grid(int64_t row_units, int64_t column_units, int threads) {
   constexpr int64_t unpacking = 2, held = 16;
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
