@@ -154,18 +154,24 @@ inline void turn_vectors(const BlockGemm& g, Vec* x, int64_t count) {
   }
 }
 
+// The mask of up to 16 columns, whole bytes, of which `left` exist.
+inline __mmask16 kept16(const uint8_t* mask, int64_t left) {
+  if (left < 16) return left > 0 ? *mask : 0;
+  uint16_t bits;
+  memcpy(&bits, mask, 2);
+  return bits;
+}
+
 // Scales the sums of a row by f, masks them and turns them back: vector h has columns 16 h from `column` on.
 // Sums of neighbouring groups are `apart` floats apart.
 inline void turn_row(const BlockGemm& g, int64_t row, int64_t column, const __m512* f, int64_t halves,
                      float* sums, int64_t apart) {
   Vec x[2 * most_wide];
   const auto at = [&](int64_t h) { return sums + h / 2 * apart + h % 2 * 16; };
-  for (int64_t h = 0; h < halves; ++h) {
-    __mmask16 keep = 0xffff;
-    if (const int64_t left = g.columns - column - 16 * h; g.mask && left > 0)
-      memcpy(&keep, g.mask + row * g.mask_stride + column / 8 + 2 * h, left >= 16 ? 2 : 1);
-    x[h] = (Vec)_mm512_maskz_mul_ps(keep, f[h], _mm512_load_ps(at(h)));
-  }
+  const uint8_t* const mask = g.mask ? g.mask + row * g.mask_stride + column / 8 : nullptr;
+  for (int64_t h = 0; h < halves; ++h)
+    x[h] = (Vec)_mm512_maskz_mul_ps(mask ? kept16(mask + 2 * h, g.columns - column - 16 * h) : 0xffff, f[h],
+                                    _mm512_load_ps(at(h)));
   switch (g.turn_size) {
     case 16:
       turn_vectors<16>(g, x, halves);
