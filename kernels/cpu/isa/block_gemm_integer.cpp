@@ -142,18 +142,6 @@ void dot_span(const BlockGemm& g, const Plan& p, const Memory& m, float* sums, i
     }
 }
 
-template <int size>
-inline void turn_vectors(const BlockGemm& g, Vec* x, int64_t count) {
-  constexpr int vectors = size / lanes;
-  for (int64_t at = 0; at < count; at += vectors) {
-    hadamard<size>(x + at);
-    for (int i = 0; i < vectors; ++i) {
-      const Vec y = x[at + i] * splat(g.turn_factor);
-      x[at + i] = (Vec)((IVec)y ^ load(reinterpret_cast<const int32_t*>(g.signs) + i * lanes));
-    }
-  }
-}
-
 // The mask of up to 16 columns, whole bytes, of which `left` exist.
 inline __mmask16 kept16(const uint8_t* mask, int64_t left) {
   if (left < 16) return left > 0 ? *mask : 0;
@@ -162,33 +150,47 @@ inline __mmask16 kept16(const uint8_t* mask, int64_t left) {
   return bits;
 }
 
-// Scales the sums of a row by f, masks them and turns them back: vector h has columns 16 h from `column` on.
-// Sums of neighbouring groups are `apart` floats apart.
+// Scales the sums of a row by f, masks them and turns them back by groups of `size`, 0: none. Vector h has
+// columns 16 h from `column` on; beyond `halves` there are none, and f is zero. Sums of neighbouring groups
+// are `apart` floats apart.
+template <int size>
 inline void turn_row(const BlockGemm& g, int64_t row, int64_t column, const __m512* f, int64_t halves,
                      float* sums, int64_t apart) {
-  Vec x[2 * most_wide];
-  const auto at = [&](int64_t h) { return sums + h / 2 * apart + h % 2 * 16; };
+  constexpr int count = size > 2 * group ? 2 * most_wide : 4, vectors = size / lanes;
   const uint8_t* const mask = g.mask ? g.mask + row * g.mask_stride + column / 8 : nullptr;
-  for (int64_t h = 0; h < halves; ++h)
-    x[h] = (Vec)_mm512_maskz_mul_ps(mask ? kept16(mask + 2 * h, g.columns - column - 16 * h) : 0xffff, f[h],
-                                    _mm512_load_ps(at(h)));
-  switch (g.turn_size) {
-    case 16:
-      turn_vectors<16>(g, x, halves);
-      break;
-    case 32:
-      turn_vectors<32>(g, x, halves);
-      break;
-    case 64:
-      turn_vectors<64>(g, x, halves);
-      break;
-    case 128:
-      turn_vectors<128>(g, x, halves);
-      break;
-    default:
-      break;
+  Vec x[count];
+#pragma GCC unroll 8
+  for (int h = 0; h < count; ++h) {
+    const __mmask16 kept = mask ? kept16(mask + 2 * h, g.columns - column - 16 * h) : 0xffff;
+    x[h] = (Vec)_mm512_maskz_mul_ps(kept, f[h], _mm512_load_ps(sums + h / 2 * apart + h % 2 * 16));
   }
-  for (int64_t h = 0; h < halves; ++h) store(at(h), x[h]);
+  if constexpr (size > 0) {
+#pragma GCC unroll 4
+    for (int at = 0; at < count; at += vectors) hadamard<size>(x + at);
+#pragma GCC unroll 8
+    for (int h = 0; h < count; ++h)
+      x[h] = (Vec)((IVec)(x[h] * splat(g.turn_factor)) ^
+                   load(reinterpret_cast<const int32_t*>(g.signs) + h % vectors * lanes));
+  }
+#pragma GCC unroll 8
+  for (int h = 0; h < count; ++h)
+    if (h < halves) store(sums + h / 2 * apart + h % 2 * 16, x[h]);
+}
+using TurnRow = void (*)(const BlockGemm& g, int64_t row, int64_t column, const __m512* f, int64_t halves,
+                         float* sums, int64_t apart);
+inline TurnRow turn_row_of(int size) {
+  switch (size) {
+    case 0:
+      return turn_row<0>;
+    case 16:
+      return turn_row<16>;
+    case 32:
+      return turn_row<32>;
+    case 64:
+      return turn_row<64>;
+    default:
+      return turn_row<128>;
+  }
 }
 
 }  // namespace
@@ -197,13 +199,13 @@ void finish_panels(const BlockGemm& g, float* sums, int64_t held, int64_t row, i
                    int64_t end) {
   constexpr int64_t ahead = 6;
   const int64_t halves = 2 * ceil_div(end - column, group), size = g.y_is_f32 ? 4 : 2;
-  const bool turns = g.turn_size || g.mask;
-  __m512 f[2 * most_wide], turned[2 * most_wide];
+  const TurnRow turn = g.turn_size || g.mask ? turn_row_of(g.turn_size) : nullptr;
+  __m512 f[2 * most_wide] = {}, turned[2 * most_wide] = {};
   __mmask16 mask[2 * most_wide];
   for (int64_t h = 0; h < halves; ++h) {
     const __m512 scale = factors(g, PanelPair(g, column + h / 2 * group).panels[h % 2]);
     turned[h] = scale;
-    f[h] = turns ? _mm512_set1_ps(1) : scale;
+    f[h] = turn ? _mm512_set1_ps(1) : scale;
     mask[h] = mask16(g.columns - column - 16 * h);
   }
   for (int64_t r = 0; r < rows; ++r) {
@@ -211,7 +213,7 @@ void finish_panels(const BlockGemm& g, float* sums, int64_t held, int64_t row, i
     if (r + ahead < rows)
       for (int64_t i = 0; i < (end - column) * size; i += 64)
         __builtin_prefetch(at + ahead * g.y_row_bytes + i, 1);
-    if (turns) turn_row(g, row + r, column, turned, halves, sums + r * group, held * group);
+    if (turn) turn(g, row + r, column, turned, halves, sums + r * group, held * group);
     for (int64_t h = 0; h < halves; h += 2) {
       float* sum = sums + (h / 2 * held + r) * group;
       if (!g.y_is_f32 && mask[h + 1] == 0xffff) {
