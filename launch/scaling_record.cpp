@@ -50,7 +50,7 @@ std::string formats_in_words(const QuantGroupSpec& q, DType compute) {
 /// A step as a share of the run, so that runs of several lengths that begin alike read alike.
 std::string share_of(int64_t step, int64_t total_steps) {
   const double percent = 100.0 * static_cast<double>(step) / static_cast<double>(total_steps);
-  return percent < 0.5 ? "under 1 percent" : fmt::format("{:.0f} percent", percent);
+  return percent < 1 ? "under 1 percent" : fmt::format("{:.0f} percent", percent);
 }
 
 /// What the formats do not say of a group, in words: "scales even even, rotation 32, from 70 percent on".

@@ -204,8 +204,9 @@ int threads_for_rank(const RunSpec& spec, Communicator& world) {
   int sharing = 0;
   for (const std::string& other : world.gather_strings(mine)) sharing += other == mine;
   if (spec.threads) return static_cast<int>(*spec.threads);
-  // OpenMP read it when the process started, and says so where it is no number.
-  if (const char* set = std::getenv("OMP_NUM_THREADS"); set && *set) return omp_get_max_threads();
+  // OpenMP read it when the process started, and says so where it is no number; then it does not count here.
+  if (const char* wish = std::getenv("OMP_NUM_THREADS"); wish && std::atoi(wish) > 0)
+    return std::min(omp_get_max_threads(), 1024);
   return std::max(1, CPU_COUNT(&set) / std::max(1, sharing));
 }
 

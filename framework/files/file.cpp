@@ -23,9 +23,11 @@ namespace {
 
 constexpr size_t chunk_bytes = size_t{1} << 20;
 
+bool lacks_room(int error) { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
+
 std::string system_problem(const char* what, const fs::path& path, int error) {
   const std::string problem = fmt::format("cannot {} {}: {}", what, path.string(), std::strerror(error));
-  if (error != ENOSPC && error != EDQUOT && error != EFBIG) return problem;
+  if (!lacks_room(error)) return problem;
   return problem + "; files published before are untouched, free some space or lower checkpoint.keep";
 }
 
@@ -149,6 +151,7 @@ void AppendFile::put_waiting() {
   std::string_view rest = waiting_;
   const int error = put(rest);
   waiting_.erase(0, waiting_.size() - rest.size());
+  if (error && !lacks_room(error)) fail_system("write", path_, error);
   if (error && !std::exchange(told_, true))
     tell_(fmt::format("{}; up to {} MiB of it wait in memory until there is room",
                       system_problem("write", path_, error), most_waiting_bytes >> 20));

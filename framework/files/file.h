@@ -61,9 +61,9 @@ class AppendFile {
   AppendFile(const AppendFile&) = delete;
   AppendFile& operator=(const AppendFile&) = delete;
 
-  /// Errors: throws when it cannot be written, unless the file is patient.
+  /// Errors: throws when it cannot be written; a patient file throws for want of room alone never.
   void write(std::string_view record);
-  /// Tries a last time to write what waits, and tells what is lost if that fails.
+  /// Tries a last time to write what waits, and tells what is lost for want of room. Errors: as write().
   void finish();
   const std::filesystem::path& path() const { return path_; }
 

@@ -182,7 +182,7 @@ void QuantGroupSpec::fields(Fields& f) {
     f("outlier_rows", outlier_rows,
       "so many rows of x, or of dy, with the largest sums of squares are multiplied unquantized by the layer's "
       "weights, y = x W^T or dx = dy W, where most outliers of x, or of dy, were found in rows, which no rotation "
-      "smooths; 0: none. For each micro batch of each rank; dW is as without",
+      "smooths; 0: none. For each micro batch of each rank; dW is as without, and dx where gradients have no format",
       between(0, 256));
     f.rule(rotation > 0 || backward_rotation > 0, "rotate",
            "measures which products to rotate, and rotation and backward_rotation are 0; give one a size");

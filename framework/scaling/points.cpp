@@ -49,7 +49,7 @@ std::optional<std::string> scheme_of(const std::vector<RunRecord>& records, cons
   if (!options.scheme) return {};
   Records quantized, named;
   for (const RunRecord& r : records) {
-    if (r.formats.full_precision()) continue;
+    if (r.formats.full_precision() || (options.optimizer && r.optimizer() != *options.optimizer)) continue;
     if (r.formats.scheme() == *options.scheme) return options.scheme;
     quantized.push_back(&r);
     if (r.formats.names() == *options.scheme) named.push_back(&r);

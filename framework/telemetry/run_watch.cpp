@@ -87,6 +87,12 @@ RunWatch::~RunWatch() {
   summary_.status = "failed";
   summary_.wall_s = now_s() - start_s_;
   save_summary();
+  try {
+    log_->finish();
+    if (events_) events_->finish();
+  } catch (const std::exception& e) {
+    note(e.what());
+  }
 }
 
 /// A run goes on without this file, and the error that ends one matters more.

@@ -109,7 +109,7 @@ struct Turn {
     const int lane = static_cast<int>(threadIdx.x) % warp_size;
     if (size > 0) {
       if (!transposed) flip(v, col);
-        // Sums of neighbours first: an order that kernels/cpu/isa/quantize.cpp shares.
+        // Sums of neighbours first: an order that kernels/cpu/isa/hadamard.h shares.
 #pragma unroll
       for (int h = 1; h < per_lane; h *= 2)
 #pragma unroll

@@ -94,9 +94,9 @@ class RunNotes {
       step_ = state.step;
       tokens_ = state.tokens;
     }
-    const std::filesystem::path recipe = m.path / "recipe.yaml";
-    if (!std::filesystem::exists(recipe) || read_recipe(recipe.string()).data.sequence_len != sequence_len)
-      sequence_len_ = sequence_len;
+    if (const std::filesystem::path recipe = m.path / "recipe.yaml"; std::filesystem::exists(recipe))
+      own_length_ = read_recipe(recipe.string()).data.sequence_len;
+    if (own_length_ != sequence_len) sequence_len_ = sequence_len;
   }
 
   /// What differs from the run's own evaluations is named, so that a report can tell them apart.
@@ -110,12 +110,19 @@ class RunNotes {
     e.add("tokens_evaluated", r.tokens).add("eval_ms", r.seconds * 1e3);
     append_entry(run_ / "metrics.jsonl", e);
   }
-  const std::filesystem::path& run() const { return run_; }
+  /// Tells where the lines are, and why a report leaves them out if it does.
+  void tell() const {
+    if (run_.empty()) return;
+    fmt::print("\nadded to {}\n", (run_ / "metrics.jsonl").string());
+    if (sequence_len_ && own_length_)
+      fmt::print("(in sequences of {}; the run has {}, and osprey report takes those: --sequence-len {})\n",
+                 *sequence_len_, *own_length_, *own_length_);
+  }
 
  private:
-  std::filesystem::path run_;  // empty: none
-  std::string data_;           // instead of the recipe's
-  std::optional<int64_t> sequence_len_;
+  std::filesystem::path run_;                         // empty: none
+  std::string data_;                                  // instead of the recipe's
+  std::optional<int64_t> own_length_, sequence_len_;  // the latter where it is another
   int64_t step_ = 0, tokens_ = 0;
 };
 
@@ -209,7 +216,7 @@ void run(const Options& options) {
                              "activations per token, asymmetric.\n");
   print_outliers(measure_outliers_of(m, *data, batch, std::min(data->rows(), options.batch)),
                  OutlierDetail::over_layers);
-  if (!notes.run().empty()) fmt::print("\nadded to {}\n", (notes.run() / "metrics.jsonl").string());
+  notes.tell();
 }
 
 void add_likelihood_options(CLI::App& command, Options& o) {

@@ -16,6 +16,7 @@
 #include "framework/scaling/points.h"
 #include "framework/scaling/run_record.h"
 #include "framework/scaling/words.h"
+#include "launch/check_patterns.h"
 #include "launch/commands/command.h"
 #include "launch/data_source.h"
 #include "launch/recipe.h"
@@ -271,6 +272,9 @@ int64_t width_unit(const PlanCommand& command, const std::vector<Variant>& varia
   for (const Variant& variant : variants) {
     std::vector<std::string> overrides = command.overrides;
     overrides.insert(overrides.end(), variant.overrides.begin(), variant.overrides.end());
+    // Lengths are the grid's; here none may be too short.
+    for (const char* length : {"train.steps=null", "train.epochs=null", "train.tokens=1e15"})
+      overrides.push_back(length);
     Recipe recipe;
     try {
       recipe = load_recipe(command.recipe, overrides);
@@ -286,12 +290,10 @@ int64_t width_unit(const PlanCommand& command, const std::vector<Variant>& varia
   return unit;
 }
 
-/// As `osprey check` does, and that its parts fit together.
+/// As `osprey check` does.
 void check(const Recipe& recipe) {
   check_files(recipe);
-  const auto comm = make_planning_comm(0, 1);
-  const Queue queue{.device = {DeviceKind::meta, 0}, .planned = planned_device(recipe.run)};
-  const Session session(recipe, *comm, queue, {});
+  check_patterns(recipe);
 }
 
 /// File name and text of every recipe.

@@ -116,15 +116,23 @@ void write_turn(RunWatch& watch, int64_t step, int64_t tokens, const std::vector
 }
 
 /// Has the run that stands at `step` nothing left to do but to be recorded? Where summary.json does not tell
-/// of its end (it was killed between the last checkpoint and that), it ends as any other. Collective.
+/// of its end (it was killed between the last checkpoint and that), it ends as any other. Errors: throws
+/// where the recipe names a checkpoint beyond its end, which is none of this run. Collective.
 bool has_ended(const Recipe& recipe, int64_t step, Communicator& world) {
   const int64_t steps = recipe.train.total_steps();
   if (step < steps) return false;
+  require(
+      step == steps || recipe.checkpoint.resume == "auto", "checkpoint",
+      "checkpoint.resume is '{}', which stands at step {}, and this recipe ends at {}; give it more steps or "
+      "an earlier checkpoint",
+      recipe.checkpoint.resume, step, steps);
   const auto said = agree(world, [&]() -> std::string {
     if (world.rank() != 0 || step > steps) return "ended";
     try {
       const auto summary = read_json(run_directory(recipe) / "summary.json", 1 << 20, 8);
-      return summary.value("status", "") == "finished" ? "ended" : "";
+      const bool finished =
+          summary.value("status", "") == "finished" && summary.value("step", int64_t{-1}) == step;
+      return finished ? "ended" : "";
     } catch (const std::exception&) {
       return "";  // none, or not one that osprey train wrote
     }

@@ -270,6 +270,8 @@ train 'recipes is no complete checkpoint' --set checkpoint.resume=recipes
 train 'in the checkpoint and' --set checkpoint.resume="$checkpoint" --set model.ffn_size=192
 train 'data.sequence_len must stay 64, or start from the model alone with model.path' --set checkpoint.resume="$checkpoint" --set data.sequence_len=32
 train 'trained with run.seed 7, the recipe says 8' --set checkpoint.resume="$checkpoint" --set run.seed=8
+train 'stands at step 4, and this recipe ends at 3; give it more steps or an earlier checkpoint' --set checkpoint.resume="$checkpoint" \
+  --set train.steps=3 --set schedule.warmup_tokens=64
 
 # Checkpoints. `worse` is a fresh copy of one, without its hashes so that the damage itself is met.
 worsen() { rm -rf "$folder/worse"; cp -r "$checkpoint" "$folder/worse"; [[ ${1:-} == hashed ]] || rm "$folder/worse/manifest.json"; }

@@ -9,6 +9,7 @@
 #if defined(OSPREY_ISA_avx512_bf16)
 
 #include "kernels/cpu/isa/block_gemm_plan.h"
+#include "kernels/cpu/isa/tile_config.h"
 
 namespace osprey::cpu::avx512_bf16 {
 
@@ -229,15 +230,6 @@ UnpackPanel panel_unpacker(Element e) {
 }
 
 // ---- tiles
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-// GCC's tile intrinsics do not say what memory they read.
-inline void memory_is_read(const void* p) { __asm__ volatile("" : : "r"(p) : "memory"); }
 
 // Tiles 0-3 are sums, 4 and 5 rows of a, 6 and 7 pairs of k of b: all of 16 rows of 64 bytes.
 void configure_tiles() {

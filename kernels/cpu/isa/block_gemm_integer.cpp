@@ -151,7 +151,7 @@ inline __mmask16 kept16(const uint8_t* mask, int64_t left) {
 }
 
 // Scales the sums of a row by f, masks them and turns them back by groups of `size`, 0: none. Vector h has
-// columns 16 h from `column` on; beyond `halves` there are none, and f is zero. Sums of neighbouring groups
+// columns 16 h from `column` on; beyond `halves` there are none. Sums of neighbouring groups
 // are `apart` floats apart.
 template <int size>
 inline void turn_row(const BlockGemm& g, int64_t row, int64_t column, const __m512* f, int64_t halves,
@@ -161,6 +161,10 @@ inline void turn_row(const BlockGemm& g, int64_t row, int64_t column, const __m5
   Vec x[count];
 #pragma GCC unroll 8
   for (int h = 0; h < count; ++h) {
+    if (h >= halves) {
+      x[h] = Vec{};
+      continue;
+    }
     const __mmask16 kept = mask ? kept16(mask + 2 * h, g.columns - column - 16 * h) : 0xffff;
     x[h] = (Vec)_mm512_maskz_mul_ps(kept, f[h], _mm512_load_ps(sums + h / 2 * apart + h % 2 * 16));
   }
@@ -200,7 +204,7 @@ void finish_panels(const BlockGemm& g, float* sums, int64_t held, int64_t row, i
   constexpr int64_t ahead = 6;
   const int64_t halves = 2 * ceil_div(end - column, group), size = g.y_is_f32 ? 4 : 2;
   const TurnRow turn = g.turn_size || g.mask ? turn_row_of(g.turn_size) : nullptr;
-  __m512 f[2 * most_wide] = {}, turned[2 * most_wide] = {};
+  __m512 f[2 * most_wide], turned[2 * most_wide];
   __mmask16 mask[2 * most_wide];
   for (int64_t h = 0; h < halves; ++h) {
     const __m512 scale = factors(g, PanelPair(g, column + h / 2 * group).panels[h % 2]);

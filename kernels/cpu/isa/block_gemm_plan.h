@@ -1,7 +1,7 @@
 #pragma once
-// How the engines for integer elements share out their work and memory, how they read codes and scales, and
-// how they write y; for kernels/cpu/isa/block_gemm_integer.cpp and block_gemm_tiles.cpp, AVX-512 with bf16
-// only.
+// How the engines for integer elements share out their work and memory, how engines read codes and scales,
+// and how they write y; for kernels/cpu/isa/block_gemm_integer.cpp, block_gemm_tiles.cpp and
+// block_gemm_bf16_tiles.cpp, AVX-512 with bf16 only.
 
 #include "kernels/cpu/isa/block_gemm_integer.h"
 #include "kernels/cpu/isa/vec.h"

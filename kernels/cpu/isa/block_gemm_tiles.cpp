@@ -4,24 +4,12 @@
 #if defined(OSPREY_ISA_avx512_bf16)
 
 #include "kernels/cpu/isa/block_gemm_tiles.h"
+#include "kernels/cpu/isa/tile_config.h"
 
 namespace osprey::cpu::avx512_bf16 {
 
 #pragma GCC push_options
 #pragma GCC target("avx512vbmi,amx-tile,amx-int8")
-
-namespace {
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-// GCC's tile intrinsics do not say what memory they read.
-inline void memory_is_read(const void* p) { __asm__ volatile("" : : "r"(p) : "memory"); }
-
-}  // namespace
 
 // Tiles 0-3 are sums, 4 and 5 rows of a, 6 and 7 columns of b, of `depth` k.
 void configure(int64_t depth) {

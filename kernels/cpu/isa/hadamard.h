@@ -5,7 +5,7 @@
 
 namespace osprey::cpu::OSPREY_ISA {
 
-/// x = x H for `size` numbers in a row, sums of neighbours first: an order that kernels/cuda/quantize.cu
+/// x = x H for `size` numbers in a row, sums of neighbours first: an order that kernels/cuda/packed_spans.h
 /// shares.
 template <int size>
 OSPREY_INLINE void hadamard(Vec* x) {

@@ -2,6 +2,8 @@
 
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
+
+#include "kernels/cpu/isa/tile_config.h"
 #endif
 
 namespace osprey::cpu::OSPREY_ISA {
@@ -92,15 +94,6 @@ void e4m3_scales(float* scales, const uint8_t* codes, int64_t n) {
 
 #pragma GCC push_options
 #pragma GCC target("amx-tile,amx-bf16")
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-// GCC's tile intrinsics do not say what memory they read.
-inline void memory_is_read(const void* p) { __asm__ volatile("" : : "r"(p) : "memory"); }
 
 // Tiles 0 and 1 are sums, 2 and 3 rows of weights, 4 pairs of k of x: all of 16 rows of 64 bytes.
 void begin() {
