@@ -17,7 +17,7 @@ void take(QuantScheme& scheme, const LayerPatterns& p) {
   scheme.rotated = p.rotated;
   scheme.extracted = p.extracted();
 }
-}
+}  // namespace
 
 bool QuantSchemes::measures() const {
   return std::any_of(members_.begin(), members_.end(), [](const Member& m) { return m.calibrating; });
